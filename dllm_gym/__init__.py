@@ -1,0 +1,51 @@
+"""dllm_gym: reinforcement-learning environments around masked diffusion language models.
+
+Importing this registers ``DLLMUnmask-v0`` and nothing more: torch and transformers are imported when
+the first environment or backend is made.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from dllm_gym.registration import ENV_ID, register_envs
+
+if TYPE_CHECKING:
+    from dllm_gym.backends import load_backend, register_backend
+    from dllm_gym.evaluation import compare, evaluate
+    from dllm_gym.strategies import make_strategy, register_strategy
+    from dllm_gym.tasks import load_task, register_task
+
+__version__ = "0.1.0"
+__all__ = [
+    "ENV_ID",
+    "compare",
+    "evaluate",
+    "load_backend",
+    "load_task",
+    "make_strategy",
+    "register_backend",
+    "register_strategy",
+    "register_task",
+]
+
+_HOMES = {
+    "compare": "dllm_gym.evaluation",
+    "evaluate": "dllm_gym.evaluation",
+    "load_backend": "dllm_gym.backends",
+    "register_backend": "dllm_gym.backends",
+    "load_task": "dllm_gym.tasks",
+    "register_task": "dllm_gym.tasks",
+    "make_strategy": "dllm_gym.strategies",
+    "register_strategy": "dllm_gym.strategies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+register_envs()

@@ -1,0 +1,84 @@
+"""Frozen dLLMs by registered name, local directory or hub id, built once per process."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dllm_gym.backends.base import Backend, Prediction
+
+__all__ = ["Backend", "Prediction", "backend_names", "load_backend", "register_backend"]
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+_factories: dict[str, Callable[..., Backend]] = {}
+_loaded: dict[tuple[str, str], Backend] = {}
+
+
+def __getattr__(name: str) -> Any:
+    # the protocol needs torch, which importing this package must not
+    if name in ("Backend", "Prediction"):
+        from dllm_gym.backends import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def register_backend(name: str, factory: Callable[..., Backend]) -> None:
+    """Makes ``load_backend(name, **kwargs)`` call ``factory(**kwargs)``, once per process and kwargs."""
+    _factories[name] = factory
+    for key in [key for key in _loaded if key[0] == name]:
+        del _loaded[key]
+
+
+def embedded_names() -> list[str]:
+    """The dLLMs that ship with the package."""
+    return sorted(path.parent.name for path in ASSETS.glob("*/config.json"))
+
+
+def backend_names() -> list[str]:
+    """The names ``load_backend`` knows; local directories and hub ids work besides."""
+    return sorted({*embedded_names(), *_factories})
+
+
+def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
+    """Loads a frozen dLLM; a second call with the same arguments returns the same object.
+
+    Args:
+        name_or_path: A name from ``backend_names()``, a local checkpoint directory, or a hub id
+            ``owner/name``. Only a hub id touches the network.
+        **kwargs: For embedded and transformers models: ``device``, ``dtype``, ``attn_implementation``
+            (see ``TransformersBackend``).
+
+    Returns:
+        The backend; ``.model`` is the transformers model, ``.tokenizer`` its tokenizer.
+
+    Raises:
+        ValueError: For an unknown name, an unsupported checkpoint or one that does not load completely.
+    """
+    name = str(name_or_path)
+    key = (name, json.dumps(kwargs, sort_keys=True, default=str))
+    if key not in _loaded:
+        _loaded[key] = _build(name, kwargs)
+    return _loaded[key]
+
+
+def _build(name: str, kwargs: dict[str, Any]) -> Backend:
+    if name in _factories:
+        return _factories[name](**kwargs)
+    from dllm_gym.backends.transformers_backend import TransformersBackend
+
+    if name in embedded_names():
+        return TransformersBackend(ASSETS / name, **kwargs)
+    if Path(name).is_dir():
+        return TransformersBackend(name, **kwargs)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return TransformersBackend(name, **kwargs)
+    raise ValueError(
+        f"unknown backend {name!r}; known: {', '.join(backend_names())}; "
+        "or give a checkpoint directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct"
+    )

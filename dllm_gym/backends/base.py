@@ -1,0 +1,155 @@
+"""The backend protocol: a frozen masked dLLM and its tokenizer behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Message = Mapping[str, str]
+
+# What ``Backend.predict`` can compute besides token and confidence.
+STATISTICS = ("entropy", "margin", "top_k")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the dLLM would write at K positions of B rows.
+
+    Attributes:
+        tokens: ``(B, K)`` int64, the token it would write; never the mask token.
+        confidence: ``(B, K)`` float32 in [0, 1], the softmax probability of that token.
+        statistics: The further statistics that were asked for, by name: ``entropy`` ``(B, K)`` float32
+            in nats; ``margin`` ``(B, K)`` float32, largest minus second largest probability; ``top_k``
+            ``(B, K, k)`` float32, the k largest probabilities in descending order.
+    """
+
+    tokens: Tensor
+    confidence: Tensor
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """A frozen dLLM. Implement this to bring your own.
+
+    Attributes:
+        mask_token_id: Id of the mask token.
+        eos_token_id: Id of the token that ends a completion.
+        pad_token_id: Id used to fill up prompts of unequal length; hidden by the attention mask.
+        vocab_size: Number of token ids.
+        device: Where ``predict`` computes.
+        tokenizer: The model's tokenizer.
+    """
+
+    mask_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    vocab_size: int
+    device: torch.device
+    tokenizer: Any
+
+    def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, given as the user's text or as chat messages."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of a completion, cut at its first end token. Masks that are left stay visible."""
+        ...
+
+    def predict(
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        positions: slice | Tensor,
+        *,
+        statistics: Sequence[str] = (),
+        top_k: int = 8,
+        temperature: float = 0.0,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Prediction:
+        """What the dLLM would write at ``positions``. A row's result does not depend on the others.
+
+        Args:
+            tokens: ``(B, P + L)`` int64, left-padded prompts followed by completions.
+            attention_mask: ``(B, P + L)`` int64, 0 at padding.
+            positions: The columns to predict, a slice or ``(K,)`` int64.
+            statistics: Names out of ``STATISTICS``.
+            top_k: k of the statistic ``top_k``.
+            temperature: 0 takes the most probable token. Above 0, tokens are drawn from the tempered
+                distribution; confidence stays the untempered probability of the drawn token.
+            generators: One per row, for the noise; required if ``temperature`` > 0.
+        """
+        ...
+
+
+def predict_from_logits(
+    logits: Tensor,
+    mask_token_id: int,
+    *,
+    statistics: Sequence[str] = (),
+    top_k: int = 8,
+    temperature: float = 0.0,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Prediction:
+    """Turns logits into a ``Prediction``; the mathematics every backend shares.
+
+    Token noise is the Gumbel-max trick of LLaDA's ``generate.py`` in float64 (arXiv 2409.02908: lower
+    precision distorts it); confidence comes from the noise-free softmax, as there.
+
+    Args:
+        logits: ``(B, K, V)``, any float dtype; row i belongs to position i.
+        mask_token_id: Never chosen.
+        statistics: As in ``Backend.predict``, like the arguments that follow.
+        top_k: See there.
+        temperature: See there.
+        generators: See there.
+
+    Raises:
+        ValueError: For NaN or infinite logits, an unknown statistic, a negative temperature, or missing
+            generators.
+    """
+    unknown = set(statistics) - set(STATISTICS)
+    if unknown:
+        raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
+    logits = logits.float()
+    excluded = torch.zeros(logits.shape[-1], device=logits.device)
+    excluded[mask_token_id] = -torch.inf
+    logits = logits + excluded
+    log_total = logits.logsumexp(-1)
+    if not torch.isfinite(log_total).all():
+        rows = (~torch.isfinite(log_total)).any(-1).nonzero().flatten().tolist()
+        raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
+    best, tokens = logits.max(-1)
+    if temperature > 0:
+        tokens = _noisy(logits, temperature, generators).argmax(-1)
+        chosen = logits.gather(-1, tokens[..., None])[..., 0]
+    elif temperature == 0:
+        chosen = best
+    else:
+        raise ValueError(f"temperature must not be negative, got {temperature}")
+    confidence = (chosen - log_total).exp().clamp(max=1.0)
+    extra: dict[str, Tensor] = {}
+    if "entropy" in statistics:
+        log_p = logits - log_total[..., None]
+        extra["entropy"] = torch.special.entr(log_p.exp()).sum(-1)
+    if "margin" in statistics:
+        top = (logits.topk(2, dim=-1).values - log_total[..., None]).exp()
+        extra["margin"] = (top[..., 0] - top[..., 1]).clamp(0.0, 1.0)
+    if "top_k" in statistics:
+        top = (logits.topk(top_k, dim=-1).values - log_total[..., None]).exp()
+        extra["top_k"] = top.clamp(max=1.0)
+    return Prediction(tokens, confidence, extra)
+
+
+def _noisy(logits: Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> Tensor:
+    if generators is None or len(generators) != len(logits):
+        raise ValueError(f"temperature {temperature} needs one generator for each of {len(logits)} rows")
+    uniform = torch.stack(
+        [torch.rand(logits.shape[1:], dtype=torch.float64, device=logits.device, generator=g) for g in generators]
+    )
+    # argmax of exp(logit) / (-log u)^T, in logarithms
+    return logits.double() - temperature * torch.log(-torch.log(uniform))

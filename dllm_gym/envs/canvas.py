@@ -1,0 +1,109 @@
+"""The canvas: token buffers of a batch of episodes. No model, no Gymnasium, only which token stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray = NDArray[np.bool_]
+IntArray = NDArray[np.int64]
+
+
+class Canvas:
+    """Episodes in flight, one per row; any row can be started afresh while the others go on.
+
+    A row is a left-padded prompt followed by ``completion_length`` positions that start as mask
+    tokens. Prompts are padded to the longest seen so far; ``model_input`` trims what no row needs.
+
+    Attributes:
+        masked: ``(N, L)`` bool, positions not yet revealed.
+        just_revealed: ``(N, L)`` bool, positions revealed by the row's last step.
+        steps: ``(N,)`` int64, steps used.
+
+    Args:
+        num_rows: N.
+        completion_length: L.
+        block_length: Width of the semi-autoregressive window; L means full diffusion.
+        mask_token_id: Fills the completion at the start.
+        pad_token_id: Fills up short prompts.
+        end_token_ids: If given, a row is also finished once one of these and everything before it
+            are revealed.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        completion_length: int,
+        block_length: int,
+        mask_token_id: int,
+        pad_token_id: int,
+        end_token_ids: Sequence[int] | None = None,
+    ) -> None:
+        self.completion_length = completion_length
+        self._mask_token_id = mask_token_id
+        self._pad_token_id = pad_token_id
+        self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
+        self._block_of = np.arange(completion_length) // block_length  # (L,)
+        self._prompts = np.full((num_rows, 0), pad_token_id, dtype=np.int64)  # (N, P)
+        self._prompt_lengths = np.zeros(num_rows, dtype=np.int64)
+        self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
+        self.masked: BoolArray = np.ones((num_rows, completion_length), dtype=bool)
+        self.just_revealed: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
+        self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
+
+    def start(self, row: int, prompt_ids: Sequence[int]) -> None:
+        """Gives a row a prompt and an empty completion."""
+        missing = len(prompt_ids) - self._prompts.shape[1]
+        if missing > 0:
+            self._prompts = np.pad(
+                self._prompts, ((0, 0), (missing, 0)), constant_values=self._pad_token_id
+            )
+        self._prompts[row] = self._pad_token_id
+        self._prompts[row, self._prompts.shape[1] - len(prompt_ids) :] = prompt_ids
+        self._prompt_lengths[row] = len(prompt_ids)
+        self._completions[row] = self._mask_token_id
+        self.masked[row] = True
+        self.just_revealed[row] = False
+        self.steps[row] = 0
+
+    def selectable(self) -> BoolArray:
+        """``(N, L)``: masked and inside the first block that still holds a mask."""
+        active_block = self._block_of[self.masked.argmax(axis=1)]  # (N,)
+        return self.masked & (self._block_of == active_block[:, None])
+
+    def apply(self, rows: IntArray, selected: BoolArray, tokens: IntArray) -> None:
+        """Reveals positions and counts a step.
+
+        Args:
+            rows: ``(R,)`` rows to step.
+            selected: ``(R, L)`` positions to reveal, all of them masked.
+            tokens: ``(R, L)`` what to write there.
+        """
+        self._completions[rows] = np.where(selected, tokens, self._completions[rows])
+        self.masked[rows] &= ~selected
+        self.just_revealed[rows] = selected
+        self.steps[rows] += 1
+
+    def finished(self) -> BoolArray:
+        """``(N,)``: everything revealed, the budget of L steps used, or the end token reached."""
+        done = ~self.masked.any(axis=1) | (self.steps >= self.completion_length)
+        if self._end_token_ids is not None:
+            # everything up to the first mask is revealed; is an end token among it?
+            revealed_prefix = np.logical_and.accumulate(~self.masked, axis=1)  # (N, L)
+            done |= (revealed_prefix & np.isin(self._completions, self._end_token_ids)).any(axis=1)
+        return done
+
+    def completions(self, rows: IntArray | None = None) -> IntArray:
+        """``(N, L)`` completion tokens (of ``rows`` only, if given), a fresh array."""
+        return self._completions.copy() if rows is None else self._completions[rows]
+
+    def model_input(self, rows: IntArray) -> tuple[IntArray, IntArray]:
+        """Tokens and attention mask ``(R, P + L)`` of some rows, P their longest prompt."""
+        lengths = self._prompt_lengths[rows]
+        longest = int(lengths.max(initial=0))
+        first = self._prompts.shape[1] - longest
+        tokens = np.concatenate([self._prompts[rows, first:], self._completions[rows]], axis=1)
+        real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]  # (R, P + L)
+        return tokens, real.astype(np.int64)

@@ -1,0 +1,305 @@
+"""The engine: canvas, backend and task of a batch of episodes, driven in one forward per step.
+
+Both environments are thin shells around it, and everything else drives the environments, so this is
+the only decode loop there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from dllm_gym.backends import Backend, load_backend
+from dllm_gym.backends.base import STATISTICS
+from dllm_gym.envs.canvas import Canvas, IntArray
+from dllm_gym.envs.rendering import Frame
+from dllm_gym.envs.rewards import REWARDS
+from dllm_gym.tasks import Problem, Task, load_task
+
+Observation = dict[str, NDArray[Any]]
+
+ON_EMPTY = ("best", "noop")
+OBSERVE = (*STATISTICS, "tokens", "alpha")
+_ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
+_AT_REVEALED = {"entropy": 0.0, "margin": 1.0, "top_k": 0.0}
+
+
+class Engine:
+    """N episodes of one task on one frozen dLLM.
+
+    The arguments are those of ``UnmaskEnv``, which documents them.
+
+    Attributes:
+        problem_rngs: Per row, the generator that draws problems.
+        noise_rngs: Per row, the generator that token noise is seeded from.
+        draw_problem: Gives the index of the next problem for a row; replace it to hand out problems in
+            another way.
+        indices: ``(N,)`` int64, the problem each row is at.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        *,
+        backend: str | Backend | None = None,
+        backend_kwargs: Mapping[str, Any] | None = None,
+        task: str | Task = "arithmetic",
+        task_kwargs: Mapping[str, Any] | None = None,
+        split: str = "train",
+        completion_length: int | None = None,
+        block_length: int | None = None,
+        alpha: float = 1.0,
+        reward: str = "multiplicative",
+        on_empty: str = "best",
+        temperature: float = 0.0,
+        observe: Sequence[str] = (),
+        top_k: int = 8,
+        stop_at_eos: bool = False,
+        group_size: int = 1,
+    ) -> None:
+        self.num_rows = num_rows
+        self.backend_kwargs, self.task_kwargs = dict(backend_kwargs or {}), dict(task_kwargs or {})
+        self.task = load_task(task, split=split, **self.task_kwargs) if isinstance(task, str) else task
+        if backend is None:
+            backend = f"tiny-{self.task.name}"
+        self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
+        self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
+        self.length = _positive("completion_length", completion_length or self.task.completion_length)
+        self.block_length = _positive("block_length", self.length if block_length is None else block_length)
+        if self.block_length > self.length:
+            raise ValueError(f"block_length {self.block_length} exceeds completion_length {self.length}")
+        self.alpha = _not_negative("alpha", alpha)
+        self.temperature = _not_negative("temperature", temperature)
+        self.on_empty = _one_of("on_empty", on_empty, ON_EMPTY)
+        self.reward = REWARDS[_one_of("reward", reward, REWARDS)]
+        self.observe = _observation_keys(observe)
+        self.top_k = _positive("top_k", top_k)
+        self.group_size = _positive("group_size", group_size)
+        if num_rows % self.group_size:
+            raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
+        self.stop_at_eos = stop_at_eos
+        self.metric_names: tuple[str, ...] = ()
+        self._statistics = tuple(name for name in self.observe if name in STATISTICS)
+        self.canvas = Canvas(
+            num_rows,
+            self.length,
+            self.block_length,
+            self.backend.mask_token_id,
+            self.backend.pad_token_id,
+            _end_tokens(self.backend) if stop_at_eos else None,
+        )
+        self.observation_space = self._make_observation_space()
+        self.action_space = spaces.MultiBinary(self.length)
+        self.indices: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.problems: list[Problem | None] = [None] * num_rows
+        self.empty_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.ignored_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
+        self.problem_rngs = [np.random.default_rng(row) for row in range(num_rows)]
+        self.noise_rngs = [np.random.default_rng([row, 1]) for row in range(num_rows)]
+        self.draw_problem: Callable[[int], int] = self._draw_from_row_generator
+        self._token_generators: list[Any] = [None] * num_rows
+        self._tokens: IntArray = np.zeros((num_rows, self.length), dtype=np.int64)
+        self._predicted: Observation = {"confidence": np.zeros((num_rows, self.length), dtype=np.float32)}
+        for name in self._statistics:
+            self._predicted[name] = np.zeros((num_rows, *self.observation_space[name].shape), np.float32)
+
+    # Episodes
+
+    def start(self, rows: IntArray, problems: Sequence[int] | None = None) -> None:
+        """Starts episodes, on the given problems or on the ones ``draw_problem`` says.
+
+        Raises:
+            ValueError: If a problem index is outside the task.
+        """
+        for at, row in enumerate(rows.tolist()):
+            index = self.draw_problem(row) if problems is None else int(problems[at])
+            try:
+                problem = self.task.problem(index)
+            except IndexError as error:
+                raise ValueError(str(error)) from None
+            self.indices[row] = index
+            self.problems[row] = problem
+            self.empty_actions[row] = self.ignored_actions[row] = 0
+            self.canvas.start(row, self.backend.encode_prompt(problem.prompt))
+            if self.temperature > 0:
+                self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
+
+    def _draw_from_row_generator(self, row: int) -> int:
+        return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
+
+    def act(self, rows: IntArray, actions: NDArray[Any]) -> NDArray[np.bool_]:
+        """Applies actions ``(R, L)`` to some rows; says which of these rows changed."""
+        candidates = self.canvas.selectable()[rows]
+        wanted = actions.astype(bool)
+        selected = wanted & candidates
+        self.ignored_actions[rows] += (wanted & ~candidates).sum(axis=1)
+        empty = ~selected.any(axis=1)
+        self.empty_actions[rows] += empty
+        if self.on_empty == "best" and empty.any():
+            confidence = np.where(candidates[empty], self._predicted["confidence"][rows[empty]], -1.0)
+            selected[np.flatnonzero(empty), confidence.argmax(axis=1)] = True
+        self.canvas.apply(rows, selected, self._tokens[rows])
+        return selected.any(axis=1)
+
+    def predict(self, rows: IntArray) -> None:
+        """One forward of the dLLM over ``rows``."""
+        if not len(rows):
+            return
+        import torch
+
+        tokens, attention_mask = self.canvas.model_input(rows)
+        prediction = self.backend.predict(
+            torch.from_numpy(tokens),
+            torch.from_numpy(attention_mask),
+            slice(tokens.shape[1] - self.length, None),
+            statistics=self._statistics,
+            top_k=self.top_k,
+            temperature=self.temperature,
+            generators=[self._token_generators[row] for row in rows] if self.temperature > 0 else None,
+        )
+        self._tokens[rows] = prediction.tokens.cpu().numpy()
+        self._predicted["confidence"][rows] = prediction.confidence.cpu().numpy()
+        for name in self._statistics:
+            self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
+
+    # What the outside sees
+
+    def observation(self) -> Observation:
+        """The observation of all rows, batched, in fresh arrays."""
+        masked = self.canvas.masked
+        observation: Observation = {
+            "action_mask": self.canvas.selectable().astype(np.int8),
+            "confidence": np.where(masked, self._predicted["confidence"], np.float32(1.0)),
+            "mask": masked.astype(np.int8),
+            "progress": (self.canvas.steps[:, None] / self.length).astype(np.float32),
+        }
+        for name in self._statistics:
+            shown = masked if self._predicted[name].ndim == 2 else masked[..., None]
+            observation[name] = np.where(shown, self._predicted[name], np.float32(_AT_REVEALED[name]))
+        if "top_k" in observation:
+            observation["top_k"][~masked, 0] = 1.0
+        if "tokens" in self.observe:
+            observation["tokens"] = self.canvas.completions()
+        if "alpha" in self.observe:
+            observation["alpha"] = np.full((self.num_rows, 1), self.alpha, dtype=np.float32)
+        return observation
+
+    def outcome(self, row: int) -> tuple[float, dict[str, Any]]:
+        """Reward and info of an episode that has ended."""
+        problem = self.problems[row]
+        assert problem is not None
+        completion = self.backend.decode(self.canvas.completions()[row].tolist())
+        score = float(self.task.score(completion, problem))
+        steps = int(self.canvas.steps[row])
+        info = {
+            "is_success": score >= 1.0,
+            "score": score,
+            "nfe": steps,
+            "completion": completion,
+            "problem": int(self.indices[row]),
+            "empty_actions": int(self.empty_actions[row]),
+            "ignored_actions": int(self.ignored_actions[row]),
+            **self._metrics(completion, problem),
+        }
+        return self.reward(score, steps, self.length, self.alpha), info
+
+    def _metrics(self, completion: str, problem: Problem) -> dict[str, float]:
+        metrics = self.task.metrics(completion, problem)
+        self.metric_names = tuple(metrics)
+        return metrics
+
+    def description(self) -> dict[str, Any]:
+        """Everything that determines an episode besides the agent, as JSON values."""
+        return {
+            "backend": self.backend_name,
+            "backend_kwargs": self.backend_kwargs,
+            "task": self.task.name,
+            "task_kwargs": self.task_kwargs,
+            "split": self.task.split,
+            "completion_length": self.length,
+            "block_length": self.block_length,
+            "alpha": self.alpha,
+            "reward": self.reward.__name__,
+            "on_empty": self.on_empty,
+            "temperature": self.temperature,
+            "stop_at_eos": self.stop_at_eos,
+        }
+
+    def frame(self, row: int) -> Frame:
+        """A row's state for the renderer."""
+        problem = self.problems[row]
+        if problem is None:
+            raise RuntimeError("call reset before render")
+        completion = self.canvas.completions()[row].tolist()
+        masked = self.canvas.masked[row].copy()
+        finished = bool(self.canvas.finished()[row])
+        return Frame(
+            prompt=problem.prompt,
+            tokens=["" if m else self.backend.tokenizer.decode([t]) for t, m in zip(completion, masked, strict=True)],
+            masked=masked,
+            just_revealed=self.canvas.just_revealed[row].copy(),
+            confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
+            block_length=self.block_length,
+            step=int(self.canvas.steps[row]),
+            max_steps=self.length,
+            score=self.task.score(self.backend.decode(completion), problem) if finished else None,
+        )
+
+    def _make_observation_space(self) -> spaces.Dict:
+        length, vocabulary = self.length, self.backend.vocab_size
+        optional = {
+            "entropy": spaces.Box(0.0, math.log(vocabulary) + 1e-3, (length,), np.float32),
+            "margin": spaces.Box(0.0, 1.0, (length,), np.float32),
+            "top_k": spaces.Box(0.0, 1.0, (length, self.top_k), np.float32),
+            "tokens": spaces.Box(0, vocabulary - 1, (length,), np.int64),
+            "alpha": spaces.Box(0.0, np.inf, (1,), np.float32),
+        }
+        return spaces.Dict(
+            {
+                "confidence": spaces.Box(0.0, 1.0, (length,), np.float32),
+                "mask": spaces.MultiBinary(length),
+                "action_mask": spaces.MultiBinary(length),
+                "progress": spaces.Box(0.0, 1.0, (1,), np.float32),
+                **{name: optional[name] for name in self.observe},
+            }
+        )
+
+
+def _end_tokens(backend: Backend) -> frozenset[int]:
+    return getattr(backend, "end_token_ids", None) or frozenset([backend.eos_token_id])
+
+
+def _torch_generator(rng: np.random.Generator, device: Any) -> Any:
+    import torch
+
+    return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _not_negative(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+    return float(value)
+
+
+def _one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> str:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+    return value
+
+
+def _observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
+    keys = (observe,) if isinstance(observe, str) else tuple(observe)
+    for key in keys:
+        _one_of("observation", key, OBSERVE)
+    return tuple(dict.fromkeys(keys))

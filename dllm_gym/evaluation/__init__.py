@@ -1,0 +1,150 @@
+"""Runs any agent over a task's problems: accuracy against steps, with confidence intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dllm_gym.envs.engine import OBSERVE, Engine
+from dllm_gym.evaluation.agents import Agent, as_agent
+from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.results import Comparison, EpisodeRecords, EvaluationResult, Gap
+from dllm_gym.strategies import make_strategy
+from dllm_gym.strategies.base import Strategy
+
+__all__ = [
+    "Agent",
+    "Comparison",
+    "EpisodeRecords",
+    "EvaluationResult",
+    "Gap",
+    "as_agent",
+    "compare",
+    "default_sweep",
+    "evaluate",
+]
+
+# Every rule over its main parameter, from careful to hasty.
+SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
+    "random": ("k", (1, 2, 4, 8)),
+    "left-to-right": ("k", (1, 2, 4, 8)),
+    "confidence": ("k", (1, 2, 3, 4, 6, 8, 12)),
+    "margin": ("k", (1, 2, 3, 4, 6, 8, 12)),
+    "entropy": ("k", (1, 2, 3, 4, 6, 8, 12)),
+    "fast-dllm": ("threshold", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
+    "fast-dllm-factor": ("factor", (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
+    "eb-sampler": ("gamma", (0.001, 0.01, 0.05, 0.1, 0.3, 1.0, 2.0)),
+}
+
+
+def default_sweep() -> list[Strategy]:
+    """Every rule-based strategy at several values of its main parameter."""
+    return [
+        make_strategy(name, **{parameter: value})
+        for name, (parameter, values) in SWEEP.items()
+        for value in values
+    ]
+
+
+def evaluate(
+    agent: Any,
+    episodes: int = 1000,
+    split: str = "test",
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    on_episode: Callable[[Episode], None] | None = None,
+    **env_kwargs: Any,
+) -> EvaluationResult:
+    """Decodes the first ``episodes`` problems of a split with an agent.
+
+    Args:
+        agent: Whatever ``as_agent`` takes: a strategy or its name, a saved policy's path, a
+            Stable-Baselines3 model, an object with ``act``, a function.
+        episodes: Number of problems; fewer if the task has fewer.
+        split: ``train``, ``validation`` or ``test``.
+        seed: Seeds the agent's draws and the token noise, never the problems.
+        batch_size: Rows decoded at once. Changes the speed, not the result.
+        on_episode: Called with every finished episode, for progress bars.
+        **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
+            is observed automatically.
+
+    Returns:
+        Accuracy, mean steps and mean reward with their 95 % intervals.
+
+    Raises:
+        ValueError: For arguments out of range, naming what is accepted.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, got {episodes}")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    resolved = as_agent(agent)
+    wanted = [key for key in getattr(resolved, "requires", ()) if key in OBSERVE]
+    observe = tuple(dict.fromkeys([*env_kwargs.pop("observe", ()), *wanted]))
+    engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
+    episodes = min(episodes, engine.task.num_problems or episodes)
+    finished: list[Episode | None] = [None] * episodes
+    for episode in decode(resolved, engine, range(episodes), seed):
+        finished[episode.position] = episode
+        if on_episode is not None:
+            on_episode(episode)
+    return EvaluationResult(
+        agent=str(getattr(resolved, "name", type(resolved).__name__)),
+        parameters=dict(getattr(resolved, "parameters", {})),
+        label=str(getattr(resolved, "label", type(resolved).__name__)),
+        environment=engine.description(),
+        episodes=episodes,
+        seed=seed,
+        records=_records([episode for episode in finished if episode is not None], engine),
+    )
+
+
+def compare(
+    agents: Iterable[Any],
+    episodes: int = 1000,
+    split: str = "test",
+    *,
+    strategies: Sequence[Strategy] | None = None,
+    on_result: Callable[[EvaluationResult], None] | None = None,
+    **kwargs: Any,
+) -> Comparison:
+    """Evaluates agents and strategies on the same problems.
+
+    Args:
+        agents: Whatever ``as_agent`` takes, any number.
+        episodes: As in ``evaluate``, like the arguments that follow.
+        split: See there.
+        strategies: Rule-based strategies to compare with; ``None`` takes ``default_sweep()``.
+        on_result: Called with every result as soon as it is there.
+        **kwargs: Further arguments of ``evaluate``.
+
+    Returns:
+        All results, the gaps between learned agents and the strategies' envelope, table and plot.
+    """
+    rules = default_sweep() if strategies is None else list(strategies)
+    everyone = [*rules, *(as_agent(agent) for agent in agents)]
+    results = []
+    for agent in everyone:
+        result = evaluate(agent, episodes, split, **kwargs)
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    return Comparison(results, [not isinstance(agent, Strategy) for agent in everyone])
+
+
+def _records(episodes: Sequence[Episode], engine: Engine) -> EpisodeRecords:
+    def column(key: str) -> np.ndarray:
+        return np.array([float(episode.info[key]) for episode in episodes])
+
+    return EpisodeRecords(
+        problem=np.array([episode.info["problem"] for episode in episodes], dtype=np.int64),
+        score=column("score"),
+        success=column("is_success"),
+        nfe=column("nfe"),
+        reward=np.array([episode.reward for episode in episodes]),
+        metrics={name: column(name) for name in engine.metric_names},
+        completion=[episode.info["completion"] for episode in episodes],
+    )

@@ -1,0 +1,120 @@
+"""Anything that can choose positions, as an agent: one interface for evaluation and plots."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_gym.strategies import make_strategy, strategy_names
+
+Observation = Mapping[str, NDArray[Any]]
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Chooses positions to reveal, for a batch of rows.
+
+    Besides ``act`` an agent may have ``requires`` (names of further observations it reads), ``label``,
+    ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
+    keeps state) and ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
+    episode makes results independent of the batch size).
+    """
+
+    def act(self, observation: Observation) -> NDArray[Any]:
+        """Actions ``(B, L)`` for observations with a leading batch axis."""
+        ...
+
+
+class FunctionAgent:
+    """A plain function from observation to action."""
+
+    parameters: Mapping[str, Any] = {}
+
+    def __init__(self, function: Callable[[Observation], NDArray[Any]]) -> None:
+        self.act = function
+        self.name = self.label = getattr(function, "__name__", type(function).__name__)
+
+
+class PredictAgent:
+    """A model with Stable-Baselines3's ``predict(observation, deterministic=...)``."""
+
+    def __init__(self, model: Any, deterministic: bool = True) -> None:
+        self._model, self._deterministic = model, deterministic
+        spaces = getattr(getattr(model, "observation_space", None), "spaces", {})
+        self._keys = tuple(spaces)
+        self.requires = tuple(key for key in self._keys if key not in _ALWAYS_OBSERVED)
+        self.name = self.label = type(model).__name__
+        self.parameters = {"deterministic": deterministic}
+
+    def act(self, observation: Observation) -> NDArray[Any]:
+        """The model's actions; it gets only the observations it was trained with."""
+        known = {key: observation[key] for key in self._keys} if self._keys else dict(observation)
+        return np.asarray(self._model.predict(known, deterministic=self._deterministic)[0])
+
+
+_ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
+
+
+def as_agent(agent: Any) -> Agent:
+    """Makes an agent of what a user has at hand.
+
+    Args:
+        agent: An object with ``act``; a strategy by name, parameters after a colon
+            (``"fast-dllm:threshold=0.8"``); the path of a saved policy or training run; a
+            Stable-Baselines3 model; or a function from observation to action.
+
+    Raises:
+        ValueError: For a name that is none of these.
+        TypeError: For an object that is none of these.
+    """
+    if isinstance(agent, str | Path):
+        return _agent_by_name(str(agent))
+    if hasattr(agent, "act"):
+        return agent  # type: ignore[no-any-return]
+    if hasattr(agent, "predict"):
+        return PredictAgent(agent)
+    if callable(agent):
+        return FunctionAgent(agent)
+    raise TypeError(
+        f"{agent!r} is no agent: give an object with act(observation), a function, a strategy's name, "
+        "a policy's path or a Stable-Baselines3 model"
+    )
+
+
+def plugins() -> list[Any]:
+    """Modules of installed packages that bring learned agents and commands."""
+    return [entry.load() for entry in entry_points(group="dllm_gym.plugins")]
+
+
+def _agent_by_name(text: str) -> Agent:
+    name, _, parameters = text.partition(":")
+    if name in strategy_names():
+        return make_strategy(name, **_parse_parameters(parameters))
+    for plugin in plugins():
+        agent = plugin.load_agent(text)
+        if agent is not None:
+            return agent  # type: ignore[no-any-return]
+    raise ValueError(
+        f"{text!r} is neither a strategy nor the path of a saved policy; "
+        f"strategies: {', '.join(strategy_names())}"
+    )
+
+
+def _parse_parameters(text: str) -> dict[str, float | int]:
+    parameters: dict[str, float | int] = {}
+    for part in filter(None, text.split(",")):
+        match = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[\d.]+(?:e-?\d+)?)\s*", part)
+        if match is None:
+            raise ValueError(f"cannot read the parameter {part!r}; write name=number, such as k=2")
+        key, number = match.groups()
+        try:
+            parameters[key] = int(number) if re.fullmatch(r"-?\d+", number) else float(number)
+        except ValueError:
+            raise ValueError(f"{number!r} in {part!r} is no number") from None
+    return parameters

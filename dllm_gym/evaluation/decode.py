@@ -1,0 +1,80 @@
+"""Runs an agent over a list of problems, keeping the batch full until the problems run out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dllm_gym.envs.engine import Engine
+from dllm_gym.evaluation.agents import Agent
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode: its place in the list of problems, its reward and its final info."""
+
+    position: int
+    reward: float
+    info: dict[str, Any]
+
+
+def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0) -> Iterator[Episode]:
+    """Decodes every problem once, in as few forwards as the engine's number of rows allows.
+
+    A row that finishes takes the next problem in the same forward; when there is none left it drops out.
+    All randomness of an episode comes from ``seed`` and its problem, so the batch size changes nothing.
+
+    Args:
+        agent: Chooses the positions.
+        engine: Fresh or used; all its rows are started anew.
+        problems: Indices into the task.
+        seed: Seeds the agent's draws and the token noise.
+
+    Yields:
+        Episodes in the order they finish.
+    """
+    positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
+    waiting = iter(range(len(problems)))
+
+    def start(rows: np.ndarray) -> np.ndarray:
+        """Gives rows their next problems; returns those that got one."""
+        positions[rows] = [next(waiting, -1) for _ in rows]
+        rows = rows[positions[rows] >= 0]
+        seeds = [_episode_seed(seed, problems[positions[row]]) for row in rows]
+        for row, own in zip(rows, seeds, strict=True):
+            engine.noise_rngs[row] = np.random.default_rng([own, 1])
+        engine.start(rows, [problems[position] for position in positions[rows]])
+        if len(rows) and hasattr(agent, "seed"):
+            agent.seed(rows, seeds)
+        if len(rows) and hasattr(agent, "reset"):
+            agent.reset(rows)
+        return rows
+
+    stale = start(np.arange(engine.num_rows))
+    while (positions >= 0).any():
+        engine.predict(stale)
+        actions = _check_actions(agent.act(engine.observation()), engine)
+        active = np.flatnonzero(positions >= 0)
+        changed = active[engine.act(active, actions[active])]
+        finished = engine.canvas.finished()
+        ended = active[finished[active]]
+        for row in ended:
+            reward, info = engine.outcome(row)
+            yield Episode(int(positions[row]), reward, info)
+        stale = np.concatenate([changed[~finished[changed]], start(ended)])
+
+
+def _episode_seed(seed: int, problem: int) -> int:
+    return int(np.random.SeedSequence([seed, problem]).generate_state(1)[0])
+
+
+def _check_actions(actions: Any, engine: Engine) -> np.ndarray:
+    actions = np.asarray(actions)
+    if actions.shape != (engine.num_rows, engine.length):
+        raise ValueError(
+            f"the agent returned actions of shape {actions.shape}; expected {(engine.num_rows, engine.length)}"
+        )
+    return actions

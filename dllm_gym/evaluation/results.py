@@ -1,0 +1,175 @@
+"""What an evaluation found, and the tables, JSON and plots made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_gym.evaluation.statistics import Interval, envelope_gap, mean_interval, wilson_interval
+
+
+@dataclass(frozen=True)
+class EpisodeRecords:
+    """Per-episode results, in the order of the problems.
+
+    Attributes:
+        problem: ``(N,)`` int64 problem index.
+        score: ``(N,)`` float64 in [0, 1].
+        success: ``(N,)`` float64, 1.0 where the score is 1.
+        nfe: ``(N,)`` float64 steps.
+        reward: ``(N,)`` float64.
+        metrics: The task's own metrics, each ``(N,)`` float64.
+        completion: N texts.
+    """
+
+    problem: NDArray[np.int64]
+    score: NDArray[np.float64]
+    success: NDArray[np.float64]
+    nfe: NDArray[np.float64]
+    reward: NDArray[np.float64]
+    metrics: Mapping[str, NDArray[np.float64]]
+    completion: Sequence[str]
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """An agent's results on a fixed list of problems.
+
+    Attributes:
+        agent: The agent's name.
+        parameters: The agent's parameters.
+        label: Name and parameters, for tables.
+        environment: Everything the environment was made with, defaults resolved.
+        episodes: Number of problems.
+        seed: Of the agent's draws and the token noise.
+        records: Per-episode results; not part of the JSON.
+    """
+
+    agent: str
+    parameters: Mapping[str, Any]
+    label: str
+    environment: Mapping[str, Any]
+    episodes: int
+    seed: int
+    records: EpisodeRecords = field(repr=False)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of problems solved (score 1)."""
+        return float(self.records.success.mean())
+
+    @property
+    def accuracy_ci95(self) -> Interval:
+        """Its 95 % Wilson interval."""
+        return wilson_interval(float(self.records.success.sum()), self.episodes)
+
+    @property
+    def nfe_mean(self) -> float:
+        """Mean number of steps, each one forward of the dLLM for that row."""
+        return float(self.records.nfe.mean())
+
+    @property
+    def nfe_ci95(self) -> Interval:
+        """Its 95 % normal interval."""
+        return mean_interval(self.records.nfe)
+
+    @property
+    def reward_mean(self) -> float:
+        """Mean reward."""
+        return float(self.records.reward.mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a flat JSON object."""
+        return {
+            "agent": self.agent,
+            "parameters": dict(self.parameters),
+            "label": self.label,
+            **self.environment,
+            "episodes": self.episodes,
+            "seed": self.seed,
+            "accuracy": self.accuracy,
+            "accuracy_ci95": list(self.accuracy_ci95),
+            "nfe_mean": self.nfe_mean,
+            "nfe_ci95": list(self.nfe_ci95),
+            "reward_mean": self.reward_mean,
+            "reward_ci95": list(mean_interval(self.records.reward)),
+            **{name: float(values.mean()) for name, values in self.records.metrics.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a learned policy lies above the strategies' envelope at its own number of steps."""
+
+    label: str
+    nfe_mean: float
+    accuracy: float
+    envelope: float
+    difference: float
+    difference_ci95: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several agents on the same problems.
+
+    Attributes:
+        results: One per agent.
+        learned: Which of them are not rule-based strategies.
+    """
+
+    results: Sequence[EvaluationResult]
+    learned: Sequence[bool]
+
+    def gaps(self) -> list[Gap]:
+        """Every learned agent against the upper envelope of the strategies, paired by problem."""
+        rules = [r for r, learned in zip(self.results, self.learned, strict=True) if not learned]
+        if not rules:
+            return []
+        correct = np.stack([r.records.success for r in rules])
+        nfe = np.stack([r.records.nfe for r in rules])
+        gaps = []
+        for result, learned in zip(self.results, self.learned, strict=True):
+            if learned:
+                gap, interval = envelope_gap(result.records.success, result.records.nfe, correct, nfe)
+                gaps.append(
+                    Gap(result.label, result.nfe_mean, result.accuracy, result.accuracy - gap, gap, interval)
+                )
+        return gaps
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
+        gaps = {gap.label: gap for gap in self.gaps()}
+        rows = []
+        for result, learned in zip(self.results, self.learned, strict=True):
+            row = {**result.to_json(), "learned": learned}
+            if result.label in gaps:
+                gap = gaps[result.label]
+                row |= {
+                    "envelope_accuracy": gap.envelope,
+                    "envelope_gap": gap.difference,
+                    "envelope_gap_ci95": list(gap.difference_ci95),
+                }
+            rows.append(row)
+        return rows
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Accuracy against steps, a line per strategy and a star per learned agent.
+
+        Args:
+            path: Where to write the picture (PNG, PDF, ...); ``None`` writes nothing.
+
+        Returns:
+            The matplotlib ``Figure``.
+        """
+        from dllm_gym.evaluation.plots import pareto_figure, save_figure
+
+        figure = pareto_figure(self.results, self.learned)
+        if path is not None:
+            save_figure(figure, path)
+        return figure

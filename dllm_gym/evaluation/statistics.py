@@ -1,0 +1,95 @@
+"""Confidence intervals and the frontier of accuracy against steps; pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Interval = tuple[float, float]
+FloatArray = NDArray[np.float64]
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(successes: float, trials: int) -> Interval:
+    """95 % interval of a proportion (Wilson 1927); sensible near 0 and 1 too."""
+    p, z2 = successes / trials, _Z95**2 / trials
+    center = (p + z2 / 2) / (1 + z2)
+    half = _Z95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials)) / (1 + z2)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def mean_interval(values: Sequence[float] | FloatArray) -> Interval:
+    """95 % normal interval of a mean; the mean itself if there is only one value."""
+    array = np.asarray(values, dtype=float)
+    half = _Z95 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
+    return float(array.mean() - half), float(array.mean() + half)
+
+
+def envelope(nfe: FloatArray, accuracy: FloatArray, at: float) -> float:
+    """The best accuracy a mixture of some decoders reaches with ``at`` steps on average.
+
+    This is the upper concave hull of the points: between two of its corners one can decode some
+    problems with the one and the rest with the other. Left of all points it is the leftmost corner's
+    accuracy, which favours the decoders; it never falls to the right.
+
+    Args:
+        nfe: ``(M,)`` mean steps.
+        accuracy: ``(M,)`` accuracies.
+        at: Mean steps to read it at.
+    """
+    corners: list[tuple[float, float]] = []
+    for point in sorted(zip(nfe.tolist(), accuracy.tolist(), strict=True)):
+        if corners and point[1] <= corners[-1][1]:
+            continue
+        if corners and point[0] == corners[-1][0]:
+            corners.pop()
+        while len(corners) > 1 and _slope(corners[-2], point) >= _slope(corners[-2], corners[-1]):
+            corners.pop()
+        corners.append(point)
+    return float(np.interp(at, [n for n, _ in corners], [a for _, a in corners]))
+
+
+def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
+    return (right[1] - left[1]) / (right[0] - left[0])
+
+
+def envelope_gap(
+    correct: FloatArray,
+    nfe: FloatArray,
+    others_correct: FloatArray,
+    others_nfe: FloatArray,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, Interval]:
+    """How far a decoder's accuracy lies above the envelope of others at its own mean steps.
+
+    The 95 % interval is a paired percentile bootstrap over problems: every resample recomputes all
+    accuracies, all mean steps and the envelope.
+
+    Args:
+        correct: ``(N,)`` 0/1 per problem.
+        nfe: ``(N,)`` steps per problem.
+        others_correct: ``(M, N)`` the same problems decoded by M others.
+        others_nfe: ``(M, N)``.
+        resamples: Bootstrap resamples.
+        seed: Of the bootstrap.
+
+    Returns:
+        The gap and its interval, as fractions.
+    """
+    n = len(correct)
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n  # (R, N)
+    weights = np.concatenate([np.full((1, n), 1 / n), weights])
+    accuracies, steps = weights @ others_correct.T, weights @ others_nfe.T  # (R + 1, M)
+    own_accuracy, own_steps = weights @ correct, weights @ nfe
+    gaps = [
+        a - envelope(s, o, at)
+        for a, at, o, s in zip(own_accuracy, own_steps, accuracies, steps, strict=True)
+    ]
+    low, high = np.quantile(gaps[1:], [0.025, 0.975])
+    return float(gaps[0]), (float(low), float(high))

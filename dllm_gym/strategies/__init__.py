@@ -1,0 +1,56 @@
+"""Strategies by name: rule-based agents, from observations to actions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from dllm_gym.strategies.base import Strategy
+from dllm_gym.strategies.rules import (
+    Confidence,
+    EBSampler,
+    Entropy,
+    FastDLLM,
+    FastDLLMFactor,
+    LeftToRight,
+    Margin,
+    Random,
+)
+
+__all__ = ["Strategy", "make_strategy", "register_strategy", "strategy_names"]
+
+_RULES = (Random, Confidence, Margin, Entropy, LeftToRight, FastDLLM, FastDLLMFactor, EBSampler)
+_STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
+
+
+def register_strategy(name: str, factory: Callable[..., Strategy]) -> None:
+    """Makes ``make_strategy(name, **parameters)`` call ``factory(**parameters)``."""
+    _STRATEGIES[name] = factory
+
+
+def strategy_names() -> list[str]:
+    """The registered strategies."""
+    return sorted(_STRATEGIES)
+
+
+def make_strategy(name: str, **parameters: Any) -> Strategy:
+    """Builds a strategy by name.
+
+    Args:
+        name: A registered strategy (``strategy_names()``).
+        **parameters: The rule's own parameters.
+
+    Raises:
+        ValueError: For an unknown name, an unknown or missing parameter, or a parameter value out of range.
+    """
+    if name not in _STRATEGIES:
+        raise ValueError(f"unknown strategy {name!r}; known strategies: {', '.join(strategy_names())}")
+    factory = _STRATEGIES[name]
+    signature = inspect.signature(factory)
+    try:
+        signature.bind(**parameters)
+    except TypeError as error:
+        accepted = ", ".join(signature.parameters) or "no parameters"
+        raise ValueError(f"strategy {name!r}: {error}; it accepts {accepted}") from error
+    return factory(**parameters)

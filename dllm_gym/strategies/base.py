@@ -1,0 +1,180 @@
+"""What every strategy is, and the ranking helpers and parameter checks the rules share."""
+
+from __future__ import annotations
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BoolArray = NDArray[np.bool_]
+FloatArray = NDArray[np.floating[Any]]
+IntArray = NDArray[np.integer[Any]]
+
+
+class Strategy(ABC):
+    """A rule that maps an observation of ``DLLMUnmask-v0`` to the positions to reveal.
+
+    ``act`` is what environments, evaluation and generation call. A new rule writes ``select``, in which
+    observations always come as a batch and every row is decided on its own.
+
+    Args:
+        **parameters: What distinguishes this strategy from others of its rule; JSON-able values.
+
+    Attributes:
+        name: The rule's registered name.
+        requires: Observation keys the rule reads that the environment gives only on request, with
+            ``observe=requires``.
+        parameters: The parameter values.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    parameters: dict[str, Any]
+
+    def __init__(self, **parameters: Any) -> None:
+        self.parameters = parameters
+
+    @property
+    def label(self) -> str:
+        """Name and parameters for tables and plots, such as ``fast-dllm(threshold=0.9)``."""
+        values = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
+        return f"{self.name}({values})"
+
+    def __repr__(self) -> str:
+        return self.label
+
+    def act(self, observation: Mapping[str, ArrayLike]) -> NDArray[np.int8]:
+        """The positions to reveal next.
+
+        Args:
+            observation: Arrays by key, ``(B, L)`` each, or ``(L,)`` for a single environment. Positions
+                with ``action_mask`` 1 are the candidates; the rule reads further keys.
+
+        Returns:
+            int8 in the shape of ``action_mask``: 1 at candidates to reveal, at least one in every row that
+            has a candidate, 0 elsewhere.
+
+        Raises:
+            ValueError: For a missing key or arrays of the wrong shape.
+        """
+        action_mask = np.asarray(self._lookup(observation, "action_mask"))
+        if action_mask.ndim not in (1, 2):
+            raise ValueError(
+                f"observation['action_mask'] has shape {action_mask.shape}; accepted are (L,) and (B, L)"
+            )
+        candidates = np.atleast_2d(action_mask != 0)  # (B, L)
+        selected = self.select(observation, candidates) & candidates
+        action: NDArray[np.int8] = selected.astype(np.int8).reshape(action_mask.shape)
+        return action
+
+    @abstractmethod
+    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+        """The rule itself.
+
+        Args:
+            observation: As given to ``act``; take arrays from it with ``self.read``.
+            candidates: ``(B, L)`` bool.
+
+        Returns:
+            ``(B, L)`` bool, at least one candidate per row that has any; what lies outside ``candidates``
+            is dropped by ``act``.
+        """
+
+    def read(self, observation: Mapping[str, ArrayLike], key: str) -> NDArray[np.float32]:
+        """``observation[key]`` as ``(B, L)`` float32, also if the observation is a single one.
+
+        Raises:
+            ValueError: If the key is missing or its array has another shape than ``action_mask``.
+        """
+        values = np.asarray(self._lookup(observation, key), dtype=np.float32)
+        expected = np.shape(observation["action_mask"])
+        if values.shape != expected:
+            raise ValueError(
+                f"observation[{key!r}] has shape {values.shape}; accepted is that of action_mask, {expected}"
+            )
+        return np.atleast_2d(values)
+
+    def _lookup(self, observation: Mapping[str, ArrayLike], key: str) -> ArrayLike:
+        if key in observation:
+            return observation[key]
+        if key in self.requires:
+            remedy = f"make the environment with observe={self.requires!r}"
+        else:
+            remedy = f"the observation has only {sorted(observation)}"
+        raise ValueError(f"strategy {self.name!r} reads observation[{key!r}]; {remedy}")
+
+
+def rank(cost: FloatArray | IntArray, candidates: BoolArray) -> IntArray:
+    """Positions in the order a rule takes them: candidates by ascending cost, then all others.
+
+    Ties go to the lowest index, and a candidate of whatever cost comes before all non-candidates.
+
+    Args:
+        cost: ``(B, L)``.
+        candidates: ``(B, L)`` bool.
+
+    Returns:
+        ``(B, L)`` position indices, best first.
+    """
+    return np.lexsort((cost, ~candidates), axis=-1)
+
+
+def prefix(order: IntArray, passes: BoolArray) -> BoolArray:
+    """Selects the leading ranks up to the first that fails; rank 1 always passes.
+
+    Args:
+        order: ``(B, L)`` positions, best first, from ``rank``.
+        passes: Bool by rank, ``(B, L)``, or ``(L,)`` if it is the same for all rows.
+
+    Returns:
+        ``(B, L)`` bool by position. It may reach past the candidates; ``Strategy.act`` drops those.
+    """
+    rank_one = np.arange(order.shape[-1]) == 0
+    leading = np.logical_and.accumulate(passes | rank_one, axis=-1)
+    selected = np.zeros(order.shape, dtype=np.bool_)
+    np.put_along_axis(selected, order, leading, axis=-1)
+    return selected
+
+
+def top_k(cost: FloatArray | IntArray, candidates: BoolArray, k: int) -> BoolArray:
+    """Selects the k candidates of lowest cost in each row, or all if there are fewer.
+
+    Shapes and ties as in ``rank`` and ``prefix``.
+    """
+    return prefix(rank(cost, candidates), np.arange(candidates.shape[-1]) < k)
+
+
+def check_integer(name: str, value: SupportsIndex, minimum: int) -> int:
+    """Returns ``value`` as an int or raises ``ValueError`` saying what is accepted."""
+    # bool has an __index__ too, but k=True is a mistake
+    if not isinstance(value, bool | np.bool_) and hasattr(value, "__index__"):
+        number = operator.index(value)
+        if number >= minimum:
+            return number
+    raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+
+
+def check_number(
+    name: str, value: SupportsFloat, minimum: float, maximum: float | None = None, *, exclusive: bool = False
+) -> float:
+    """Returns ``value`` as a float or raises ``ValueError`` saying what is accepted.
+
+    Args:
+        name: The parameter, for the message.
+        value: What the user gave.
+        minimum: Smallest value accepted.
+        maximum: Largest value accepted; ``None`` accepts every number that float32 can hold.
+        exclusive: Whether ``minimum`` itself is refused.
+    """
+    upper = float(np.finfo(np.float32).max) if maximum is None else maximum
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        above = minimum < number if exclusive else minimum <= number
+        if above and number <= upper:  # NaN fails both
+            return float(number)
+    bounds = f"{'>' if exclusive else '>='} {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+    raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")

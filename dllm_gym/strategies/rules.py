@@ -1,0 +1,246 @@
+"""The published unmasking rules that need one forward a step and read nothing but the observation.
+
+Common to all: every row is decided on its own, ties go to the lowest index, only candidates (positions
+with ``action_mask`` 1) are ranked, and a row with candidates reveals at least one. c is the confidence, H
+the entropy in nats, n a rank counted from 1.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from dllm_gym.strategies.base import (
+    BoolArray,
+    FloatArray,
+    IntArray,
+    Strategy,
+    check_integer,
+    check_number,
+    prefix,
+    rank,
+    top_k,
+)
+
+
+class TopK(Strategy):
+    """Reveals the k candidates of lowest cost; a rule of this family says what a position costs.
+
+    Args:
+        k: Positions to reveal per step, an integer >= 1. A row with fewer candidates reveals all of them.
+
+    Raises:
+        ValueError: For any other k.
+    """
+
+    def __init__(self, k: int = 1) -> None:
+        self.k = check_integer("k", k, minimum=1)
+        super().__init__(k=self.k)
+
+    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+        """The k candidates of lowest cost."""
+        return top_k(self.cost(observation, candidates), candidates, self.k)
+
+    @abstractmethod
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray | IntArray:
+        """What revealing each position costs, ``(B, L)``; ignored outside ``candidates``."""
+
+
+class Random(TopK):
+    """Reveals k candidates drawn uniformly, as the random remasking of LLaDA (arXiv 2502.09992).
+
+    Every batch row draws from its own generator and only while it has candidates, so what a row draws
+    never depends on its neighbours. Whoever drives the episodes calls ``seed`` when a row starts one.
+
+    Args:
+        k: Positions to reveal per step, an integer >= 1.
+        seed: Row r draws from a generator seeded with ``[seed, r]`` until ``seed()`` gives it another. It
+            is no part of the rule, hence neither in ``parameters`` nor in ``label``.
+
+    Raises:
+        ValueError: For any other k, or a seed that is no integer >= 0.
+    """
+
+    name = "random"
+
+    def __init__(self, k: int = 1, seed: int = 0) -> None:
+        super().__init__(k)
+        self._seed = check_integer("seed", seed, minimum=0)
+        self._generators: dict[int, np.random.Generator] = {}
+
+    def seed(self, rows: Sequence[int] | IntArray, seeds: Sequence[int] | IntArray) -> None:
+        """Starts new random generators.
+
+        Args:
+            rows: ``(N,)`` batch rows, integers >= 0; a single environment is row 0.
+            seeds: ``(N,)`` integers >= 0, one for each row.
+
+        Raises:
+            ValueError: For different lengths or other values.
+        """
+        if len(rows) != len(seeds):
+            raise ValueError(f"seed() needs one seed per row, got {len(rows)} rows and {len(seeds)} seeds")
+        for row, seed in zip(rows, seeds, strict=True):
+            generator = np.random.default_rng(check_integer("seed", seed, minimum=0))
+            self._generators[check_integer("row", row, minimum=0)] = generator
+
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
+        """L uniform numbers for each row with candidates, from that row's generator."""
+        cost = np.zeros(candidates.shape)  # (B, L)
+        for row in np.flatnonzero(candidates.any(axis=-1)).tolist():
+            cost[row] = self._generator(row).random(candidates.shape[-1])
+        return cost
+
+    def _generator(self, row: int) -> np.random.Generator:
+        if row not in self._generators:
+            self._generators[row] = np.random.default_rng([self._seed, row])
+        return self._generators[row]
+
+
+class Confidence(TopK):
+    """Reveals the k most confident candidates, as MaskGIT (arXiv 2202.04200).
+
+    LLaDA calls it low-confidence remasking.
+    """
+
+    name = "confidence"
+
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
+        """-c."""
+        return -self.read(observation, "confidence")
+
+
+class Margin(TopK):
+    """Reveals the k candidates with the largest top probability margin (arXiv 2502.06768).
+
+    The margin is the largest minus the second largest probability over the vocabulary.
+    """
+
+    name = "margin"
+    requires = ("margin",)
+
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
+        """The negative margin."""
+        return -self.read(observation, "margin")
+
+
+class Entropy(TopK):
+    """Reveals the k candidates of lowest entropy, as Dream's ``entropy`` (arXiv 2508.15487).
+
+    This is the rule at ``alg_temp`` none: nothing is drawn.
+    """
+
+    name = "entropy"
+    requires = ("entropy",)
+
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
+        """H."""
+        return self.read(observation, "entropy")
+
+
+class LeftToRight(TopK):
+    """Reveals the k leftmost candidates: d2Cache's ``ar`` (arXiv 2509.23094), SDAR's ``sequential``
+    (arXiv 2510.06303).
+    """
+
+    name = "left-to-right"
+
+    def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> IntArray:
+        """The position's index."""
+        return np.broadcast_to(np.arange(candidates.shape[-1]), candidates.shape)
+
+
+class FastDLLM(Strategy):
+    """Reveals every candidate with c >= threshold, and the most confident one always.
+
+    The threshold rule of Fast-dLLM (arXiv 2505.22618). Equality passes, as in the released code. The
+    threshold is rounded to float32, the type of the confidences, before comparing: a confidence of
+    ``np.float32(0.9)``, which as a real number is a little below 0.9, passes ``threshold=0.9``.
+
+    Args:
+        threshold: A number in [0, 1].
+
+    Raises:
+        ValueError: For any other threshold.
+    """
+
+    name = "fast-dllm"
+
+    def __init__(self, threshold: float = 0.9) -> None:
+        self.threshold = check_number("threshold", threshold, 0, 1)
+        super().__init__(threshold=self.threshold)
+
+    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+        """Top 1 and what reaches the threshold."""
+        confidence = self.read(observation, "confidence")  # (B, L)
+        return top_k(-confidence, candidates, 1) | (confidence >= np.float32(self.threshold))
+
+
+class FastDLLMFactor(Strategy):
+    """Reveals the most confident candidates while (n + 1)(1 - c_n) < factor, and rank 1 always.
+
+    The factor rule of Fast-dLLM (arXiv 2505.22618, parallel decoding theorem): the more tokens are
+    revealed together, the surer each must be. This is the paper's rule. The released code differs in two
+    points: there equality passes, and a failure at the very last rank reveals that rank as well.
+
+    The left-hand side is computed in float64, which is exact for float32 confidences (unless they are tiny):
+    the numbers as stored decide.
+
+    Args:
+        factor: A finite number > 0.
+
+    Raises:
+        ValueError: For any other factor.
+    """
+
+    name = "fast-dllm-factor"
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = check_number("factor", factor, 0, exclusive=True)
+        super().__init__(factor=self.factor)
+
+    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+        """The ranks before the first that fails."""
+        confidence = self.read(observation, "confidence")  # (B, L)
+        order = rank(-confidence, candidates)
+        doubt = 1 - np.take_along_axis(confidence, order, axis=-1).astype(np.float64)  # (B, L) by rank
+        n = np.arange(1, candidates.shape[-1] + 1)
+        return prefix(order, (n + 1) * doubt < self.factor)
+
+
+class EBSampler(Strategy):
+    """Reveals the largest set of lowest entropies with sum(H) - max(H) <= gamma.
+
+    EB-Sampler, the entropy-bounded sampler (arXiv 2505.24857) with entropy as its error proxy. Ranked by
+    ascending entropy the largest of a set is its last, so rank n passes iff the n - 1 entropies before it
+    sum to at most gamma; rank 1 always does.
+
+    Entropies are summed in float64; gamma is rounded to float32, the type of the entropies, so that a
+    single entropy of ``np.float32(0.1)`` is within ``gamma=0.1``.
+
+    Args:
+        gamma: A finite number >= 0, in nats.
+
+    Raises:
+        ValueError: For any other gamma.
+    """
+
+    name = "eb-sampler"
+    requires = ("entropy",)
+
+    def __init__(self, gamma: float = 0.1) -> None:
+        self.gamma = check_number("gamma", gamma, 0)
+        super().__init__(gamma=self.gamma)
+
+    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+        """The ranks before the first that exceeds the bound."""
+        entropy = self.read(observation, "entropy")  # (B, L)
+        order = rank(entropy, candidates)
+        before = np.zeros(entropy.shape)  # (B, L) by rank: sum of the entropies ahead
+        np.cumsum(
+            np.take_along_axis(entropy, order, axis=-1)[:, :-1], axis=-1, dtype=np.float64, out=before[:, 1:]
+        )
+        return prefix(order, before <= np.float32(self.gamma))
