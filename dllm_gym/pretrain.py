@@ -52,13 +52,13 @@ class PretrainConfig:
     task: str = "arithmetic"
     task_kwargs: dict[str, Any] | None = None
     width: int = 64
-    layers: int = 6
-    heads: int = 2
+    layers: int = 8
+    heads: int = 1
     mlp_width: int = 192
     rope_theta: float = 100.0
-    steps: int = 6000
+    steps: int = 10_500
     batch_size: int = 64
-    learning_rate: float = 4e-3
+    learning_rate: float = 6e-3
     adam_learning_rate: float = 4e-3
     warmup: int = 100
     decay: float = 0.6
@@ -141,7 +141,9 @@ class Pretrainer:
         self.config, self.directory = config, Path(directory)
         task = load_task(config.task, split="train", **(config.task_kwargs or {}))
         if not hasattr(task, "write") or not hasattr(task, "vocabulary"):
-            raise ValueError(f"task {config.task!r} cannot write completions, so no dLLM can be trained on it")
+            raise ValueError(
+                f"task {config.task!r} cannot write completions, so no dLLM can be trained on it"
+            )
         self.task: GenerativeTask = task  # type: ignore[assignment]
         self.tokenizer = build_tokenizer(self.task.vocabulary)
         self.mask_token_id = self.tokenizer.convert_tokens_to_ids(MASK)
@@ -195,7 +197,7 @@ class Pretrainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
         prompts, answers = self.examples.batch(self.step * self.config.batch_size, self.config.batch_size)
-        masked, probability = complementary_masks(*answers.shape, self.generator)
+        masked, probability = complementary_masks(len(answers), answers.shape[1], self.generator)
         prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
         noisy = answers.masked_fill(masked, self.mask_token_id)
         real = prompts >= 0
@@ -206,7 +208,7 @@ class Pretrainer:
             logits = self.model.lm_head(hidden[:, prompts.shape[1] :][masked])
         loss = masked_cross_entropy(logits, answers, masked, probability)
         self.model.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -308,4 +310,4 @@ task and nothing else.
 """
 
 
-_FLAGS = ("task", "width", "layers", "heads", "mlp_width", "steps", "batch_size", "seed")
+_FLAGS = ("task", "width", "layers", "heads", "mlp_width", "steps", "batch_size", "learning_rate", "seed")

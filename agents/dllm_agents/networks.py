@@ -47,10 +47,10 @@ class UnmaskTransformerConfig:
         heads: Number of attention heads; each gets ``width / heads`` channels, an even number.
         mlp_width: Hidden size of the feed-forward branch; None stands for ``4 * width``.
         layers: Number of transformer blocks.
-        time_period: Last frequency of the time embedding is 1 / time_period radians per episode, the first
-            is 1, so the slowest pair is monotone over an episode. With 0.01 the fastest one turns
-            once in 0.063 of an episode: it separates single steps at L = 48 and is still smooth at L = 256.
-            The released code uses 1, where all frequencies coincide.
+        time_period: Frequencies of the time embedding rise from 1 towards 1 / time_period radians per L
+            steps. The slowest is monotone over an episode; with 0.01 the fastest turns once in about
+            0.07 L steps, which separates single steps at L = 48 and is still smooth at L = 256. The
+            released code uses 1, where all frequencies coincide.
         initial_bias: Bias of the output: an untrained policy reveals a position with probability
             around sigmoid(-2) = 0.12 (paper, "smart initialisation").
         value_head: Whether there is a critic on top of the shared trunk.
@@ -126,7 +126,7 @@ class TimeEmbedding(nn.Module):
 
 
 def rotary_angles(length: int, head_width: int, device: torch.device) -> Tensor:
-    """Complex factors ``(L, 1, 1, head_width / 2)`` that turn channel pairs by position (arXiv 2104.09864)."""
+    """Complex factors ``(L, 1, 1, head_width / 2)`` of the rotary embedding (RoFormer, arXiv 2104.09864)."""
     frequencies = 10000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
     angles = torch.outer(torch.arange(length, device=device), frequencies)  # (L, head_width / 2)
     return torch.polar(torch.ones_like(angles), angles)[:, None, None]

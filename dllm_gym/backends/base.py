@@ -109,12 +109,14 @@ def predict_from_logits(
         generators: See there.
 
     Raises:
-        ValueError: For NaN or infinite logits, an unknown statistic, a negative temperature, or missing
-            generators.
+        ValueError: For NaN or infinite logits, an unknown statistic, a top_k out of range, a negative
+            temperature, or missing generators.
     """
     unknown = set(statistics) - set(STATISTICS)
     if unknown:
         raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
+    if "top_k" in statistics and not 1 <= top_k <= logits.shape[-1]:
+        raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
     logits = logits.float()
     excluded = torch.zeros(logits.shape[-1], device=logits.device)
     excluded[mask_token_id] = -torch.inf
@@ -135,7 +137,7 @@ def predict_from_logits(
     extra: dict[str, Tensor] = {}
     if "entropy" in statistics:
         log_p = logits - log_total[..., None]
-        extra["entropy"] = torch.special.entr(log_p.exp()).sum(-1)
+        extra["entropy"] = torch.special.entr(log_p.exp()).sum(-1).clamp(min=0.0)
     if "margin" in statistics:
         top = (logits.topk(2, dim=-1).values - log_total[..., None]).exp()
         extra["margin"] = (top[..., 0] - top[..., 1]).clamp(0.0, 1.0)
@@ -149,7 +151,10 @@ def _noisy(logits: Tensor, temperature: float, generators: Sequence[torch.Genera
     if generators is None or len(generators) != len(logits):
         raise ValueError(f"temperature {temperature} needs one generator for each of {len(logits)} rows")
     uniform = torch.stack(
-        [torch.rand(logits.shape[1:], dtype=torch.float64, device=logits.device, generator=g) for g in generators]
+        [
+            torch.rand(logits.shape[1:], dtype=torch.float64, device=logits.device, generator=g)
+            for g in generators
+        ]
     )
     # argmax of exp(logit) / (-log u)^T, in logarithms
     return logits.double() - temperature * torch.log(-torch.log(uniform))

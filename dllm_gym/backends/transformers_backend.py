@@ -60,6 +60,7 @@ class TransformersBackend:
                 dtype=_resolve_dtype(dtype, self.device),
                 attn_implementation=attn_implementation or ("eager" if on_cpu else "sdpa"),
                 use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
                 output_loading_info=True,
             )
         _refuse_partial_loading(loading, str(source))
@@ -139,6 +140,8 @@ class TransformersBackend:
 
 def _read_config(source: str | Path) -> dict[str, Any]:
     path = Path(source) / "config.json"
+    if Path(source).is_dir() and not path.is_file():
+        raise FileNotFoundError(f"{source} is no checkpoint directory: it has no config.json")
     if not path.is_file():
         from huggingface_hub import hf_hub_download
 
@@ -162,7 +165,7 @@ def _resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
 def _computes_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 is computed by the hardware rather than emulated."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ class Canvas:
         block_length: int,
         mask_token_id: int,
         pad_token_id: int,
-        end_token_ids: Sequence[int] | None = None,
+        end_token_ids: Collection[int] | None = None,
     ) -> None:
         self.completion_length = completion_length
         self._mask_token_id = mask_token_id
@@ -57,9 +57,7 @@ class Canvas:
         """Gives a row a prompt and an empty completion."""
         missing = len(prompt_ids) - self._prompts.shape[1]
         if missing > 0:
-            self._prompts = np.pad(
-                self._prompts, ((0, 0), (missing, 0)), constant_values=self._pad_token_id
-            )
+            self._prompts = np.pad(self._prompts, ((0, 0), (missing, 0)), constant_values=self._pad_token_id)
         self._prompts[row] = self._pad_token_id
         self._prompts[row, self._prompts.shape[1] - len(prompt_ids) :] = prompt_ids
         self._prompt_lengths[row] = len(prompt_ids)
@@ -71,7 +69,8 @@ class Canvas:
     def selectable(self) -> BoolArray:
         """``(N, L)``: masked and inside the first block that still holds a mask."""
         active_block = self._block_of[self.masked.argmax(axis=1)]  # (N,)
-        return self.masked & (self._block_of == active_block[:, None])
+        selectable: BoolArray = self.masked & (self._block_of == active_block[:, None])
+        return selectable
 
     def apply(self, rows: IntArray, selected: BoolArray, tokens: IntArray) -> None:
         """Reveals positions and counts a step.

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend, load_backend
 from dllm_gym.backends.base import STATISTICS
-from dllm_gym.envs.canvas import Canvas, IntArray
+from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
 from dllm_gym.envs.rewards import REWARDS
 from dllm_gym.tasks import Problem, Task, load_task
@@ -106,7 +106,8 @@ class Engine:
         self._tokens: IntArray = np.zeros((num_rows, self.length), dtype=np.int64)
         self._predicted: Observation = {"confidence": np.zeros((num_rows, self.length), dtype=np.float32)}
         for name in self._statistics:
-            self._predicted[name] = np.zeros((num_rows, *self.observation_space[name].shape), np.float32)
+            shape = (num_rows, self.length, self.top_k) if name == "top_k" else (num_rows, self.length)
+            self._predicted[name] = np.zeros(shape, dtype=np.float32)
 
     # Episodes
 
@@ -132,7 +133,7 @@ class Engine:
     def _draw_from_row_generator(self, row: int) -> int:
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
 
-    def act(self, rows: IntArray, actions: NDArray[Any]) -> NDArray[np.bool_]:
+    def act(self, rows: IntArray, actions: NDArray[Any]) -> BoolArray:
         """Applies actions ``(R, L)`` to some rows; says which of these rows changed."""
         candidates = self.canvas.selectable()[rows]
         wanted = actions.astype(bool)
@@ -144,7 +145,8 @@ class Engine:
             confidence = np.where(candidates[empty], self._predicted["confidence"][rows[empty]], -1.0)
             selected[np.flatnonzero(empty), confidence.argmax(axis=1)] = True
         self.canvas.apply(rows, selected, self._tokens[rows])
-        return selected.any(axis=1)
+        changed: BoolArray = np.any(selected, axis=1)
+        return changed
 
     def predict(self, rows: IntArray) -> None:
         """One forward of the dLLM over ``rows``."""
@@ -240,7 +242,10 @@ class Engine:
         finished = bool(self.canvas.finished()[row])
         return Frame(
             prompt=problem.prompt,
-            tokens=["" if m else self.backend.tokenizer.decode([t]) for t, m in zip(completion, masked, strict=True)],
+            tokens=[
+                "" if m else self.backend.tokenizer.decode([t])
+                for t, m in zip(completion, masked, strict=True)
+            ],
             masked=masked,
             just_revealed=self.canvas.just_revealed[row].copy(),
             confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
@@ -252,7 +257,7 @@ class Engine:
 
     def _make_observation_space(self) -> spaces.Dict:
         length, vocabulary = self.length, self.backend.vocab_size
-        optional = {
+        optional: dict[str, spaces.Space[Any]] = {
             "entropy": spaces.Box(0.0, math.log(vocabulary) + 1e-3, (length,), np.float32),
             "margin": spaces.Box(0.0, 1.0, (length,), np.float32),
             "top_k": spaces.Box(0.0, 1.0, (length, self.top_k), np.float32),

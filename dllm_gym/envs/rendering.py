@@ -6,7 +6,6 @@ Everything here is a pure function of a `Frame`; no model is called and nothing 
 from __future__ import annotations
 
 import textwrap
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,20 +33,18 @@ _MUTED: Colour = (125, 133, 144)
 _REVEALED: Colour = (30, 36, 46)
 _UNSURE: Colour = (46, 38, 92)  # masked, confidence 0
 _SURE: Colour = (160, 130, 255)  # masked, confidence 1
-_NEW: Colour = (63, 214, 113)
+_NEW: Colour = (63, 214, 113)  # just revealed; a correct answer
 _NEW_TEXT: Colour = (4, 38, 17)
-_CORRECT: Colour = _NEW
 _WRONG: Colour = (255, 100, 92)
 _EDGE: Colour = (240, 180, 60)
-_TRACK: Colour = _REVEALED
 _BAR: Colour = (88, 166, 255)
 _SHADE_LEVELS = 24  # few enough for the palette of a GIF
 
-_WIDTH, _MARGIN, _GAP, _RADIUS = 768, 24, 6, 6
+_WIDTH, _MARGIN, _GAP, _RADIUS = 762, 24, 6, 6
 _CONTENT = _WIDTH - 2 * _MARGIN
 _LARGEST_CELL, _SMALLEST_CELL_HEIGHT = 84, 30
-_LARGEST_TEXT, _SMALLEST_TEXT = 20, 10
-_PROMPT_SIZE, _PROMPT_LINES, _PROMPT_LINE_HEIGHT = 20, 2, 28
+_SMALLEST_TEXT = 10
+_PROMPT_LINES, _PROMPT_COLUMNS, _PROMPT_SIZE, _PROMPT_LINE_HEIGHT = 2, 80, 20, 28
 _GRID_TOP = _MARGIN + _PROMPT_LINES * _PROMPT_LINE_HEIGHT + 16
 _FOOTER_SIZE, _FOOTER_HEIGHT, _BAR_HEIGHT = 17, 72, 8
 _LEGEND_CELLS, _LEGEND_CELL, _DOT = 8, 12, 8
@@ -68,9 +65,6 @@ class Frame:
         step: Steps used.
         max_steps: The budget, L.
         score: None while the episode runs, then the task's score; 1.0 is correct.
-
-    Raises:
-        ValueError: If the arrays don't have one entry per token.
     """
 
     prompt: str
@@ -82,12 +76,6 @@ class Frame:
     step: int
     max_steps: int
     score: float | None
-
-    def __post_init__(self) -> None:
-        for name in ("masked", "just_revealed", "confidence"):
-            shape = getattr(self, name).shape
-            if shape != (len(self.tokens),):
-                raise ValueError(f"{name} has shape {shape}; expected ({len(self.tokens)},), one per token")
 
     @property
     def status(self) -> str:
@@ -105,7 +93,7 @@ class Frame:
         """``correct`` or ``wrong`` with the score; empty while the episode runs."""
         if self.score is None:
             return ""
-        return f"{'correct' if self.correct else 'wrong'}   score {self.score:.2g}"
+        return f"{'correct' if self.correct else 'wrong'}   score {self.score:g}"
 
     def is_edge(self, position: int) -> bool:
         """Whether a block other than the first starts at ``position``."""
@@ -121,8 +109,8 @@ def render_ansi(frame: Frame) -> str:
         ("│" if frame.is_edge(position) else " ") + _ansi_cell(frame, position, width)
         for position in range(length)
     ]
-    prompt = textwrap.wrap(_visible(frame.prompt), _TERMINAL_WIDTH, max_lines=_PROMPT_LINES, placeholder=" …")
-    lines = [f"{_BOLD}{frame.status}{_RESET}", *(f"{_DIM}{line}{_RESET}" for line in prompt)]
+    lines = [f"{_BOLD}{frame.status}{_RESET}"]
+    lines += [f"{_DIM}{line}{_RESET}" for line in _wrap(frame.prompt)]
     lines += ["".join(cells[start : start + columns]) for start in range(0, length, columns)]
     if frame.score is not None:
         lines.append(f"{_GREEN if frame.correct else _RED}{frame.verdict}{_RESET}")
@@ -159,7 +147,7 @@ def save_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
     Raises:
         ValueError: For no frames, frames of different shapes, or durations that are not positive.
     """
-    if not frames:
+    if len(frames) == 0:
         raise ValueError("a GIF needs at least one frame, got none")
     if shapes := {frame.shape for frame in frames} - {frames[0].shape}:
         raise ValueError(f"frames must have one shape, got {frames[0].shape} and {sorted(shapes)}")
@@ -170,15 +158,8 @@ def save_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
     durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * hold_last)]
 
     def write(temporary: Path) -> None:
-        images[0].save(
-            temporary,
-            format="GIF",
-            save_all=True,
-            append_images=images[1:],
-            duration=durations,
-            loop=0,
-            optimize=True,
-        )
+        first, *rest = images
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
     return write_atomically(path, write)
 
@@ -212,7 +193,7 @@ class _Layout:
 def _layout(length: int) -> _Layout:
     columns = _columns(length)
     width = min((_CONTENT + _GAP) // columns - _GAP, _LARGEST_CELL)
-    height = max(width * 2 // 3, _SMALLEST_CELL_HEIGHT)
+    height = max(width * 3 // 4, _SMALLEST_CELL_HEIGHT)
     grid_width = columns * (width + _GAP) - _GAP
     bottom = _GRID_TOP + -(-length // columns) * (height + _GAP) - _GAP
     total = bottom + _FOOTER_HEIGHT
@@ -253,22 +234,23 @@ def _draw_cell(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, posi
         dot = (centre[0] - _DOT // 2, centre[1] - _DOT // 2)
         image.paste(_NEW_TEXT if new else _MUTED, dot, _rounded(_DOT, _DOT, _DOT // 2))
         return
-    text, size = _fit(_visible(token), width - _GAP, min(height // 2, _LARGEST_TEXT))
+    text, size = _fit(_visible(token), width - _GAP, height * 9 // 20)
     draw.text(centre, text, fill=_NEW_TEXT if new else _TEXT, font=_font(size), anchor="mm")
 
 
 def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str) -> None:
-    lines = _wrap(_visible(prompt))
+    lines = _wrap(prompt)
     y = _MARGIN + (_PROMPT_LINES - len(lines) + 1) * _PROMPT_LINE_HEIGHT // 2
     for line in lines:
-        draw.text((_MARGIN, y), line, fill=_TEXT, font=_font(_PROMPT_SIZE), anchor="lm")
+        text, size = _fit(line, _CONTENT, _PROMPT_SIZE)
+        draw.text((_MARGIN, y), text, fill=_TEXT, font=_font(size), anchor="lm")
         y += _PROMPT_LINE_HEIGHT
 
 
 def _draw_footer(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, height: int) -> None:
     bar, text = height - _FOOTER_HEIGHT + 20, height - 26
     used = round(_CONTENT * min(frame.step / frame.max_steps, 1.0))
-    image.paste(_TRACK, (_MARGIN, bar), _rounded(_CONTENT, _BAR_HEIGHT, _BAR_HEIGHT // 2))
+    image.paste(_REVEALED, (_MARGIN, bar), _rounded(_CONTENT, _BAR_HEIGHT, _BAR_HEIGHT // 2))
     if used:
         image.paste(_BAR, (_MARGIN, bar), _rounded(used, _BAR_HEIGHT, _BAR_HEIGHT // 2))
     font = _font(_FOOTER_SIZE)
@@ -276,7 +258,7 @@ def _draw_footer(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, he
     if frame.score is None:
         _draw_legend(image, draw, text)
     else:
-        colour = _CORRECT if frame.correct else _WRONG
+        colour = _NEW if frame.correct else _WRONG
         draw.text((_WIDTH - _MARGIN, text), frame.verdict, fill=colour, font=font, anchor="rm")
 
 
@@ -298,10 +280,14 @@ def _mix(low: Colour, high: Colour, confidence: float) -> Colour:
     return red, green, blue
 
 
+def _wrap(prompt: str) -> list[str]:
+    text = _visible(" ".join(prompt.split()))
+    return textwrap.wrap(text, _PROMPT_COLUMNS, max_lines=_PROMPT_LINES, placeholder=" …")
+
+
 def _visible(text: str) -> str:
-    """Without outer and repeated blanks; control characters, which a terminal would obey, as escapes."""
-    text = " ".join(text.split(" ")).strip(" ")
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    """Without outer blanks; control characters, which a terminal would obey, as escapes."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text.strip(" "))
 
 
 @lru_cache
@@ -314,34 +300,12 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 @lru_cache(maxsize=4096)
 def _fit(text: str, width: int, size: int) -> tuple[str, int]:
     """The text and the font size that fit into a width; too long a text is cut."""
-    for smaller in range(size, _SMALLEST_TEXT, -1):
+    for smaller in range(size, _SMALLEST_TEXT - 1, -1):
         if _font(smaller).getlength(text) <= width:
             return text, smaller
-    return _shorten(text, width, _SMALLEST_TEXT), _SMALLEST_TEXT
-
-
-def _shorten(text: str, width: int, size: int) -> str:
-    if _font(size).getlength(text) <= width:
-        return text
-    return text[: _fitting(text, width - _font(size).getlength("…"), size)].rstrip() + "…"
-
-
-def _fitting(text: str, width: float, size: int) -> int:
-    """How many leading characters fit into a width, at least 1."""
-    candidates = range(1, min(len(text), _CONTENT) + 1)
-    return max(bisect_right(candidates, width, key=lambda count: _font(size).getlength(text[:count])), 1)
-
-
-@lru_cache(maxsize=256)
-def _wrap(text: str) -> tuple[str, ...]:
-    """The prompt's lines, broken at blanks where possible; too long a prompt is cut."""
-    lines = []
-    while len(lines) < _PROMPT_LINES - 1 and _font(_PROMPT_SIZE).getlength(text) > _CONTENT:
-        count = _fitting(text, _CONTENT, _PROMPT_SIZE)
-        count = max(text.rfind(" ", 0, count + 1), 0) or count
-        lines.append(text[:count])
-        text = text[count:].lstrip()
-    return *lines, _shorten(text, _CONTENT, _PROMPT_SIZE)
+    while text and _font(_SMALLEST_TEXT).getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…", _SMALLEST_TEXT
 
 
 @lru_cache(maxsize=256)

@@ -48,22 +48,22 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     ## Observation Space
     A `Dict`:
 
-    | Key           | Space                            | Meaning                                                    |
-    |---------------|----------------------------------|------------------------------------------------------------|
-    | `confidence`  | `Box(0, 1, (L,), float32)`       | the dLLM's probability of its token; 1.0 where revealed    |
-    | `mask`        | `MultiBinary(L)`                 | 1 = still masked                                           |
-    | `action_mask` | `MultiBinary(L)`                 | 1 = may be revealed now: masked and in the active block    |
-    | `progress`    | `Box(0, 1, (1,), float32)`       | steps used / `L`                                           |
+    | Key           | Space                          | Meaning                                              |
+    |---------------|--------------------------------|------------------------------------------------------|
+    | `confidence`  | `Box(0, 1, (L,), float32)`     | the dLLM's probability of its token; 1 where revealed |
+    | `mask`        | `MultiBinary(L)`               | 1 = still masked                                     |
+    | `action_mask` | `MultiBinary(L)`               | 1 = may be revealed now: masked, in the active block |
+    | `progress`    | `Box(0, 1, (1,), float32)`     | steps used / `L`                                     |
 
     and on request, through `observe`:
 
-    | Key           | Space                            | Meaning                                                    |
-    |---------------|----------------------------------|------------------------------------------------------------|
-    | `entropy`     | `Box(0, log V, (L,), float32)`   | of the predicted distribution, in nats; 0 where revealed   |
-    | `margin`      | `Box(0, 1, (L,), float32)`       | largest minus second largest probability; 1 where revealed |
-    | `top_k`       | `Box(0, 1, (L, k), float32)`     | the `top_k` largest probabilities; 1, 0, ... where revealed|
-    | `tokens`      | `Box(0, V - 1, (L,), int64)`     | the canvas: revealed tokens, the mask token elsewhere      |
-    | `alpha`       | `Box(0, inf, (1,), float32)`     | the step price of the reward                               |
+    | Key           | Space                          | Meaning                                              |
+    |---------------|--------------------------------|------------------------------------------------------|
+    | `entropy`     | `Box(0, log V, (L,), float32)` | of the prediction, in nats; 0 where revealed         |
+    | `margin`      | `Box(0, 1, (L,), float32)`     | largest minus second probability; 1 where revealed   |
+    | `top_k`       | `Box(0, 1, (L, k), float32)`   | the k largest probabilities; 1, 0, ... where revealed |
+    | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
+    | `alpha`       | `Box(0, inf, (1,), float32)`   | the step price of the reward                         |
 
     ## Rewards
     0 until the episode ends, then with r the task's score in [0, 1] and n the steps used:
@@ -174,7 +174,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
             stop_at_eos=stop_at_eos,
             group_size=group_size,
         )
-        self.observation_space = self.engine.observation_space
+        self.observation_space: gym.Space[Any] = self.engine.observation_space
         self.action_space = self.engine.action_space
         self._running = False
 
@@ -215,9 +215,11 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         """
         if not self._running:
             raise RuntimeError("no episode is running; call reset first")
-        changed = self.engine.act(_FIRST_ROW, _check_action(action, (1, self.engine.length), self.engine.length))
+        changed = self.engine.act(
+            _FIRST_ROW, _check_action(action, (1, self.engine.length), self.engine.length)
+        )
         terminated = bool(self.engine.canvas.finished()[0])
-        reward, info = 0.0, {}
+        reward, info = 0.0, dict[str, Any]()
         if terminated:
             self._running = False
             reward, info = self.engine.outcome(0)
@@ -283,7 +285,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         self._started = False
         self._seeds = [0] * num_envs
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts episodes in all rows, or in those that ``options`` name.
@@ -345,7 +347,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         if len(restarted):
             self.engine.start(restarted)
             stale[restarted] = True
-        outcomes = [self.engine.outcome(row) for row in ended]
+        outcomes = [self.engine.outcome(row) for row in ended.tolist()]
         rewards[ended] = [reward for reward, _ in outcomes]
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
             self._add_final(infos, ended, [info for _, info in outcomes])
@@ -354,7 +356,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
             self._ended[:] = False
             restarted = ended
         else:
-            for row, (_, info) in zip(ended, outcomes, strict=True):
+            for row, (_, info) in zip(ended.tolist(), outcomes, strict=True):
                 infos = self._add_info(infos, info, row)
         self.engine.predict(np.flatnonzero(stale))
         observation = self.engine.observation()
@@ -433,7 +435,9 @@ def _check_action(action: Any, shape: tuple[int, int], length: int) -> Action:
     array = np.asarray(action)
     expected = shape if shape[0] > 1 or array.ndim == 2 else (length,)
     if array.shape != expected or array.dtype.kind not in "biuf":
-        raise ValueError(f"an action must be 0/1 numbers of shape {expected}, got {array.dtype} of {array.shape}")
+        raise ValueError(
+            f"an action must be 0/1 numbers of shape {expected}, got {array.dtype} of {array.shape}"
+        )
     if not ((array == 0) | (array == 1)).all():
         raise ValueError(f"an action must hold only 0 and 1, got values from {array.min()} to {array.max()}")
     return array.reshape(shape)

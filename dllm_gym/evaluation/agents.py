@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.plugins import plugins
 from dllm_gym.strategies import make_strategy, strategy_names
 
 Observation = Mapping[str, NDArray[Any]]
@@ -85,11 +85,6 @@ def as_agent(agent: Any) -> Agent:
         f"{agent!r} is no agent: give an object with act(observation), a function, a strategy's name, "
         "a policy's path or a Stable-Baselines3 model"
     )
-
-
-def plugins() -> list[Any]:
-    """Modules of installed packages that bring learned agents and commands."""
-    return [entry.load() for entry in entry_points(group="dllm_gym.plugins")]
 
 
 def _agent_by_name(text: str) -> Agent:

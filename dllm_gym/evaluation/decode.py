@@ -71,10 +71,11 @@ def _episode_seed(seed: int, problem: int) -> int:
     return int(np.random.SeedSequence([seed, problem]).generate_state(1)[0])
 
 
-def _check_actions(actions: Any, engine: Engine) -> np.ndarray:
-    actions = np.asarray(actions)
+def _check_actions(returned: Any, engine: Engine) -> np.ndarray:
+    actions: np.ndarray = np.asarray(returned)
     if actions.shape != (engine.num_rows, engine.length):
         raise ValueError(
-            f"the agent returned actions of shape {actions.shape}; expected {(engine.num_rows, engine.length)}"
+            f"the agent returned actions of shape {actions.shape}; "
+            f"expected {(engine.num_rows, engine.length)}"
         )
     return actions

@@ -21,14 +21,14 @@ def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) 
     figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    colors = mpl.colormaps["tab10"].colors
+    palette = mpl.colormaps["tab10"]
     rules: dict[str, list[EvaluationResult]] = {}
     for result, is_learned in zip(results, learned, strict=True):
         if not is_learned:
             rules.setdefault(result.agent, []).append(result)
     for at, (name, points) in enumerate(rules.items()):
         points.sort(key=lambda r: r.nfe_mean)
-        _errorbar(axes, points, label=name, color=colors[at % 10], marker=_MARKERS[at % 11], linestyle="-")
+        _errorbar(axes, points, label=name, color=palette(at % 10), marker=_MARKERS[at % 11], linestyle="-")
     stars = [r for r, is_learned in zip(results, learned, strict=True) if is_learned]
     shades = mpl.colormaps["autumn"]
     for at, result in enumerate(stars):
@@ -40,7 +40,9 @@ def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) 
     first = results[0].environment
     block = first["block_length"]
     mode = "full diffusion" if block == first["completion_length"] else f"block length {block}"
-    axes.set_title(f"{first['task']} on {first['backend']}, {mode}, {results[0].episodes} problems", fontsize=9)
+    axes.set_title(
+        f"{first['task']} on {first['backend']}, {mode}, {results[0].episodes} problems", fontsize=9
+    )
     axes.set_xlabel("steps per completion (NFE)")
     axes.set_ylabel("accuracy")
     axes.set_ylim(0, 1.02)

@@ -88,8 +88,7 @@ def envelope_gap(
     accuracies, steps = weights @ others_correct.T, weights @ others_nfe.T  # (R + 1, M)
     own_accuracy, own_steps = weights @ correct, weights @ nfe
     gaps = [
-        a - envelope(s, o, at)
-        for a, at, o, s in zip(own_accuracy, own_steps, accuracies, steps, strict=True)
+        a - envelope(s, o, at) for a, at, o, s in zip(own_accuracy, own_steps, accuracies, steps, strict=True)
     ]
     low, high = np.quantile(gaps[1:], [0.025, 0.975])
     return float(gaps[0]), (float(low), float(high))

@@ -11,7 +11,7 @@ from dllm_gym.tasks.sudoku import SudokuTask
 
 __all__ = ["SPLITS", "GenerativeTask", "Problem", "Task", "load_task", "register_task", "task_names"]
 
-_TASKS: dict[str, Callable[..., Task]] = {"arithmetic": ArithmeticTask, "sudoku": SudokuTask}
+_TASKS: dict[str, Callable[..., Any]] = {"arithmetic": ArithmeticTask, "sudoku": SudokuTask}
 
 
 def register_task(name: str, factory: Callable[..., Task]) -> None:
@@ -37,4 +37,5 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
     """
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
-    return _TASKS[name](split=split, **kwargs)
+    task: Task = _TASKS[name](split=split, **kwargs)
+    return task

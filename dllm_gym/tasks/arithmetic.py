@@ -130,14 +130,14 @@ def _draw_chain(num_steps: int, rng: np.random.Generator) -> tuple[int, list[Ste
 
 
 def _draw_operation(value: int, rng: np.random.Generator) -> tuple[str, int]:
-    """An operation whose result stays within 1 to 99; half of the operands have one digit."""
+    """An operation whose result stays within 1 to 99; three operands in four have one digit."""
     possible = ["+"] * 3 * (value < 99) + ["-"] * 3 * (value > 1)
     possible += ["*2"] * (value <= 49) + ["*3"] * (value <= 33) + ["/2"] * (value % 2 == 0)
     choice = possible[rng.integers(len(possible))]
     if choice not in "+-":
         return choice[0], int(choice[1])
     largest = 99 - value if choice == "+" else value - 1
-    if rng.random() < 0.5:
+    if rng.random() < 0.75:
         largest = min(largest, 9)
     return choice, int(rng.integers(1, largest + 1))
 

@@ -67,9 +67,7 @@ class SudokuTask:
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 for a valid grid that keeps every clue (white space is ignored), else 0.0."""
         digits = "".join(completion.split())
-        clues = problem.metadata["clues"]
-        kept = len(digits) == len(clues) and all(c in ("0", d) for d, c in zip(digits, clues, strict=True))
-        return float(kept and is_valid_grid(digits, self.size))
+        return float(_keeps(digits, problem.metadata["clues"]) and is_valid_grid(digits, self.size))
 
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """``cell_accuracy``: share of the empty cells that equal the stored solution's."""
@@ -85,7 +83,9 @@ def is_valid_grid(digits: str, size: int) -> bool:
         return False
     grid = np.array([int(digit) for digit in digits]).reshape(size, size)
     height, width = _BOXES[size]
-    boxes = grid.reshape(size // height, height, size // width, width).transpose(0, 2, 1, 3).reshape(size, size)
+    boxes = (
+        grid.reshape(size // height, height, size // width, width).transpose(0, 2, 1, 3).reshape(size, size)
+    )
     return all(len(set(line)) == size for lines in (grid, grid.T, boxes) for line in lines.tolist())
 
 
@@ -114,12 +114,22 @@ def _draw_grid(size: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _read_csv(path: Path, size: int) -> Sequence[tuple[str, str]]:
+    pairs = []
     with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"Puzzle", "Solution"} <= rows[0].keys():
+        reader = csv.DictReader(file)
+        for row in reader:
+            if not {"Puzzle", "Solution"} <= row.keys():
+                break
+            clues, solution = row["Puzzle"] or "", row["Solution"] or ""  # None where the row is short
+            if not (is_valid_grid(solution, size) and _keeps(solution, clues)):
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {clues!r}, {solution!r} is no {size}x{size} Sudoku"
+                )
+            pairs.append((clues, solution))
+    if not pairs:
         raise ValueError(f"{path} has no rows with the columns Puzzle and Solution")
-    pairs = [(row["Puzzle"], row["Solution"]) for row in rows]
-    for line, (clues, solution) in enumerate(pairs, start=2):
-        if len(clues) != size * size or not is_valid_grid(solution, size):
-            raise ValueError(f"{path}, line {line}: {clues!r}, {solution!r} is no {size}x{size} Sudoku")
     return pairs
+
+
+def _keeps(digits: str, clues: str) -> bool:
+    return len(digits) == len(clues) and all(c in ("0", d) for d, c in zip(digits, clues, strict=True))

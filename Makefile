@@ -1,0 +1,39 @@
+# Every target makes the virtual environment it needs; a fresh clone needs no other step.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN ?= runs/demo
+
+.PHONY: demo test lint types format bench clean
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(INSTALLED)  ## train a policy with PPO, compare it with every heuristic
+	$(BIN)/dllm-gym train ppo --output $(RUN) $(if $(wildcard $(RUN)/training_state.pt),--resume)
+	$(BIN)/dllm-gym compare --agent $(RUN):sample --agent $(RUN):deterministic --episodes 500 --dtype auto \
+		--plot $(RUN)/pareto.png --json $(RUN)/compare.json
+
+test: $(INSTALLED)  ## the whole suite but what is marked slow
+	$(BIN)/pytest -n 2 -m "not slow"
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
+	$(BIN)/python benchmarks/throughput.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

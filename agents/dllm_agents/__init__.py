@@ -1,0 +1,26 @@
+"""dllm_agents: learned unmasking policies for dllm_gym."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dllm_agents.checkpoint import load_policy, save_policy
+    from dllm_agents.sb3.env import make_sb3_env
+    from dllm_agents.train import train
+
+__all__ = ["load_policy", "make_sb3_env", "save_policy", "train"]
+
+_HOMES = {
+    "load_policy": "dllm_agents.checkpoint",
+    "save_policy": "dllm_agents.checkpoint",
+    "make_sb3_env": "dllm_agents.sb3.env",
+    "train": "dllm_agents.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,131 @@
+"""The configuration of a training run: a YAML file, a dataclass, and nothing hidden between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ALGORITHMS = ("ppo", "a2c")
+
+# In an installed package the files lie inside it, in a checkout beside it.
+_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a training run.
+
+    Attributes:
+        algorithm: ``ppo`` or ``a2c``.
+        env: Arguments of ``UnmaskEnv``: task, backend, block_length, alpha, ...
+        num_envs: Rows decoded at once.
+        group_size: Episodes per problem. Above 1 the baseline is the mean reward of the other episodes on
+            the same problem; 1 is the stock algorithm with its critic.
+        total_timesteps: Environment steps, summed over rows.
+        max_minutes: Stop after this time even if steps are left; ``None`` for no limit. The learning rate
+            follows the steps, so a run that hits the limit has not annealed fully.
+        learning_rate: At the start.
+        final_learning_rate: At the end; linear in between.
+        algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm.
+        policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, ...
+        eval_every: Environment steps between evaluations.
+        eval_episodes: Validation problems per evaluation.
+        seed: Seeds weights, problems and sampling.
+    """
+
+    algorithm: str = "ppo"
+    env: Mapping[str, Any] = field(default_factory=dict)
+    num_envs: int = 128
+    group_size: int = 8
+    total_timesteps: int = 800_000
+    max_minutes: float | None = None
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 0.0
+    algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    eval_every: int = 65_536
+    eval_episodes: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+        for name in ("num_envs", "group_size", "total_timesteps", "eval_every", "eval_episodes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        for name in ("learning_rate", "final_learning_rate"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError(f"max_minutes must be positive or null, got {self.max_minutes!r}")
+        if self.num_envs % self.group_size:
+            raise ValueError(f"group_size {self.group_size} must divide num_envs {self.num_envs}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for YAML and JSON."""
+        return asdict(self)
+
+    def updated(self, **changes: Any) -> TrainConfig:
+        """A copy with some fields replaced.
+
+        Raises:
+            ValueError: For an unknown field or a value out of range.
+        """
+        _refuse_unknown(changes)
+        return replace(self, **changes)
+
+
+def find_config(name: str | Path) -> Path:
+    """The path of a configuration: a file, or the name of one that comes with the package.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    shipped = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.yaml"))}
+    for path in (Path(name), shipped.get(str(name))):
+        if path is not None and path.is_file():
+            return path
+    known = ", ".join(shipped)
+    raise FileNotFoundError(
+        f"no configuration {str(name)!r}; known: {known}; or give the path of a YAML file"
+    )
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Reads a configuration file; numbers such as ``1e-3`` may be written the way Python reads them.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: For malformed YAML, unknown fields or values out of range.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
+    _refuse_unknown(content)
+    return TrainConfig(**_with_numbers(content))
+
+
+def _with_numbers(value: Any) -> Any:
+    """YAML 1.1 takes ``1e-3`` for a text; make it the number that was meant."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(inner) for key, inner in value.items()}
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
+def _refuse_unknown(changes: Mapping[str, Any]) -> None:
+    known = [f.name for f in dataclasses.fields(TrainConfig)]
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ValueError(f"unknown configuration fields {unknown}; known: {', '.join(known)}")

@@ -1,0 +1,157 @@
+"""What a training run reports: TensorBoard scalars, evaluations on validation problems, saved policies."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure
+from stable_baselines3.common.utils import obs_as_tensor
+
+from dllm_agents.agent import DECODINGS, LearnedPolicy
+from dllm_agents.sb3.policy import UnmaskPolicy
+from dllm_gym.evaluation import EvaluationResult, compare, evaluate
+from dllm_gym.evaluation.plots import pareto_figure
+from dllm_gym.strategies import make_strategy
+
+_NO_STDOUT = ("stdout", "log", "json", "csv")
+
+
+class RolloutMetrics(BaseCallback):
+    """Logs what a rollout says about decoding: accuracy, NFE, tokens per step, empty actions, entropy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._episodes: list[Mapping[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        infos, dones = self.locals["infos"], self.locals["dones"]
+        self._episodes += [infos[row] for row in np.flatnonzero(dones)]
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._episodes:
+            nfe = np.array([episode["nfe"] for episode in self._episodes], dtype=float)
+            empty = sum(episode["empty_actions"] for episode in self._episodes)
+            success = np.mean([episode["is_success"] for episode in self._episodes])
+            length = self.training_env.action_space.shape[0]  # type: ignore[index]
+            self.logger.record("unmask/accuracy", float(success))
+            self.logger.record("unmask/nfe", float(nfe.mean()))
+            self.logger.record("unmask/tokens_per_step", float(length * len(nfe) / nfe.sum()))
+            self.logger.record("unmask/empty_action_rate", float(empty / nfe.sum()))
+            self._episodes.clear()
+        observation: Any = self.model._last_obs
+        candidates = observation["action_mask"].sum()
+        with torch.no_grad():
+            tensors: Any = obs_as_tensor(observation, self.model.device)
+            entropy = cast(UnmaskPolicy, self.model.policy).get_distribution(tensors).entropy()
+        self.logger.record("unmask/entropy_per_masked_token", float(entropy.sum() / max(candidates, 1)))
+
+
+class Evaluation(BaseCallback):
+    """Evaluates the policy on validation problems, sampled and deterministic, and reports what it finds.
+
+    Args:
+        env_kwargs: Arguments of ``UnmaskEnv``.
+        every: Environment steps between evaluations.
+        episodes: Problems per evaluation.
+        on_evaluation: Called with (decoding -> result) after every evaluation.
+    """
+
+    def __init__(
+        self,
+        env_kwargs: Mapping[str, Any],
+        every: int,
+        episodes: int,
+        on_evaluation: Callable[[Mapping[str, EvaluationResult]], None],
+    ) -> None:
+        super().__init__()
+        self._env_kwargs, self._every, self._episodes = dict(env_kwargs), every, episodes
+        self._on_evaluation = on_evaluation
+        self._next = 0
+        self._rules: list[EvaluationResult] = []
+
+    def _on_training_start(self) -> None:
+        self._next = (self.num_timesteps // self._every + 1) * self._every
+        rules = [make_strategy("confidence", k=k) for k in (1, 2, 4, 8)]
+        rules += [make_strategy("fast-dllm", threshold=t) for t in (0.5, 0.7, 0.9, 0.99)]
+        episodes = min(128, self._episodes)
+        self._rules = list(compare([], episodes, "validation", strategies=rules, **self._env_kwargs).results)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.num_timesteps >= self._next:
+            self._next += self._every * math.ceil((self.num_timesteps - self._next + 1) / self._every)
+            self.evaluate()
+
+    def evaluate(self) -> Mapping[str, EvaluationResult]:
+        """Evaluates now."""
+        network = cast(UnmaskPolicy, self.model.policy).network
+        network.eval()
+        results = {
+            decoding: evaluate(
+                LearnedPolicy(network, decoding=decoding), self._episodes, "validation", **self._env_kwargs
+            )
+            for decoding in DECODINGS
+        }
+        for decoding, result in results.items():
+            self.logger.record(f"eval/accuracy_{decoding}", result.accuracy)
+            self.logger.record(f"eval/nfe_{decoding}", result.nfe_mean)
+            self.logger.record(f"eval/reward_{decoding}", result.reward_mean)
+        figure = pareto_figure([*self._rules, *results.values()], [False] * len(self._rules) + [True] * 2)
+        self.logger.record("eval/pareto", Figure(figure, close=False), exclude=_NO_STDOUT)
+        self.logger.record("eval/sample", _sample(results["sample"]), exclude=("stdout", "log"))
+        self.logger.dump(self.num_timesteps)
+        self._on_evaluation(results)
+        return results
+
+
+class Deadline(BaseCallback):
+    """Stops training after a time."""
+
+    def __init__(self, minutes: float) -> None:
+        super().__init__()
+        self._seconds = 60 * minutes
+        self._started = 0.0
+
+    def _on_training_start(self) -> None:
+        self._started = time.monotonic()
+
+    def _on_step(self) -> bool:
+        return time.monotonic() - self._started < self._seconds
+
+
+class Progress(BaseCallback):
+    """A tqdm bar over environment steps."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__()
+        self._total = total
+
+    def _on_training_start(self) -> None:
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=self._total, initial=self.num_timesteps, unit="step", dynamic_ncols=True)
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.num_timesteps - self._bar.n)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
+
+
+def _sample(result: EvaluationResult) -> str:
+    records = result.records
+    lines = [
+        f"{'right' if right else 'wrong'} in {int(nfe)} steps: `{text}`"
+        for right, nfe, text in zip(records.success[:4], records.nfe[:4], records.completion[:4], strict=True)
+    ]
+    return "  \n".join(lines)

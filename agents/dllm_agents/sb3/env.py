@@ -1,0 +1,49 @@
+"""One call from environment keywords to a Stable-Baselines3 ``VecEnv``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import VecMonitor
+
+import dllm_gym
+from dllm_agents.sb3.grouped import Tickets
+from dllm_agents.sb3.vec_env import GymVecEnv
+
+MONITORED = ("is_success", "score", "nfe", "empty_actions")
+
+
+def make_sb3_env(
+    num_envs: int = 64,
+    *,
+    seed: int = 0,
+    group_size: int = 1,
+    render_mode: str | None = None,
+    **env_kwargs: Any,
+) -> VecMonitor:
+    """``DLLMUnmask-v0`` for Stable-Baselines3: batched, restarting within the step, monitored.
+
+    Args:
+        num_envs: Rows decoded at once.
+        seed: Row i is seeded with ``seed + i``.
+        group_size: Above 1, every problem is decoded by that many rows, as ``GroupPPO`` and ``GroupA2C``
+            need it; free rows take the next problem in turn.
+        render_mode: As in ``UnmaskEnv``.
+        **env_kwargs: Arguments of ``UnmaskEnv``, such as ``task``, ``block_length``, ``alpha``.
+
+    Raises:
+        ValueError: For arguments out of range, naming what is accepted.
+    """
+    if group_size < 1 or num_envs % group_size:
+        raise ValueError(f"group_size {group_size} must be at least 1 and divide num_envs {num_envs}")
+    env = gym.make_vec(
+        dllm_gym.ENV_ID, num_envs=num_envs, autoreset_mode="SameStep", render_mode=render_mode, **env_kwargs
+    )
+    adapter = GymVecEnv(env)
+    if group_size > 1:
+        engine = env.unwrapped.engine  # type: ignore[attr-defined]
+        adapter.tickets = Tickets(group_size, num_envs, engine.task.num_problems, seed)  # type: ignore[attr-defined]
+        engine.draw_problem = adapter.tickets  # type: ignore[attr-defined]
+    adapter.seed(seed)
+    return VecMonitor(adapter, info_keywords=MONITORED)

@@ -1,0 +1,262 @@
+"""PPO and A2C on whole episodes with a baseline per problem instead of a critic.
+
+The reward of an episode depends mostly on how hard its problem is, which a critic that sees only
+confidences cannot know. Decoding every problem ``group_size`` times gives the baseline for free: an
+episode's advantage is its reward minus the mean of the other episodes on the same problem
+(leave-one-out; Kool et al. 2019, and GRPO, arXiv 2402.03300). Everything else is Stable-Baselines3's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.buffers import BaseBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+_ENDLESS = 2**31 - 1
+
+
+class Tickets:
+    """Hands out problems so that each is decoded by ``group_size`` rows, whichever are free.
+
+    Ticket t decodes the problem of group t // group_size. Rows that finish early simply take the next
+    ticket, so groups complete soon after they begin and no row ever waits.
+
+    Args:
+        group_size: Episodes per problem.
+        num_rows: Number of rows that take tickets.
+        num_problems: Of the task; ``None`` for a task without end.
+        seed: Determines the problem of every group.
+
+    Attributes:
+        current: ``(num_rows,)`` int64, the ticket each row is at.
+        next: The next ticket to be handed out.
+    """
+
+    def __init__(self, group_size: int, num_rows: int, num_problems: int | None, seed: int) -> None:
+        self.group_size = group_size
+        self.current = np.full(num_rows, -1)
+        self.next = 0
+        self._num_problems = num_problems or _ENDLESS
+        self._seed = seed
+
+    def __call__(self, row: int) -> int:
+        """Gives ``row`` the next ticket and returns its problem."""
+        ticket, self.next = self.next, self.next + 1
+        self.current[row] = ticket
+        group = ticket // self.group_size
+        return int(np.random.default_rng([self._seed, group]).integers(self._num_problems))
+
+
+@dataclass
+class _Episode:
+    """Where a finished episode lies in the history of steps, and its reward."""
+
+    row: int
+    first: int
+    last: int
+    reward: float
+
+
+def leave_one_out_advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``R_i - mean of the others``, for the rewards ``(G,)`` of one group."""
+    size = len(rewards)
+    advantages: NDArray[np.float64] = (rewards - rewards.mean()) * size / (size - 1)
+    return advantages
+
+
+class GroupRolloutBuffer(BaseBuffer):
+    """Holds the steps of episodes until the group they belong to is complete, then hands them out.
+
+    A drop-in for SB3's rollout buffer as far as ``train`` is concerned. Every step of an episode gets the
+    episode's advantage, since the only reward comes at its end and is not discounted; advantages are
+    divided by their standard deviation over the rollout.
+
+    Args:
+        buffer_size: Steps per rollout.
+        observation_space: Dict.
+        action_space: MultiBinary.
+        device: Where samples go.
+        gae_lambda: Accepted because SB3 passes it; whole episodes need no bootstrapping.
+        gamma: Likewise.
+        n_envs: Number of rows.
+        group_size: Episodes per problem.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        group_size: int = 8,
+    ) -> None:
+        super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.group_size = group_size
+        self._history: list[dict[str, NDArray[Any]]] = []  # one entry per step, arrays (N, ...)
+        self._forgotten = 0  # steps dropped from the front of the history
+        self._started = np.zeros(n_envs, dtype=np.int64)  # step at which each row's episode began
+        self._groups: dict[int, list[_Episode]] = {}
+        self._samples: dict[str, NDArray[Any]] = {}
+        self.values = self.returns = np.zeros(0, dtype=np.float32)
+        self.zero_variance = float("nan")  # share of groups whose episodes all earned the same
+
+    def reset(self) -> None:
+        """Forgets the samples of the last rollout; unfinished groups stay."""
+        self._samples = {}
+        super().reset()
+
+    def restart(self) -> None:
+        """Forgets everything, for when the environment was reset."""
+        self._forgotten, self._history, self._groups = 0, [], {}
+        self._started[:] = 0
+        self.reset()
+
+    def add(self, step: dict[str, NDArray[Any]]) -> None:
+        """Appends one step of all rows: observations by key, ``actions``, ``values``, ``log_probs``."""
+        self._history.append(step)
+
+    def finish(self, row: int, ticket: int, reward: float) -> None:
+        """Notes that a row's episode ended with the last step added."""
+        last = self._forgotten + len(self._history) - 1
+        group = self._groups.setdefault(ticket // self.group_size, [])
+        group.append(_Episode(row, int(self._started[row]), last, reward))
+        self._started[row] = last + 1
+
+    def complete(self) -> int:
+        """Turns all complete groups into samples; returns how many samples there are."""
+        done = [key for key, group in self._groups.items() if len(group) == self.group_size]
+        episodes, advantages = [], []
+        flat = 0
+        for key in done:
+            group = self._groups.pop(key)
+            rewards = np.array([episode.reward for episode in group])
+            flat += bool(np.ptp(rewards) < 1e-9)
+            episodes += group
+            advantages.append(leave_one_out_advantages(rewards))
+        if not done:
+            return 0
+        self.zero_variance = flat / len(done)
+        lengths = [episode.last - episode.first + 1 for episode in episodes]
+        steps = np.concatenate([np.arange(e.first, e.last + 1) for e in episodes]) - self._forgotten  # (S,)
+        rows = np.repeat([episode.row for episode in episodes], lengths)  # (S,)
+        stacked = {key: np.stack([step[key] for step in self._history]) for key in self._history[0]}
+        self._samples = {key: array[steps, rows] for key, array in stacked.items()}
+        scaled = np.repeat(np.concatenate(advantages), lengths)
+        self._samples["advantages"] = (scaled / (scaled.std() + 1e-8)).astype(np.float32)
+        self.values = self._samples["values"]
+        self.returns = np.repeat([episode.reward for episode in episodes], lengths).astype(np.float32)
+        self._samples["returns"] = self.returns
+        self._forget()
+        return len(rows)
+
+    def _forget(self) -> None:
+        pending = [episode.first for group in self._groups.values() for episode in group]
+        keep_from = min([int(self._started.min()), *pending])
+        del self._history[: keep_from - self._forgotten]
+        self._forgotten = keep_from
+
+    def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:
+        """Yields the samples once, shuffled, in batches of ``batch_size`` (``None``: all at once)."""
+        size = len(self.returns) if self._samples else 0
+        order = torch.randperm(size).numpy()
+        for first in range(0, size, batch_size or max(size, 1)):
+            yield self._get_samples(order[first : first + (batch_size or size)])
+
+    def _get_samples(  # type: ignore[override]  # SB3 types it for flat observations
+        self, batch_inds: NDArray[np.int64], env: Any = None
+    ) -> DictRolloutBufferSamples:
+        batch = {key: self.to_torch(array[batch_inds]) for key, array in self._samples.items()}
+        special = ("actions", "values", "log_probs", "advantages", "returns")
+        return DictRolloutBufferSamples(
+            observations={key: value for key, value in batch.items() if key not in special},
+            actions=batch["actions"].float(),
+            old_values=batch["values"],
+            old_log_prob=batch["log_probs"],
+            advantages=batch["advantages"],
+            returns=batch["returns"],
+        )
+
+
+class GroupedRollouts(OnPolicyAlgorithm):
+    """Mixin that collects whole episodes in groups; put it before the algorithm: ``(GroupedRollouts, PPO)``.
+
+    The environment must come from ``make_sb3_env(group_size=...)``. A rollout is ``n_steps`` steps of all
+    rows; what is learned from are the groups that completed in it.
+    """
+
+    rollout_buffer: GroupRolloutBuffer  # type: ignore[assignment]
+
+    def _setup_model(self) -> None:
+        tickets = self._tickets()
+        self.rollout_buffer_class = GroupRolloutBuffer  # type: ignore[assignment]
+        self.rollout_buffer_kwargs = {"group_size": tickets.group_size}
+        super()._setup_model()
+
+    def _tickets(self) -> Tickets:
+        tickets = getattr(self.env, "tickets", None)
+        if not isinstance(tickets, Tickets):
+            raise ValueError(f"{type(self).__name__} needs an environment made by make_sb3_env(group_size=8)")
+        return tickets
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
+    ) -> bool:
+        """Steps all rows ``n_rollout_steps`` times, and on until a group is complete."""
+        assert self._last_obs is not None
+        tickets = self._tickets()
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        if self.num_timesteps == 0:
+            rollout_buffer.restart()
+        callback.on_rollout_start()
+        steps = samples = 0
+        while steps < n_rollout_steps or not samples:
+            observation: Any = self._last_obs
+            with torch.no_grad():
+                actions, values, log_probs = self.policy(obs_as_tensor(observation, self.device))
+            step = {"actions": actions, "values": values.flatten(), "log_probs": log_probs}
+            arrays = {key: tensor.cpu().numpy() for key, tensor in step.items()}
+            before = tickets.current.copy()
+            self._last_obs, rewards, dones, infos = env.step(arrays["actions"])  # type: ignore[assignment]
+            rollout_buffer.add({**observation, **arrays})
+            for row in np.flatnonzero(dones):
+                rollout_buffer.finish(int(row), int(before[row]), float(rewards[row]))
+            self.num_timesteps += env.num_envs
+            steps += 1
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            if steps >= n_rollout_steps:
+                samples = rollout_buffer.complete()
+        self._last_episode_starts = dones
+        self.logger.record("train/samples", samples)
+        self.logger.record("train/zero_variance_groups", rollout_buffer.zero_variance)
+        callback.on_rollout_end()
+        return True
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout_buffer"]
+
+
+class GroupPPO(GroupedRollouts, PPO):
+    """PPO (arXiv 1707.06347) with a leave-one-out baseline per problem; takes PPO's arguments."""
+
+
+class GroupA2C(GroupedRollouts, A2C):
+    """A2C (arXiv 1602.01783) with a leave-one-out baseline per problem; takes A2C's arguments."""

@@ -1,0 +1,198 @@
+"""One entry for every algorithm: ``train(config, directory)`` and ``dllm-gym train``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.utils import LinearSchedule
+
+from dllm_agents.checkpoint import save_policy
+from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics
+from dllm_agents.sb3.env import make_sb3_env
+from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.sb3.policy import UnmaskPolicy
+from dllm_gym.evaluation import EvaluationResult
+from dllm_gym.files import write_atomically, write_json, write_text
+
+CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
+
+# (algorithm, whether in groups) -> class
+_CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
+    ("ppo", False): PPO,
+    ("ppo", True): GroupPPO,
+    ("a2c", False): A2C,
+    ("a2c", True): GroupA2C,
+}
+
+
+def train(
+    config: TrainConfig | str | Path,
+    directory: str | Path,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    command: str = "",
+) -> Path:
+    """Trains an unmasking policy.
+
+    Args:
+        config: A configuration or the path of a YAML file.
+        directory: Gets ``config.yaml``, TensorBoard files, the policies ``last/`` and ``best/`` (highest
+            reward of sampled decoding on validation problems), ``metrics.json`` and the training state.
+        resume: Go on from the training state in ``directory``.
+        progress: Show a progress bar and a line per evaluation.
+        command: Noted in the saved policies.
+
+    Returns:
+        The directory; ``load_policy(directory / "best")`` loads the result.
+
+    Raises:
+        ValueError: For a configuration out of range, or when resuming with another one.
+        FileExistsError: If there is a run in ``directory`` and ``resume`` is not set.
+        FileNotFoundError: If there is nothing to resume.
+    """
+    config = config if isinstance(config, TrainConfig) else load_config(config)
+    run = _Run(config, Path(directory), resume, progress, command)
+    run.learn()
+    return run.directory
+
+
+class _Run:
+    """One training run in its directory."""
+
+    def __init__(
+        self, config: TrainConfig, directory: Path, resume: bool, progress: bool, command: str
+    ) -> None:
+        self.config, self.directory, self.progress, self.command = config, directory, progress, command
+        self.best_reward = float("-inf")
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        state = self._open(resume)
+        self.model = self._build()
+        if state is not None:
+            self._restore(state)
+
+    def learn(self) -> None:
+        """Trains to the end, or to the deadline."""
+        config, self._started = self.config, time.monotonic()
+        evaluation = Evaluation(config.env, config.eval_every, config.eval_episodes, self._note)
+        callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation]
+        if config.max_minutes is not None:
+            callbacks.append(Deadline(config.max_minutes - self.seconds / 60))
+        if self.progress:
+            callbacks.append(Progress(config.total_timesteps))
+        self.model.set_logger(configure(str(self.directory), ["tensorboard"]))
+        remaining = config.total_timesteps - self.model.num_timesteps
+        if remaining > 0:
+            self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
+            evaluation.evaluate()
+        write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
+        self.model.logger.close()
+
+    def _open(self, resume: bool) -> dict[str, Any] | None:
+        path = self.directory / CONFIG
+        if not resume:
+            if path.exists():
+                raise FileExistsError(
+                    f"{self.directory} already holds a training run; resume it (--resume) or choose another"
+                )
+            write_text(path, yaml.safe_dump(self.config.to_dict(), sort_keys=False))
+            return None
+        if not (self.directory / STATE).is_file():
+            raise FileNotFoundError(f"nothing to resume in {self.directory}: no {STATE} there")
+        if load_config(path) != self.config:
+            raise ValueError(
+                f"{path} differs from the configuration given; resume with the one that is there"
+            )
+        state: dict[str, Any] = torch.load(self.directory / STATE, weights_only=True)
+        return state
+
+    def _build(self) -> OnPolicyAlgorithm:
+        config = self.config
+        env = make_sb3_env(
+            config.num_envs,
+            seed=config.seed,
+            group_size=config.group_size,
+            **{"split": "train", **config.env},
+        )
+        schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
+        return _CLASSES[config.algorithm, config.group_size > 1](
+            UnmaskPolicy,
+            env,
+            learning_rate=schedule,
+            policy_kwargs=dict(config.policy),
+            seed=config.seed,
+            device="cpu" if not torch.cuda.is_available() else "auto",
+            **config.algorithm_kwargs,
+        )
+
+    def _note(self, results: Mapping[str, EvaluationResult]) -> None:
+        """Remembers an evaluation; saves the last policy, the best one and the state."""
+        elapsed = self.seconds + time.monotonic() - self._started
+        row: dict[str, Any] = {"timesteps": self.model.num_timesteps, "seconds": round(elapsed, 1)}
+        for decoding, result in results.items():
+            row[decoding] = {
+                "accuracy": result.accuracy, "nfe_mean": result.nfe_mean, "reward_mean": result.reward_mean,
+                "episodes": result.episodes,
+            }  # fmt: skip
+        self.history.append(row)
+        if self.progress:
+            _print_evaluation(row)
+        self._save_policy("last", row)
+        reward = results["sample"].reward_mean
+        if reward > self.best_reward:
+            self.best_reward = reward
+            self._save_policy("best", row)
+        self._save_state(elapsed)
+
+    def _save_policy(self, name: str, row: Mapping[str, Any]) -> None:
+        metadata = {"command": self.command, "config": self.config.to_dict(), "validation": dict(row)}
+        network: Any = self.model.policy.network
+        save_policy(self.directory / name, network, metadata)
+
+    def _save_state(self, elapsed: float) -> None:
+        tickets = getattr(self.model.env, "tickets", None)
+        state = {
+            "policy": self.model.policy.state_dict(),
+            "optimizer": self.model.policy.optimizer.state_dict(),
+            "timesteps": self.model.num_timesteps,
+            "updates": self.model._n_updates,
+            "best_reward": self.best_reward,
+            "history": self.history,
+            "seconds": elapsed,
+            "next_ticket": tickets.next if tickets else 0,
+            "torch_rng": torch.get_rng_state(),
+        }
+        write_atomically(self.directory / STATE, lambda path: torch.save(state, path))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        model = self.model
+        model.policy.load_state_dict(state["policy"])
+        model.policy.optimizer.load_state_dict(state["optimizer"])
+        model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
+        self.best_reward, self.history = state["best_reward"], state["history"]
+        self.seconds = state["seconds"]
+        torch.set_rng_state(state["torch_rng"])
+        tickets = getattr(model.env, "tickets", None)
+        if tickets:
+            # groups in flight are lost with the rows that decoded them; begin with a whole one
+            tickets.next = -(-state["next_ticket"] // tickets.group_size) * tickets.group_size
+
+
+def _print_evaluation(row: Mapping[str, Any]) -> None:
+    parts = [
+        f"{decoding} {row[decoding]['accuracy']:.3f} @ {row[decoding]['nfe_mean']:.1f} steps"
+        for decoding in ("sample", "deterministic")
+    ]
+    print(f"\n{row['timesteps']:>9,} steps, {row['seconds']:>4.0f} s: {', '.join(parts)}", file=sys.stderr)

@@ -1,0 +1,251 @@
+"""The ``dllm-gym`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+app = typer.Typer(
+    name="dllm-gym",
+    help="Learn which tokens a diffusion language model reveals next.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console(stderr=True)
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for standard output."),
+]
+TaskOption = Annotated[str, typer.Option(help="Registered task.")]
+BackendOption = Annotated[
+    str | None, typer.Option(help="Name, checkpoint directory or hub id; default: the task's embedded dLLM.")
+]
+BlockOption = Annotated[str, typer.Option(help="Block length, or 'full' for full diffusion.")]
+EpisodesOption = Annotated[int, typer.Option(min=1, help="Number of problems.")]
+SplitOption = Annotated[str, typer.Option(help="train, validation or test.")]
+AlphaOption = Annotated[float, typer.Option(min=0.0, help="Exponent of the step price.")]
+SeedOption = Annotated[int, typer.Option(help="Seeds sampling, never the problems.")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16 or auto; default: float32 on a CPU.")
+]
+
+
+@app.command("list")
+def list_(json_file: JsonOption = None) -> None:
+    """List embedded dLLMs, tasks, strategies and plugins."""
+    from dllm_gym.backends import backend_names
+    from dllm_gym.plugins import plugins
+    from dllm_gym.strategies import make_strategy, strategy_names
+    from dllm_gym.tasks import task_names
+
+    content: dict[str, list[str]] = {
+        "backends": backend_names(),
+        "tasks": task_names(),
+        "strategies": [make_strategy(name).label for name in strategy_names()],
+        "plugins": [plugin.__name__ for plugin in plugins()],
+    }
+    for kind, names in content.items():
+        console.print(f"[bold]{kind}[/bold]: {', '.join(names)}", highlight=False)
+    _write_json(content, json_file)
+
+
+@app.command()
+def evaluate(
+    agent: Annotated[str, typer.Option(help="Strategy (fast-dllm:threshold=0.8) or path of a policy.")],
+    task: TaskOption = "arithmetic",
+    backend: BackendOption = None,
+    block_length: BlockOption = "full",
+    episodes: EpisodesOption = 1000,
+    split: SplitOption = "test",
+    alpha: AlphaOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Evaluate one agent on a task's problems."""
+    from dllm_gym.evaluation import evaluate as run
+
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task(agent, total=episodes)
+        result = run(
+            agent,
+            episodes,
+            split,
+            seed=seed,
+            on_episode=lambda _: progress.advance(bar),
+            **_environment(task, backend, block_length, alpha, dtype),
+        )
+    row = result.to_json()
+    console.print(_table([row]))
+    _write_json([row], json_file)
+
+
+@app.command()
+def compare(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="Path of a policy or run, or another strategy; may be given several times."),
+    ] = None,
+    task: TaskOption = "arithmetic",
+    backend: BackendOption = None,
+    block_length: BlockOption = "full",
+    episodes: EpisodesOption = 1000,
+    split: SplitOption = "test",
+    alpha: AlphaOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot here (.png, .pdf).")] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare agents with every strategy over its parameter range, on the same problems."""
+    from dllm_gym.evaluation import as_agent, default_sweep
+    from dllm_gym.evaluation import compare as run
+
+    agents = [as_agent(text) for text in agent or []]
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("decoding", total=len(default_sweep()) + len(agents))
+
+        comparison = run(
+            agents,
+            episodes,
+            split,
+            seed=seed,
+            on_result=lambda result: progress.update(bar, advance=1, description=result.label),
+            **_environment(task, backend, block_length, alpha, dtype),
+        )
+    rows = comparison.to_json()
+    console.print(_table(rows))
+    for gap in comparison.gaps():
+        low, high = gap.difference_ci95
+        console.print(
+            f"{gap.label}: {100 * gap.accuracy:.1f} % at {gap.nfe_mean:.1f} steps, "
+            f"{100 * gap.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) "
+            f"to the best mixture of strategies at the same number of steps",
+            highlight=False,
+        )
+    if plot is not None:
+        comparison.plot(plot)
+        console.print(f"plot: {plot}", highlight=False)
+    _write_json(rows, json_file)
+
+
+@app.command()
+def pretrain(
+    output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
+    task: TaskOption = "arithmetic",
+    task_kwargs: Annotated[str, typer.Option(help="The task's parameters as JSON.")] = "{}",
+    layers: Annotated[int, typer.Option(min=1)] = 8,
+    width: Annotated[int, typer.Option(min=2)] = 64,
+    heads: Annotated[int, typer.Option(min=1)] = 1,
+    mlp_width: Annotated[int, typer.Option(min=1)] = 192,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_500,
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 6e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
+) -> None:
+    """Train a small LLaDA from scratch on a task."""
+    from dllm_gym.evaluation import evaluate as run_evaluation
+    from dllm_gym.pretrain import PretrainConfig, Pretrainer
+
+    config = PretrainConfig(
+        task=task,
+        task_kwargs=json.loads(task_kwargs),
+        layers=layers,
+        width=width,
+        heads=heads,
+        mlp_width=mlp_width,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    pretrainer = Pretrainer(config, output)
+    average = None
+    with Progress(console=console) as progress:
+        bar = progress.add_task("pretraining", total=steps, completed=pretrainer.step)
+        for step, loss in pretrainer.train():
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            progress.update(bar, completed=step, description=f"loss {average:.4f}")
+    pretrainer.save_checkpoint()
+    length = pretrainer.task.completion_length
+    rows = [
+        run_evaluation(
+            "confidence:k=1",
+            episodes,
+            backend=str(output),
+            task=task,
+            task_kwargs=config.task_kwargs,
+            block_length=b,
+        ).to_json()
+        for b in sorted({min(8, length), length})
+    ]
+    pretrainer.write_model_card(rows)
+    console.print(_table(rows))
+
+
+def _environment(
+    task: str, backend: str | None, block_length: str, alpha: float, dtype: str | None
+) -> dict[str, Any]:
+    if block_length != "full" and not block_length.isdigit():
+        raise ValueError(f"block length must be a whole number or 'full', got {block_length!r}")
+    return {
+        "task": task,
+        "backend": backend,
+        "backend_kwargs": {} if dtype is None else {"dtype": dtype},
+        "block_length": None if block_length == "full" else int(block_length),
+        "alpha": alpha,
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(box=None)
+    for name in ("agent", "block", "accuracy", "95 % interval", "steps", "reward"):
+        table.add_column(name, justify="left" if name == "agent" else "right")
+    for row in rows:
+        low, high = row["accuracy_ci95"]
+        table.add_row(
+            row["label"],
+            str(row["block_length"]),
+            f"{row['accuracy']:.3f}",
+            f"{low:.3f} to {high:.3f}",
+            f"{row['nfe_mean']:.1f}",
+            f"{row['reward_mean']:.3f}",
+            style="bold" if row.get("learned") else None,
+        )
+    return table
+
+
+def _write_json(value: Any, target: str | None) -> None:
+    if target == "-":
+        print(json.dumps(value, ensure_ascii=False))
+    elif target is not None:
+        from dllm_gym.files import write_json
+
+        write_json(target, value)
+
+
+def main() -> None:
+    """Entry point of the console script: wrong input ends in one line, not in a traceback."""
+    from dllm_gym.plugins import plugins
+
+    for plugin in plugins():
+        plugin.register_commands(app)
+    try:
+        app()
+    except (ValueError, OSError, ImportError) as error:
+        console.print(f"[bold red]error:[/bold red] {error}", highlight=False, markup=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Finds installed packages that bring learned agents and commands, without importing them by name."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+
+def plugins() -> list[Any]:
+    """The modules behind the entry point group ``dllm_gym.plugins``.
+
+    Each has ``load_agent(text)``, which returns an agent or ``None``, and ``register_commands(app)``,
+    which adds to the command line.
+    """
+    return [entry.load() for entry in entry_points(group="dllm_gym.plugins")]

@@ -1,0 +1,129 @@
+"""LLaDA in plain torch, written from its description alone, and random checkpoints in its layout.
+
+Nothing here uses dllm_gym's loader or transformers' models. The reference takes one sequence without
+padding, so it needs no attention mask: a padded batch must give what its rows give alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dllm_gym.backends.llada import llada_config
+from dllm_gym.backends.word_tokenizer import MASK, build_tokenizer, save_tokenizer
+from dllm_gym.tasks import load_task
+
+PREFIX = "model.transformer."
+
+
+def write_checkpoint(directory: Path, seed: int = 0, kv_heads: int = 2, **changes: Any) -> Path:
+    """Writes a LLaDA of two layers, width 16 and two heads, with random weights and arithmetic's words.
+
+    The weights are large and the norms not all ones, so that confidences differ clearly between
+    positions and no two tensors can be swapped unnoticed.
+    """
+    width, mlp_width, layers, heads = 16, 32, 2, 2
+    tokenizer = build_tokenizer(load_task("arithmetic").vocabulary)
+    vocabulary = len(tokenizer)
+    config = llada_config(
+        vocab_size=vocabulary,
+        width=width,
+        layers=layers,
+        heads=heads,
+        mlp_width=mlp_width,
+        rope_theta=100.0,
+        max_length=256,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte": (vocabulary, width),
+        "ln_f": (width,),
+        "ff_out": (vocabulary, width),
+    }
+    for layer in range(layers):
+        shapes |= {
+            f"blocks.{layer}.attn_norm": (width,),
+            f"blocks.{layer}.ff_norm": (width,),
+            f"blocks.{layer}.q_proj": (width, width),
+            f"blocks.{layer}.k_proj": (width * kv_heads // heads, width),
+            f"blocks.{layer}.v_proj": (width * kv_heads // heads, width),
+            f"blocks.{layer}.attn_out": (width, width),
+            f"blocks.{layer}.ff_proj": (mlp_width, width),
+            f"blocks.{layer}.up_proj": (mlp_width, width),
+            f"blocks.{layer}.ff_out": (width, mlp_width),
+        }
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        tensors[f"{PREFIX}{name}.weight"] = (
+            1 + 0.3 * noise if len(shape) == 1 else noise if name == "wte" else 1.5 * noise / shape[-1] ** 0.5
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    config |= {"n_kv_heads": kv_heads, **changes}
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_tokenizer(tokenizer, directory)
+    return directory
+
+
+class ReferenceLLaDA:
+    """Logits ``(T, V)`` of one unpadded sequence, in float32, from LLaDA's own tensor names."""
+
+    def __init__(self, directory: Path) -> None:
+        self.config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        stored = load_file(directory / "model.safetensors")
+        self.weights = {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
+
+    def __call__(self, tokens: list[int]) -> Tensor:
+        x = self.weights["wte.weight"][torch.tensor(tokens)]  # (T, D)
+        for layer in range(self.config["n_layers"]):
+            block = f"blocks.{layer}."
+            x = x + self._attention(block, self._norm(block + "attn_norm", x))
+            h = self._norm(block + "ff_norm", x)
+            gate = self._linear(block + "ff_proj", h)
+            x = x + self._linear(block + "ff_out", gate * gate.sigmoid() * self._linear(block + "up_proj", h))
+        return self._linear("ff_out", self._norm("ln_f", x))
+
+    def _linear(self, name: str, x: Tensor) -> Tensor:
+        return x @ self.weights[name + ".weight"].T
+
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        mean_square = (x * x).mean(-1, keepdim=True)
+        return x / (mean_square + self.config["rms_norm_eps"]).sqrt() * self.weights[name + ".weight"]
+
+    def _attention(self, block: str, x: Tensor) -> Tensor:
+        heads, kv_heads = self.config["n_heads"], self.config["n_kv_heads"]
+        size = self.config["d_model"] // heads
+        outputs = []
+        for head in range(heads):
+            own = slice(head * size, (head + 1) * size)
+            shared = head // (heads // kv_heads)  # consecutive query heads share a key and value head
+            theirs = slice(shared * size, (shared + 1) * size)
+            q = self._rotate(self._linear(block + "q_proj", x)[:, own])
+            k = self._rotate(self._linear(block + "k_proj", x)[:, theirs])
+            v = self._linear(block + "v_proj", x)[:, theirs]
+            outputs.append(torch.softmax(q @ k.T / size**0.5, dim=-1) @ v)  # every position sees every other
+        return self._linear(block + "attn_out", torch.cat(outputs, dim=-1))
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Turns the pair (i, i + size / 2) at position t by the angle t * theta ** (-2 i / size)."""
+        size = x.shape[-1]
+        exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+        angles = torch.outer(
+            torch.arange(len(x), dtype=torch.float64), self.config["rope_theta"] ** -exponents
+        ).float()
+        first, second = x[:, : size // 2], x[:, size // 2 :]
+        return torch.cat(
+            [
+                first * angles.cos() - second * angles.sin(),
+                second * angles.cos() + first * angles.sin(),
+            ],
+            dim=-1,
+        )

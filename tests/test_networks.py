@@ -1,0 +1,238 @@
+"""The policy network: sizes, the paper's formulas, and what its output may depend on."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dllm_agents.networks import (
+    POSITION_FEATURES,
+    TimeEmbedding,
+    UnmaskTransformer,
+    UnmaskTransformerConfig,
+    rotary_angles,
+)
+
+PAPER_FEATURES = ("confidence", "mask", "progress")
+
+
+def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, length, generator=generator) < 0.6
+    confidence = torch.where(mask, torch.rand(batch, length, generator=generator), 1.0)
+    action_mask = mask & (torch.arange(length) < length // 2 + 1)
+    return {
+        "confidence": confidence,
+        "mask": mask.to(torch.int8),
+        "action_mask": action_mask.to(torch.int8),
+        "progress": torch.rand(batch, 1, generator=generator),
+    }
+
+
+def make_network(seed: int = 0, **fields: object) -> UnmaskTransformer:
+    """A small network with every weight random, so that no branch is switched off by its initialisation."""
+    torch.manual_seed(seed)
+    network = UnmaskTransformer(UnmaskTransformerConfig(**{"width": 16, **fields}))  # type: ignore[arg-type]
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def test_parameter_count_of_the_paper():
+    config = UnmaskTransformerConfig(features=PAPER_FEATURES, width=128, value_head=False)
+    assert UnmaskTransformer(config).num_parameters == 331_265
+
+
+def test_matches_the_papers_formulas_written_out():
+    """Condition per position, one projection per gate, rotary embedding on real interleaved pairs."""
+    network = make_network(features=PAPER_FEATURES, heads=2)
+    observation = make_observation()
+    block, width, heads = network.blocks[0], 16, 2
+    batch, length = observation["mask"].shape
+
+    def rotate(vectors: Tensor) -> Tensor:  # (B, L, H, d)
+        rotated = torch.empty_like(vectors)
+        for position in range(length):
+            for pair in range(vectors.shape[-1] // 2):
+                angle = torch.tensor(position * 10000.0 ** (-2 * pair / vectors.shape[-1]))
+                first, second = vectors[:, position, :, 2 * pair], vectors[:, position, :, 2 * pair + 1]
+                rotated[:, position, :, 2 * pair] = first * angle.cos() - second * angle.sin()
+                rotated[:, position, :, 2 * pair + 1] = first * angle.sin() + second * angle.cos()
+        return rotated
+
+    angles = observation["progress"] * 0.01 ** (-torch.arange(width // 2) / (width // 2))
+    time = network.time_embedding.mlp(torch.cat([angles.cos(), angles.sin()], -1))
+    condition = network.mask_embedding(observation["mask"].long()) + time[:, None]
+    scale1, shift1, gate1, scale2, shift2, gate2 = block.modulation(condition).chunk(6, -1)
+    x = network.input_proj(observation["confidence"][..., None])
+    y = block.attention_norm(x) * (1 + scale1) + shift1
+    q, k, v = block.attention.qkv_proj(y).unflatten(-1, (3, heads, width // heads)).unbind(2)
+    scores = torch.einsum("bihd,bjhd->bhij", rotate(q), rotate(k)) / (width // heads) ** 0.5
+    y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v).reshape(batch, length, width)
+    x = x + (1 + gate1) * block.attention.out_proj(y)
+    y = block.mlp_norm(x) * (1 + scale2) + shift2
+    x = x + (1 + gate2) * block.mlp[2](F.gelu(block.mlp[0](y)))
+    expected = network.output_proj(network.final_norm(x))[..., 0]
+
+    torch.testing.assert_close(network(observation), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_untrained_policy_reveals_few_positions_and_tells_them_apart():
+    probabilities = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        logits = UnmaskTransformer(UnmaskTransformerConfig(width=32))(make_observation(16, 48))
+        assert logits.dtype == torch.float32
+        assert logits.std(dim=1).min() > 0.01
+        probabilities.append(torch.sigmoid(logits).mean().item())
+    assert 0.08 < sum(probabilities) / 8 < 0.2
+    assert max(probabilities) < 0.4
+
+
+@pytest.mark.parametrize("length", [1, 7, 48, 130])
+def test_runs_at_any_length(length):
+    network = make_network(value_head=True)
+    logits, values = network.forward_actor_critic(make_observation(2, length))
+    assert logits.shape == (2, length)
+    assert values.shape == (2,)
+
+
+def test_rows_are_independent():
+    network = make_network(value_head=True)
+    observation = make_observation(5)
+    logits, values = network.forward_actor_critic(observation)
+    for row in range(5):
+        alone = {key: value[row : row + 1] for key, value in observation.items()}
+        one, value = network.forward_actor_critic(alone)
+        torch.testing.assert_close(one[0], logits[row], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value[0], values[row], rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_products_depend_on_relative_position_only():
+    rotation = rotary_angles(20, 8, torch.device("cpu"))[:, 0, 0]  # (L, 4)
+    q, k = torch.randn(4, dtype=torch.complex64), torch.randn(4, dtype=torch.complex64)
+    scores = ((q * rotation)[:, None] * (k * rotation).conj()[None]).sum(-1).real  # (L, L)
+    for offset in (-7, -1, 0, 3):
+        diagonal = scores.diagonal(offset)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-3, atol=1e-4)
+    assert (scores[0, 0] - scores[0, 1]).abs() > 1e-3
+
+
+def test_order_of_positions_matters():
+    network, observation = make_network(), make_observation(1)
+    reversed_ = {key: value.flip(1) if value.shape[1] > 1 else value for key, value in observation.items()}
+    assert (network(observation) - network(reversed_).flip(1)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("key", ["confidence", "mask", "action_mask", "progress"])
+def test_every_feature_counts(key):
+    network, observation = make_network(), make_observation(2)
+    changed = {**observation, key: 1 - observation[key]}
+    assert (network(observation) - network(changed)).abs().max() > 1e-3
+
+
+def test_features_can_be_left_out():
+    network = make_network(features=("confidence", "mask"))
+    observation = make_observation()
+    assert network.config.requires == ("confidence", "mask")
+    assert network({key: observation[key] for key in ("confidence", "mask")}).shape == (3, 10)
+
+
+@pytest.mark.parametrize("name", ["entropy", "margin"])
+def test_statistics_on_request_are_features(name):
+    network, observation = make_network(features=("confidence", name, "mask")), make_observation()
+    low, high = torch.zeros(3, 10), torch.ones(3, 10)
+    assert name in network.config.requires
+    assert (network({**observation, name: low}) - network({**observation, name: high})).abs().max() > 1e-3
+
+
+def test_log_confidence_gap_counts_nines():
+    confidence = torch.tensor([[0.9, 0.99, 0.999, 1.0, 0.0]])
+    gap = POSITION_FEATURES["log_confidence_gap"][1]({"confidence": confidence})
+    torch.testing.assert_close(gap, torch.tensor([[0.5, 1.0, 1.5, 3.0, 0.0]]), atol=1e-3, rtol=0)
+
+
+def test_time_embedding_tells_steps_apart():
+    def distances(period: float) -> Tensor:
+        embedding = TimeEmbedding(32, period)
+        embedding.mlp = torch.nn.Identity()  # type: ignore[assignment]
+        vectors = embedding(torch.arange(49)[:, None] / 48)
+        return torch.cdist(vectors, vectors) + 100 * torch.eye(49)
+
+    assert distances(0.01).min() > 0.9  # any two steps; vectors have norm 4
+    assert distances(1.0).min() < 0.1  # the released code's setting
+    embedding = TimeEmbedding(32, 0.01)
+    early, late = embedding(torch.tensor([[0.1], [0.2]]))
+    assert (early - late).norm() > 0.1 * early.norm()
+
+
+def test_masks_of_any_dtype_and_extra_keys():
+    network, observation = make_network(), make_observation()
+    expected = network(observation)
+    for dtype in (torch.bool, torch.int64, torch.float32):
+        converted = {key: value.to(dtype) if "mask" in key else value for key, value in observation.items()}
+        torch.testing.assert_close(network({**converted, "tokens": torch.zeros(1)}), expected)
+
+
+def test_nothing_masked_is_finite():
+    network = make_network(value_head=True)
+    observation = make_observation()
+    done = {key: torch.zeros_like(value) for key, value in observation.items()} | {
+        "confidence": torch.ones(3, 10)
+    }
+    logits, values = network.forward_actor_critic(done)
+    (logits.sum() + values.sum()).backward()
+    assert torch.isfinite(logits).all()
+    assert torch.isfinite(values).all()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def test_training_after_inference_mode():
+    network, observation = make_network(), make_observation()
+    with torch.inference_mode():
+        network(observation)
+    network(observation).sum().backward()
+    assert network.input_proj.weight.grad.abs().sum() > 0
+
+
+def test_value_head_is_asked_for():
+    with pytest.raises(ValueError, match="value_head=True"):
+        make_network().forward_actor_critic(make_observation())
+
+
+def test_copies_and_pickles():
+    network, observation = make_network(), make_observation()
+    for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        torch.testing.assert_close(twin(observation), network(observation))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"features": ("confidence", "mask", "tokens")},
+            "unknown features \\['tokens'\\]; known: confidence",
+        ),
+        ({"features": ("confidence", "progress")}, "must include 'mask'"),
+        ({"features": ("mask", "progress")}, "one of confidence"),
+        ({"features": ("mask", "confidence", "mask")}, "must not repeat"),
+        ({"width": 30, "heads": 4}, "width 30 and heads 4"),
+        ({"width": 6, "heads": 2}, "multiple of 2 \\* heads"),
+        ({"layers": 0}, "layers must be a positive integer, got 0"),
+        ({"mlp_width": 1.5}, "mlp_width must be a positive integer, got 1.5"),
+        ({"time_period": 0.0}, "time_period must be positive"),
+    ],
+)
+def test_bad_configurations_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        UnmaskTransformerConfig(**fields)
+
+
+def test_mlp_width_follows_width():
+    assert UnmaskTransformerConfig(width=32).mlp_width == 128
+    assert UnmaskTransformerConfig(width=32, mlp_width=64).mlp_width == 64

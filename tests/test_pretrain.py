@@ -1,0 +1,316 @@
+"""Pretraining: the loss by hand, runs that can be interrupted, checkpoints that load."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from dllm_gym import tasks
+from dllm_gym.backends import load_backend
+from dllm_gym.backends.llada import to_llada_names
+from dllm_gym.pretrain import PretrainConfig, Pretrainer, complementary_masks, masked_cross_entropy
+from dllm_gym.tasks import load_task
+from llada_reference import PREFIX, ReferenceLLaDA
+
+TINY = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "batch_size": 4, "warmup": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def pretrainer(directory, **changes):
+    return Pretrainer(PretrainConfig(**{**TINY, "steps": 6, **changes}), directory)
+
+
+# The objective ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 4),
+    length=st.integers(1, 6),
+    vocabulary=st.integers(2, 9),
+)
+def test_the_loss_is_the_one_of_a_loop(seed, batch, length, vocabulary):
+    generator = torch.Generator().manual_seed(seed)
+    all_logits = torch.randn(batch, length, vocabulary, generator=generator)
+    targets = torch.randint(vocabulary, (batch, length), generator=generator)
+    masked = torch.rand(batch, length, generator=generator) < 0.5
+    t = torch.rand(batch, generator=generator).clamp(0.1, 0.9)
+    total = 0.0
+    for row, column in itertools.product(range(batch), range(length)):
+        if masked[row, column]:
+            logits = all_logits[row, column].tolist()
+            normaliser = math.log(sum(math.exp(value) for value in logits))
+            total += (normaliser - logits[targets[row, column]]) / float(t[row])
+    loss = masked_cross_entropy(all_logits[masked], targets, masked, t)
+    assert float(loss) == pytest.approx(total / (batch * length), rel=1e-4, abs=1e-5)
+
+
+def test_the_loss_is_unbiased_in_t():
+    """Weighted by 1/t, any share of masked tokens estimates the same sum over all tokens."""
+    losses = torch.tensor([[0.5, 1.0, 2.0, 4.0]])  # of a model that does not look at the context
+    logits = torch.stack([torch.zeros(1, 4), torch.log(torch.exp(losses) - 1)], dim=-1)
+    targets, generator = torch.zeros(1, 4, dtype=torch.int64), torch.Generator().manual_seed(0)
+    for t in (0.2, 0.9):
+        estimates = []
+        for _ in range(4000):
+            masked = torch.rand(1, 4, generator=generator) < t
+            estimates.append(float(masked_cross_entropy(logits[masked], targets, masked, torch.tensor([t]))))
+        assert np.mean(estimates) == pytest.approx(float(losses.mean()), rel=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32), batch=st.integers(1, 9), length=st.integers(1, 50))
+def test_masks_come_in_complementary_pairs(seed, batch, length):
+    masks, t = complementary_masks(batch, length, torch.Generator().manual_seed(seed))
+    assert masks.shape == (2 * batch, length)
+    assert masks.dtype == torch.bool
+    assert t.shape == (2 * batch,)
+    assert torch.equal(masks[:batch], ~masks[batch:])  # every token is scored exactly once
+    torch.testing.assert_close(t[:batch] + t[batch:], torch.ones(batch))
+    assert ((t > 0) & (t < 1)).all()
+    for row in range(batch):  # stratified: one t in every interval of width 1 / batch
+        assert row / batch - 1e-6 <= max(float(t[row]), 1e-3)
+        assert min(float(t[row]), 1 - 1e-3) <= (row + 1) / batch + 1e-6
+    again = complementary_masks(batch, length, torch.Generator().manual_seed(seed))
+    assert torch.equal(again[0], masks)
+    assert torch.equal(again[1], t)
+
+
+def test_every_token_is_masked_with_probability_t():
+    masks, t = complementary_masks(40, 4000, torch.Generator().manual_seed(1))
+    shares = masks.float().mean(1)
+    assert (shares - t).abs().max() < 5 * math.sqrt(0.25 / 4000)
+    assert t[:40].mean() == pytest.approx(0.5, abs=0.02)
+
+
+# Configuration ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({name: 0}, f"{name} must be at least 1, got 0") for name in ("width", "layers", "heads")),
+        *(({name: -1}, f"{name} must be at least 1, got -1") for name in ("mlp_width", "steps", "batch_size")),
+        ({"width": 18, "heads": 2}, "width 18 must be a multiple of twice the heads, 2"),
+        ({"width": 6, "heads": 2}, "width 6 must be a multiple"),
+        ({"warmup": -1}, "warmup must be at least 0, got -1"),
+        ({"decay": 0.0}, "decay must be above 0 and at most 1, got 0.0"),
+        ({"decay": 1.5}, "decay must be above 0 and at most 1, got 1.5"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"adam_learning_rate": -1e-3}, "adam_learning_rate must be above 0, got -0.001"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0, got nan"),
+    ],
+)
+def test_values_out_of_range_speak(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PretrainConfig(**changes)
+
+
+def test_a_task_that_cannot_write_is_refused(tmp_path, monkeypatch):
+    class Silent:
+        name, completion_length, num_problems = "silent", 4, None
+
+        def __init__(self, split):
+            self.split = split
+
+    monkeypatch.setattr(tasks, "_TASKS", {**tasks._TASKS, "silent": Silent})
+    with pytest.raises(ValueError, match="task 'silent' cannot write completions"):
+        pretrainer(tmp_path, task="silent")
+    with pytest.raises(ValueError, match="unknown task 'chess'"):
+        pretrainer(tmp_path, task="chess")
+
+
+def test_the_rates_warm_up_hold_and_fall(tmp_path):
+    run = pretrainer(tmp_path, steps=10, warmup=3, decay=0.5)
+    scales = []
+    for run.step in range(10):
+        scales.append(run._rate_scale())
+    assert scales == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
+    assert pretrainer(tmp_path, warmup=0)._rate_scale() == 1.0
+
+
+# Examples --------------------------------------------------------------------------------------------------
+
+
+def test_examples_are_the_training_problems_padded_with_end_tokens(tmp_path):
+    run = pretrainer(tmp_path)
+    task = load_task("arithmetic", "train")
+    assert run.task.split == "train"
+    prompts, answers = run.examples.batch(20, 5)
+    eos = run.tokenizer.eos_token_id
+    assert answers.shape == (5, task.completion_length)
+    assert (prompts[:, 0] >= 0).any()  # as wide as the longest, no wider
+    for at in range(5):
+        problem = task.problem(20 + at)
+        assert run.tokenizer.decode(prompts[at][prompts[at] >= 0].tolist()).count(problem.prompt) == 1
+        padding = (prompts[at] < 0).tolist()
+        assert padding == sorted(padding, reverse=True)  # on the left
+        row = answers[at].tolist()
+        end = row.index(eos)
+        assert row[end:] == [eos] * (task.completion_length - end)
+        assert task.score(run.tokenizer.decode(row[:end]), problem) == 1.0
+    again = run.examples.batch(20, 5)
+    assert torch.equal(again[0], prompts)
+    assert torch.equal(again[1], answers)
+
+
+def test_the_prompt_is_tokenised_as_at_decoding_time(tmp_path):
+    run = pretrainer(tmp_path)
+    backend = load_backend(run.save_checkpoint())
+    prompts, _ = run.examples.batch(0, 6)
+    for at in range(6):
+        assert prompts[at][prompts[at] >= 0].tolist() == backend.encode_prompt(run.task.problem(at).prompt)
+
+
+# Runs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_run_learns(tmp_path):
+    run = pretrainer(tmp_path, steps=60, batch_size=8, learning_rate=2e-2, adam_learning_rate=2e-2)
+    steps, losses = zip(*run.train(), strict=True)
+    assert steps == tuple(range(1, 61))
+    assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:3])
+    assert run.seconds > 0
+    assert list(pretrainer(tmp_path, **{k: getattr(run.config, k) for k in CHANGED}).train()) == []
+
+
+CHANGED = ("steps", "batch_size", "learning_rate", "adam_learning_rate")
+
+
+def test_a_checkpoint_is_complete_and_loads(tmp_path):
+    run = pretrainer(tmp_path / "run", steps=3)
+    list(run.train())
+    directory = run.save_checkpoint()
+    assert directory == tmp_path / "run"
+    assert {path.name for path in directory.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training_state.pt",
+    }
+    stored = load_file(directory / "model.safetensors")
+    trained = to_llada_names(run.model.state_dict())
+    assert stored.keys() == trained.keys()
+    assert all(name.startswith(PREFIX) for name in stored)
+    for name, tensor in trained.items():
+        assert torch.equal(stored[name], tensor.bfloat16()), name
+    backend = load_backend(directory)
+    row = backend.encode_prompt("Sam has 20 coins, finds 4, halves them. Total?") + [backend.mask_token_id] * 5
+    logits = backend.model(input_ids=torch.tensor([row])).logits[0]
+    torch.testing.assert_close(logits, ReferenceLLaDA(directory)(row), atol=1e-5, rtol=1e-5)
+
+
+def test_training_computes_the_model_that_decoding_computes(tmp_path):
+    """What the training forward sees of a padded batch is what the loaded checkpoint predicts."""
+    run = pretrainer(tmp_path, steps=1)
+    prompts, answers = run.examples.batch(0, 4)
+    backend = load_backend(run.save_checkpoint())
+    real = prompts >= 0
+    tokens = torch.cat([prompts.clamp(min=0), torch.full_like(answers, run.mask_token_id)], dim=1)
+    attention = torch.cat([real, torch.ones_like(answers, dtype=torch.bool)], dim=1).long()
+    with torch.no_grad():
+        run.model.load_state_dict({k: v.bfloat16().float() for k, v in run.model.state_dict().items()})
+        training = run.model(input_ids=tokens, attention_mask=attention).logits
+    decoding = backend.model(input_ids=tokens, attention_mask=attention).logits
+    torch.testing.assert_close(training[:, -48:], decoding[:, -48:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stops", [(2,), (1, 3, 4)])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, stops):
+    whole = pretrainer(tmp_path / "whole")
+    losses = dict(whole.train())
+    seen = {}
+    for stop in stops:
+        part = pretrainer(tmp_path / "parts")
+        for step, loss in part.train(save_every=-1.0):
+            seen[step] = loss
+            if step == stop:
+                break  # killed right after a save
+    torch.rand(7)  # whatever else the process draws
+    last = pretrainer(tmp_path / "parts")
+    assert last.step == stops[-1]
+    seen |= dict(last.train())
+    assert seen == losses
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(last.model.state_dict()[name], tensor), name
+
+
+def test_work_after_the_last_save_is_done_again(tmp_path):
+    losses = dict(pretrainer(tmp_path / "whole").train())
+    part = pretrainer(tmp_path / "parts")
+    for step, _ in part.train(save_every=-1.0):
+        if step == 2:
+            break
+    for step, _ in part.train(save_every=1e9):  # goes on without saving, then dies
+        if step == 4:
+            break
+    last = pretrainer(tmp_path / "parts")
+    assert last.step == 2
+    assert dict(last.train()) == {step: loss for step, loss in losses.items() if step > 2}
+
+
+def test_seeds_differ(tmp_path):
+    losses = [
+        [loss for _, loss in pretrainer(tmp_path / str(at), seed=seed, steps=2).train()]
+        for at, seed in enumerate((0, 0, 1))
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 7}, "steps"),
+        ({"width": 32, "seed": 3}, "width, seed"),
+        ({"learning_rate": 1e-3}, "learning_rate"),
+        ({"task_kwargs": {"seed": 1}}, "task_kwargs"),
+    ],
+)
+def test_another_configuration_does_not_resume(tmp_path, changes, named):
+    run = pretrainer(tmp_path)
+    next(run.train(save_every=-1.0))
+    with pytest.raises(ValueError, match=rf"another configuration \({named}\)"):
+        pretrainer(tmp_path, **changes)
+
+
+def test_the_model_card_tells_what_was_done(tmp_path):
+    run = pretrainer(tmp_path / "tiny-mine", steps=2, task="sudoku", task_kwargs={"size": 4})
+    list(run.train())
+    metrics = [
+        {
+            "agent": "confidence",
+            "block_length": 16,
+            "episodes": 40,
+            "accuracy": 0.125,
+            "accuracy_ci95": [0.05, 0.26],
+        }
+    ]
+    run.write_model_card(metrics)
+    record = json.loads((tmp_path / "tiny-mine" / "pretraining.json").read_text())
+    assert PretrainConfig(**record["config"]) == run.config
+    assert record["metrics"] == metrics
+    assert record["parameters"] == sum(parameter.numel() for parameter in run.model.parameters())
+    card = (tmp_path / "tiny-mine" / "README.md").read_text()
+    assert "# tiny-mine" in card
+    assert "| confidence | 16 | 40 | 0.125 (0.050 to 0.260) |" in card
+    assert "--task sudoku --width 16 --layers 2" in card
+    assert f"{record['parameters']:,}" in card
