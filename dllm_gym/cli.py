@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -75,7 +76,7 @@ def evaluate(
     from dllm_gym.evaluation import evaluate as run
 
     with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task(agent, total=episodes)
+        bar = progress.add_task(escape(agent), total=episodes)
         result = run(
             agent,
             episodes,
@@ -119,7 +120,7 @@ def compare(
             episodes,
             split,
             seed=seed,
-            on_result=lambda result: progress.update(bar, advance=1, description=result.label),
+            on_result=lambda result: progress.update(bar, advance=1, description=escape(result.label)),
             **_environment(task, backend, block_length, alpha, dtype),
         )
     rows = comparison.to_json()
@@ -127,7 +128,7 @@ def compare(
     for gap in comparison.gaps():
         low, high = gap.difference_ci95
         console.print(
-            f"{gap.label}: {100 * gap.accuracy:.1f} % at {gap.nfe_mean:.1f} steps, "
+            f"{escape(gap.label)}: {100 * gap.accuracy:.1f} % at {gap.nfe_mean:.1f} steps, "
             f"{100 * gap.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) "
             f"to the best mixture of strategies at the same number of steps",
             highlight=False,
@@ -143,14 +144,17 @@ def pretrain(
     output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
     task: TaskOption = "arithmetic",
     task_kwargs: Annotated[str, typer.Option(help="The task's parameters as JSON.")] = "{}",
-    layers: Annotated[int, typer.Option(min=1)] = 8,
+    layers: Annotated[int, typer.Option(min=1)] = 6,
     width: Annotated[int, typer.Option(min=2)] = 64,
     heads: Annotated[int, typer.Option(min=1)] = 1,
     mlp_width: Annotated[int, typer.Option(min=1)] = 192,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_500,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 8000,
     batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0.0)] = 6e-3,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 4e-3,
     seed: Annotated[int, typer.Option()] = 0,
+    init_from: Annotated[
+        str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
 ) -> None:
     """Train a small LLaDA from scratch on a task."""
@@ -168,6 +172,7 @@ def pretrain(
         batch_size=batch_size,
         learning_rate=learning_rate,
         seed=seed,
+        init_from=init_from,
     )
     pretrainer = Pretrainer(config, output)
     average = None
@@ -214,7 +219,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         low, high = row["accuracy_ci95"]
         table.add_row(
-            row["label"],
+            escape(row["label"]),
             str(row["block_length"]),
             f"{row['accuracy']:.3f}",
             f"{low:.3f} to {high:.3f}",
@@ -243,7 +248,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError, ImportError) as error:
-        console.print(f"[bold red]error:[/bold red] {error}", highlight=False, markup=True)
+        line = escape(" ".join(str(error).split()))
+        console.print(f"[bold red]error:[/bold red] {line}", highlight=False, soft_wrap=True)
         sys.exit(1)
 
 

@@ -8,6 +8,8 @@ and these count, so the model learns where to stop.
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm_gym.backends import load_backend
 from dllm_gym.backends.llada import llada_config, to_llada_names, to_llama_config
 from dllm_gym.backends.word_tokenizer import MASK, build_tokenizer, save_tokenizer
 from dllm_gym.files import write_atomically, write_json, write_text
@@ -47,22 +50,25 @@ class PretrainConfig:
         warmup: Steps of linear warm-up.
         decay: Share of the steps, at the end, over which the rates fall linearly to zero.
         seed: Seeds weights, data and masks.
+        init_from: Checkpoint directory to take the first weights from, of the same shape; ``None`` starts
+            from scratch.
     """
 
     task: str = "arithmetic"
     task_kwargs: dict[str, Any] | None = None
     width: int = 64
-    layers: int = 8
+    layers: int = 6
     heads: int = 1
     mlp_width: int = 192
     rope_theta: float = 100.0
-    steps: int = 10_500
+    steps: int = 8000
     batch_size: int = 64
-    learning_rate: float = 6e-3
+    learning_rate: float = 4e-3
     adam_learning_rate: float = 4e-3
     warmup: int = 100
     decay: float = 0.6
     seed: int = 0
+    init_from: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("width", "layers", "heads", "mlp_width", "steps", "batch_size"):
@@ -70,6 +76,13 @@ class PretrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of twice the heads, {self.heads}")
+        for name in ("learning_rate", "adam_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, masked: Tensor, probability: Tensor) -> Tensor:
@@ -161,6 +174,8 @@ class Pretrainer:
         torch.manual_seed(config.seed)
         self.model = LlamaForCausalLM(to_llama_config(self.llada_config))
         self.model.set_attn_implementation("eager")  # twice as fast to train on a CPU as sdpa
+        if config.init_from is not None:
+            self.model.load_state_dict(_weights_of(config.init_from))
         self.generator = torch.Generator().manual_seed(config.seed)
         self.examples = _Examples(self.task, self.tokenizer, config.seed)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
@@ -216,7 +231,7 @@ class Pretrainer:
 
     def _rate_scale(self) -> float:
         left = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
-        return min(1.0, (self.step + 1) / self.config.warmup, left)
+        return min(1.0, (self.step + 1) / max(self.config.warmup, 1), left)
 
     def _save_state(self) -> None:
         state = {
@@ -275,9 +290,19 @@ class Pretrainer:
         write_text(self.directory / "README.md", _model_card(self.directory.name, record))
 
 
+def _weights_of(checkpoint: str) -> dict[str, Tensor]:
+    backend: Any = load_backend(checkpoint, dtype="float32")
+    return {name: tensor.clone() for name, tensor in backend.model.state_dict().items()}
+
+
 def _model_card(name: str, record: dict[str, Any]) -> str:
     config = record["config"]
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in config.items() if key in _FLAGS)
+    options = {key: config[key] for key in _FLAGS}
+    if config["task_kwargs"]:
+        options["task_kwargs"] = shlex.quote(json.dumps(config["task_kwargs"]))
+    if config["init_from"] is not None:
+        options["init_from"] = shlex.quote(config["init_from"])
+    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
     rows = "\n".join(
         f"| {m['agent']} | {m['block_length']} | {m['episodes']} | {m['accuracy']:.3f} "
         f"({m['accuracy_ci95'][0]:.3f} to {m['accuracy_ci95'][1]:.3f}) |"

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llada_reference import PREFIX, ReferenceLLaDA, write_checkpoint
 from safetensors.torch import load_file, save_file
 
 import dllm_gym
@@ -26,7 +27,6 @@ from dllm_gym.backends.llada import KEY_MAPPING, to_llada_names
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.tasks import load_task
-from llada_reference import PREFIX, ReferenceLLaDA, write_checkpoint
 
 LENGTH = 12  # of the completions in these tests
 PROMPT = "Sam has 20 coins, finds 4, triples them. Total?"
@@ -320,7 +320,10 @@ def test_a_small_temperature_is_close_to_none():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"statistics": ("entropy", "variance")}, r"unknown statistics \['variance'\]; known: entropy, margin"),
+        (
+            {"statistics": ("entropy", "variance")},
+            r"unknown statistics \['variance'\]; known: entropy, margin",
+        ),
         ({"temperature": -0.5}, "temperature must not be negative, got -0.5"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": 1.0}, "one generator for each of 3 rows"),
@@ -351,7 +354,9 @@ def test_probabilities_stay_within_their_bounds(seed, scale):
 
 # Checkpoints -----------------------------------------------------------------------------------------------
 
-LLADA_FIELDS = """
+LLADA_FIELDS = re.findall(
+    r"\w+",
+    """
 activation_type alibi alibi_bias_max architectures attention_dropout attention_layer_norm
 attention_layer_norm_with_affine auto_map bias_for_layer_norm block_group_size block_type d_model
 embedding_dropout embedding_size eos_token_id flash_attention include_bias include_qkv_bias
@@ -359,7 +364,8 @@ init_cutoff_factor init_device init_fn init_std input_emb_norm layer_norm_type l
 mask_token_id max_sequence_length mlp_hidden_size mlp_ratio model_type multi_query_attention n_heads
 n_kv_heads n_layers pad_token_id precision residual_dropout rms_norm_eps rope rope_full_precision
 rope_theta scale_logits torch_dtype transformers_version use_cache vocab_size weight_tying
-""".split()
+""",
+)
 
 
 def test_config_json_has_the_fields_of_llada_8b(checkpoint):
@@ -414,7 +420,7 @@ def test_names_go_to_llada_and_back(checkpoint, backend):
     for name in stored:
         forwards = [re.sub(pattern, llama, name) for pattern, llama in KEY_MAPPING.items()]
         assert len([new for new in forwards if new != name]) == 1  # no tensor is claimed twice
-    with pytest.raises(ValueError, match="no LLaDA name for the tensor 'model.rotary.inv_freq'"):
+    with pytest.raises(ValueError, match=r"no LLaDA name for the tensor 'model\.rotary\.inv_freq'"):
         to_llada_names({"model.rotary.inv_freq": torch.zeros(1)})
 
 
@@ -441,7 +447,9 @@ def test_bfloat16_weights_compute_in_the_type_asked_for(broken):
     row = canvases(backend, 1)[0]
     logits = backend.model(input_ids=torch.tensor([row])).logits[0]
     torch.testing.assert_close(logits, reference(row), atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="unknown dtype 'int8'; choose one of float32, bfloat16, float16, auto"):
+    with pytest.raises(
+        ValueError, match="unknown dtype 'int8'; choose one of float32, bfloat16, float16, auto"
+    ):
         TransformersBackend(broken, dtype="int8")
 
 
@@ -524,7 +532,7 @@ def test_fewer_key_value_heads_are_fine(broken):
 )
 def test_other_families_are_refused(broken, changes):
     edit_config(broken, **changes)
-    with pytest.raises(ValueError, match="is no supported dLLM: model_type=.*supported families: LLaDA"):
+    with pytest.raises(ValueError, match=r"is no supported dLLM: model_type=.*supported families: LLaDA"):
         load_backend(broken)
 
 
@@ -538,7 +546,9 @@ def test_a_directory_without_a_checkpoint_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: pytest.fail("asked the network"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "first").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"runs/first is no checkpoint directory: it has no config\.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"runs/first is no checkpoint directory: it has no config\.json"
+    ):
         load_backend("runs/first")  # looks like a hub id, but it is a directory
 
 
@@ -633,7 +643,9 @@ def test_a_backend_is_what_the_protocol_says(backend):
 
 def test_an_unknown_backend_says_what_there_is(monkeypatch):
     monkeypatch.setattr(backends, "_factories", {"mine": lambda: None})
-    with pytest.raises(ValueError, match="unknown backend 'tiny-chess'; known: .*mine.*checkpoint directory"):
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'tiny-chess'; known: .*mine.*checkpoint directory"
+    ):
         load_backend("tiny-chess")
     with pytest.raises(ValueError, match="unknown backend"):
         load_backend("/nowhere/at/all")
@@ -737,9 +749,9 @@ def test_only_a_single_user_message_is_answered(backend, messages):
 
 
 def test_words_the_model_does_not_know_are_named(backend):
-    with pytest.raises(ValueError, match="words this dLLM does not know: Bob, bananas$"):
+    with pytest.raises(ValueError, match=r"words this dLLM does not know: Bob, bananas$"):
         backend.encode_prompt("Bob has 20 bananas, finds 4, bananas 3. Total?")
-    with pytest.raises(ValueError, match="does not know: é$"):
+    with pytest.raises(ValueError, match=r"does not know: é$"):
         backend.encode_prompt("Sam has 20 é. Total?")
 
 

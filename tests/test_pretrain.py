@@ -5,12 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
+import shlex
 
 import numpy as np
 import pytest
 import torch
+import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llada_reference import PREFIX, ReferenceLLaDA
 from safetensors.torch import load_file
 
 from dllm_gym import tasks
@@ -18,7 +22,6 @@ from dllm_gym.backends import load_backend
 from dllm_gym.backends.llada import to_llada_names
 from dllm_gym.pretrain import PretrainConfig, Pretrainer, complementary_masks, masked_cross_entropy
 from dllm_gym.tasks import load_task
-from llada_reference import PREFIX, ReferenceLLaDA
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "batch_size": 4, "warmup": 3}
 
@@ -106,7 +109,10 @@ def test_every_token_is_masked_with_probability_t():
     ("changes", "message"),
     [
         *(({name: 0}, f"{name} must be at least 1, got 0") for name in ("width", "layers", "heads")),
-        *(({name: -1}, f"{name} must be at least 1, got -1") for name in ("mlp_width", "steps", "batch_size")),
+        *(
+            ({name: -1}, f"{name} must be at least 1, got -1")
+            for name in ("mlp_width", "steps", "batch_size")
+        ),
         ({"width": 18, "heads": 2}, "width 18 must be a multiple of twice the heads, 2"),
         ({"width": 6, "heads": 2}, "width 6 must be a multiple"),
         ({"warmup": -1}, "warmup must be at least 0, got -1"),
@@ -213,7 +219,9 @@ def test_a_checkpoint_is_complete_and_loads(tmp_path):
     for name, tensor in trained.items():
         assert torch.equal(stored[name], tensor.bfloat16()), name
     backend = load_backend(directory)
-    row = backend.encode_prompt("Sam has 20 coins, finds 4, halves them. Total?") + [backend.mask_token_id] * 5
+    row = (
+        backend.encode_prompt("Sam has 20 coins, finds 4, halves them. Total?") + [backend.mask_token_id] * 5
+    )
     logits = backend.model(input_ids=torch.tensor([row])).logits[0]
     torch.testing.assert_close(logits, ReferenceLLaDA(directory)(row), atol=1e-5, rtol=1e-5)
 
@@ -251,6 +259,22 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, stops
     assert seen == losses
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(last.model.state_dict()[name], tensor), name
+
+
+def test_a_run_can_go_on_from_a_checkpoint(tmp_path):
+    first = pretrainer(tmp_path / "first", seed=3)
+    list(first.train())
+    checkpoint = str(first.save_checkpoint())
+    second = pretrainer(tmp_path / "second", seed=8, init_from=checkpoint)
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor.bfloat16().float()), name
+    loaded = load_backend(checkpoint).model.state_dict()
+    before = {name: tensor.clone() for name, tensor in loaded.items()}
+    list(second.train())
+    assert second.step == 6
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.items())  # frozen as ever
+    with pytest.raises((ValueError, RuntimeError), match="size mismatch"):
+        pretrainer(tmp_path / "third", width=32, init_from=checkpoint)
 
 
 def test_work_after_the_last_save_is_done_again(tmp_path):
@@ -293,7 +317,7 @@ def test_another_configuration_does_not_resume(tmp_path, changes, named):
 
 
 def test_the_model_card_tells_what_was_done(tmp_path):
-    run = pretrainer(tmp_path / "tiny-mine", steps=2, task="sudoku", task_kwargs={"size": 4})
+    run = pretrainer(tmp_path / "tiny-mine", steps=2)
     list(run.train())
     metrics = [
         {
@@ -312,5 +336,28 @@ def test_the_model_card_tells_what_was_done(tmp_path):
     card = (tmp_path / "tiny-mine" / "README.md").read_text()
     assert "# tiny-mine" in card
     assert "| confidence | 16 | 40 | 0.125 (0.050 to 0.260) |" in card
-    assert "--task sudoku --width 16 --layers 2" in card
     assert f"{record['parameters']:,}" in card
+
+
+def test_the_command_on_the_model_card_is_the_run(tmp_path):
+    from dllm_gym.cli import app
+
+    first = pretrainer(tmp_path / "the first", task="sudoku").save_checkpoint()
+    changes = {
+        "task": "sudoku",
+        "task_kwargs": {"size": 6},
+        "learning_rate": 3e-3,
+        "seed": 4,
+        "warmup": 100,
+        "init_from": str(first),
+    }
+    run = pretrainer(tmp_path / "mine", **changes)
+    run.write_model_card([])
+    card = (tmp_path / "mine" / "README.md").read_text()
+    program, command, *arguments = shlex.split(re.search(r"`(dllm-gym pretrain .*)`", card)[1])
+    assert (program, command) == ("dllm-gym", "pretrain")
+    with typer.main.get_command(app).commands[command].make_context(command, arguments) as context:
+        given = dict(context.params)
+    assert given.pop("output").name == "mine"
+    given.pop("episodes")
+    assert PretrainConfig(**given | {"task_kwargs": json.loads(given["task_kwargs"])}) == run.config

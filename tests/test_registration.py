@@ -63,7 +63,7 @@ def test_registering_again_keeps_the_spec():
     register_envs()
     assert gym.spec("DLLMUnmask-v0") is spec
     assert spec.max_episode_steps is None
-    assert dllm_gym.ENV_ID == spec.id
+    assert spec.id == dllm_gym.ENV_ID
 
 
 @pytest.mark.parametrize("name", dllm_gym.__all__)

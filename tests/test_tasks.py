@@ -83,8 +83,13 @@ def content(name, problem):
 
 @pytest.mark.parametrize(
     ("name", "kwargs", "count"),
-    [("arithmetic", {}, 2000), ("sudoku", {}, 400), ("sudoku", {"size": 6}, 150)],
-    ids=["arithmetic", "sudoku4", "sudoku6"],
+    [
+        ("arithmetic", {}, 1400),
+        ("arithmetic", {"two_digit_share": 1.0}, 200),
+        ("sudoku", {}, 300),
+        ("sudoku", {"size": 6}, 100),
+    ],
+    ids=["arithmetic", "harder", "sudoku4", "sudoku6"],
 )
 def test_splits_share_no_problem(name, kwargs, count):
     seen = {}
@@ -124,7 +129,7 @@ def test_negative_indices_are_refused(name, kwargs, index):
 
 
 def test_unknown_names_say_what_there_is():
-    with pytest.raises(ValueError, match="unknown task 'chess'; known tasks: arithmetic, .*sudoku"):
+    with pytest.raises(ValueError, match=r"unknown task 'chess'; known tasks: arithmetic, .*sudoku"):
         load_task("chess")
     with pytest.raises(ValueError, match="unknown split 'dev'; choose one of train, validation, test"):
         load_task("arithmetic", "dev")
@@ -197,6 +202,22 @@ def test_arithmetic_problems_say_what_their_metadata_says(index):
         assert 1 <= result <= 99
         value = result
     assert problem.reference == str(value)
+
+
+def test_the_share_of_two_digit_operands_is_what_was_asked_for():
+    def long_operands(share):
+        task = ArithmeticTask("train", two_digit_share=share)
+        steps = [step for index in range(300) for step in task.problem(index).metadata["steps"]]
+        operands = [operand for op, operand, _ in steps if op in "+-"]
+        return sum(operand > 9 for operand in operands) / len(operands)
+
+    shares = [long_operands(share) for share in (0.0, 0.25, 0.5, 1.0)]
+    assert shares[0] == 0.0
+    assert shares == sorted(shares)  # less than asked for: a "may" that leaves room for short ones
+    assert 0.5 < shares[3] < 1.0
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"two_digit_share must lie in \[0, 1\], got"):
+            ArithmeticTask(two_digit_share=share)
 
 
 def test_wording_is_drawn_from_the_generator():
@@ -420,7 +441,9 @@ def test_sudoku_problems_are_clues_of_their_solution(size):
         problem = task.problem(index)
         assert slowly_valid(problem.reference, size)
         assert problem.metadata["clues"] == problem.prompt
-        assert all(clue in ("0", digit) for clue, digit in zip(problem.prompt, problem.reference, strict=True))
+        assert all(
+            clue in ("0", digit) for clue, digit in zip(problem.prompt, problem.reference, strict=True)
+        )
         assert task.score(task.write(problem, np.random.default_rng(0)), problem) == 1.0
         assert task.metrics(problem.reference, problem) == {"cell_accuracy": 1.0}
         shares.append(problem.prompt.count("0") / size**2)
@@ -465,7 +488,15 @@ def test_wrong_grids_score_nothing(size):
             for digit in "0123456":
                 if digit != right[at]:
                     assert task.score(right[:at] + digit + right[at + 1 :], problem) == 0.0
-        for text in ("", right[:-1], right + right[0], right + "0", problem.prompt, "x" + right, right[::-1] + "."):
+        for text in (
+            "",
+            right[:-1],
+            right + right[0],
+            right + "0",
+            problem.prompt,
+            "x" + right,
+            right[::-1] + ".",
+        ):
             assert task.score(text, problem) == 0.0
 
 
@@ -479,7 +510,9 @@ def test_cell_accuracy_counts_the_empty_cells():
     assert task.metrics("3102200002100320", problem) == {"cell_accuracy": 0.0}
     assert task.metrics("3142", problem) == {"cell_accuracy": 1 / 8}
     assert task.metrics("3142 2431 4213 1321", problem) == {"cell_accuracy": 7 / 8}
-    full = Problem(prompt=problem.reference, reference=problem.reference, metadata={"clues": problem.reference})
+    full = Problem(
+        prompt=problem.reference, reference=problem.reference, metadata={"clues": problem.reference}
+    )
     assert task.metrics("", full) == {"cell_accuracy": 0.0}
 
 
@@ -558,7 +591,7 @@ def test_the_line_is_the_one_an_editor_shows(tmp_path):
 
 def test_a_file_of_another_size_or_nowhere_is_refused(tmp_path):
     path = write_csv(tmp_path, "Puzzle,Solution", GOOD)
-    with pytest.raises(ValueError, match="line 2.*no 6x6"):
+    with pytest.raises(ValueError, match=r"line 2.*no 6x6"):
         load_task("sudoku", size=6, data=path)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_task("sudoku", data=tmp_path / "nowhere.csv")
@@ -580,9 +613,7 @@ def test_the_published_puzzles():
         problem = task.problem(index)
         assert problem.reference in grids
         assert task.score(problem.reference, problem) == 1.0
-        solutions = [
-            g for g in grids if all(c in ("0", d) for c, d in zip(problem.prompt, g, strict=True))
-        ]
+        solutions = [g for g in grids if all(c in ("0", d) for c, d in zip(problem.prompt, g, strict=True))]
         assert [g for g in sorted(grids) if task.score(g, problem) == 1.0] == sorted(solutions)
 
 

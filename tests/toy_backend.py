@@ -41,7 +41,7 @@ class ToyBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         ids = list(ids)
-        return "".join("0123456789#"[i] for i in ids[: ids.index(EOS) if EOS in ids else None])
+        return "".join("0123456789#.~"[i] for i in ids[: ids.index(EOS) if EOS in ids else None])
 
     def predict(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dllm_agents.checkpoint import load_policy, save_policy
     from dllm_agents.sb3.env import make_sb3_env
-    from dllm_agents.train import train
+    from dllm_agents.training import train
 
 __all__ = ["load_policy", "make_sb3_env", "save_policy", "train"]
 
@@ -16,7 +16,7 @@ _HOMES = {
     "load_policy": "dllm_agents.checkpoint",
     "save_policy": "dllm_agents.checkpoint",
     "make_sb3_env": "dllm_agents.sb3.env",
-    "train": "dllm_agents.train",
+    "train": "dllm_agents.training",
 }
 
 

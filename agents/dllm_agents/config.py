@@ -61,10 +61,16 @@ class TrainConfig:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name in ("learning_rate", "final_learning_rate"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)!r}")
-        if self.max_minutes is not None and not self.max_minutes > 0:
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
+        if self.max_minutes is not None and not (_is_number(self.max_minutes) and self.max_minutes > 0):
             raise ValueError(f"max_minutes must be positive or null, got {self.max_minutes!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
+        for name in ("env", "algorithm_kwargs", "policy"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
         if self.num_envs % self.group_size:
             raise ValueError(f"group_size {self.group_size} must divide num_envs {self.num_envs}")
 
@@ -115,11 +121,17 @@ def load_config(path: str | Path) -> TrainConfig:
     return TrainConfig(**_with_numbers(content))
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _with_numbers(value: Any) -> Any:
     """YAML 1.1 takes ``1e-3`` for a text; make it the number that was meant."""
     if isinstance(value, dict):
         return {key: _with_numbers(inner) for key, inner in value.items()}
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+    if isinstance(value, list):
+        return [_with_numbers(inner) for inner in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.IGNORECASE):
         return float(value)
     return value
 

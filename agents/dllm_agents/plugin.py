@@ -49,15 +49,18 @@ def _train(
 ) -> None:
     """Train an unmasking policy."""
     from dllm_agents.config import ALGORITHMS, find_config, load_config
-    from dllm_agents.train import CONFIG, train
+    from dllm_agents.training import CONFIG, train
 
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
-    path = find_config(config or f"{algorithm}-full")
-    directory = output or Path("runs") / path.stem
+    name = config or f"{algorithm}-full"
+    directory = output or Path("runs") / find_config(name).stem
+    path = directory / CONFIG if resume else find_config(name)
+    if resume and not path.is_file():
+        raise FileNotFoundError(f"nothing to resume in {directory}: no {CONFIG} there")
     changes = {"seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes}
     changes = {name: value for name, value in changes.items() if value is not None}
-    resolved = load_config(directory / CONFIG if resume else path).updated(**changes)
+    resolved = load_config(path).updated(**changes)
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])

@@ -6,6 +6,7 @@ the only decode loop there is.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from dllm_gym.tasks import Problem, Task, load_task
 Observation = dict[str, NDArray[Any]]
 
 ON_EMPTY = ("best", "noop")
+ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 OBSERVE = (*STATISTICS, "tokens", "alpha")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
 _AT_REVEALED = {"entropy": 0.0, "margin": 1.0, "top_k": 0.0}
@@ -69,7 +71,8 @@ class Engine:
             backend = f"tiny-{self.task.name}"
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
-        self.length = _positive("completion_length", completion_length or self.task.completion_length)
+        length = self.task.completion_length if completion_length is None else completion_length
+        self.length = _positive("completion_length", length)
         self.block_length = _positive("block_length", self.length if block_length is None else block_length)
         if self.block_length > self.length:
             raise ValueError(f"block_length {self.block_length} exceeds completion_length {self.length}")
@@ -79,6 +82,9 @@ class Engine:
         self.reward = REWARDS[_one_of("reward", reward, REWARDS)]
         self.observe = _observation_keys(observe)
         self.top_k = _positive("top_k", top_k)
+        if "top_k" in self.observe and self.top_k > self.backend.vocab_size:
+            vocabulary = self.backend.vocab_size
+            raise ValueError(f"top_k {self.top_k} exceeds the dLLM's vocabulary of {vocabulary} tokens")
         self.group_size = _positive("group_size", group_size)
         if num_rows % self.group_size:
             raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
@@ -115,18 +121,21 @@ class Engine:
         """Starts episodes, on the given problems or on the ones ``draw_problem`` says.
 
         Raises:
-            ValueError: If a problem index is outside the task.
+            ValueError: If a problem index is outside the task; then no episode is started.
         """
-        for at, row in enumerate(rows.tolist()):
-            index = self.draw_problem(row) if problems is None else int(problems[at])
-            try:
-                problem = self.task.problem(index)
-            except IndexError as error:
-                raise ValueError(str(error)) from None
+        if problems is None:
+            problems = [self.draw_problem(row) for row in rows.tolist()]
+        indices = [int(index) for index in problems]
+        try:
+            drawn = [self.task.problem(index) for index in indices]
+        except IndexError as error:
+            raise ValueError(str(error)) from None
+        prompts = [self.backend.encode_prompt(problem.prompt) for problem in drawn]
+        for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
             self.indices[row] = index
             self.problems[row] = problem
             self.empty_actions[row] = self.ignored_actions[row] = 0
-            self.canvas.start(row, self.backend.encode_prompt(problem.prompt))
+            self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
 
@@ -219,9 +228,9 @@ class Engine:
         """Everything that determines an episode besides the agent, as JSON values."""
         return {
             "backend": self.backend_name,
-            "backend_kwargs": self.backend_kwargs,
+            "backend_kwargs": _json_values(self.backend_kwargs),
             "task": self.task.name,
-            "task_kwargs": self.task_kwargs,
+            "task_kwargs": _json_values(self.task_kwargs),
             "split": self.task.split,
             "completion_length": self.length,
             "block_length": self.block_length,
@@ -262,7 +271,8 @@ class Engine:
             "margin": spaces.Box(0.0, 1.0, (length,), np.float32),
             "top_k": spaces.Box(0.0, 1.0, (length, self.top_k), np.float32),
             "tokens": spaces.Box(0, vocabulary - 1, (length,), np.int64),
-            "alpha": spaces.Box(0.0, np.inf, (1,), np.float32),
+            # any finite number; Gymnasium's checker warns of infinite bounds
+            "alpha": spaces.Box(0.0, np.finfo(np.float32).max, (1,), np.float32),
         }
         return spaces.Dict(
             {
@@ -279,20 +289,29 @@ def _end_tokens(backend: Backend) -> frozenset[int]:
     return getattr(backend, "end_token_ids", None) or frozenset([backend.eos_token_id])
 
 
+def _json_values(kwargs: Mapping[str, Any]) -> Any:
+    """The keywords as JSON has them: paths, devices and the like become text."""
+    return json.loads(json.dumps(kwargs, default=str))
+
+
 def _torch_generator(rng: np.random.Generator, device: Any) -> Any:
     import torch
 
     return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
 
 
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or int(value) != value or value < 1:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _positive(name: str, value: Any) -> int:
+    if not _is_number(value) or not float(value).is_integer() or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
 
-def _not_negative(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value >= 0):
+def _not_negative(name: str, value: Any) -> float:
+    if not (_is_number(value) and math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     return float(value)
 
@@ -304,7 +323,8 @@ def _one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -
 
 
 def _observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
+    """The keys asked for besides those that are always there; naming one of the latter does no harm."""
     keys = (observe,) if isinstance(observe, str) else tuple(observe)
     for key in keys:
-        _one_of("observation", key, OBSERVE)
-    return tuple(dict.fromkeys(keys))
+        _one_of("observation", key, (*ALWAYS_OBSERVED, *OBSERVE))
+    return tuple(key for key in dict.fromkeys(keys) if key not in ALWAYS_OBSERVED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from operator import index
 from typing import Any
 
 import gymnasium as gym
@@ -63,7 +64,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     | `margin`      | `Box(0, 1, (L,), float32)`     | largest minus second probability; 1 where revealed   |
     | `top_k`       | `Box(0, 1, (L, k), float32)`   | the k largest probabilities; 1, 0, ... where revealed |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
-    | `alpha`       | `Box(0, inf, (1,), float32)`   | the step price of the reward                         |
+    | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the reward                         |
 
     ## Rewards
     0 until the episode ends, then with r the task's score in [0, 1] and n the steps used:
@@ -155,6 +156,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         group_size: int = 1,
         render_mode: str | None = None,
     ) -> None:
+        self.metadata = deepcopy(_METADATA)
         self.render_mode = _check_render_mode(render_mode)
         self.engine = Engine(
             1,
@@ -186,14 +188,13 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         Raises:
             ValueError: For an unknown option or a problem index the task does not have.
         """
-        known_before = self._np_random
         super().reset(seed=seed)
         _check_options(options, ("problem",))
-        if seed is not None or known_before is None:
+        if self.engine.problem_rngs[0] is not self.np_random:
             self.engine.problem_rngs[0] = self.np_random
-            self.engine.noise_rngs[0] = _noise_rng(self.np_random_seed)
+            self.engine.noise_rngs[0] = _noise_rng(self._noise_seed())
         problem = (options or {}).get("problem")
-        self.engine.start(_FIRST_ROW, None if problem is None else [problem])
+        self.engine.start(_FIRST_ROW, None if problem is None else _check_problems(problem, 1))
         self.engine.predict(_FIRST_ROW)
         self._running = True
         observation = self._observation()
@@ -239,6 +240,11 @@ class UnmaskEnv(gym.Env[Observation, Action]):
             gym.logger.warn("render() was called, but the environment was made without a render_mode")
             return None
         return _render(self.engine, 0, self.render_mode)
+
+    def _noise_seed(self) -> int:
+        if self.np_random_seed >= 0:
+            return self.np_random_seed
+        return int(deepcopy(self.np_random).integers(2**63))  # Gymnasium knows no seed of a user's generator
 
     def _observation(self) -> Observation:
         return {key: value[0] for key, value in self.engine.observation().items()}
@@ -307,7 +313,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         self._seed(seed, rows)
         problems = options.get("problem")
         if problems is not None:
-            problems = np.broadcast_to(problems, self.num_envs)[rows].tolist()
+            problems = [_check_problems(problems, self.num_envs)[row] for row in rows]
         self.engine.start(rows, problems)
         self.engine.predict(rows)
         self._ended[rows] = False
@@ -325,14 +331,14 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
 
         Raises:
             ValueError: If the actions have another shape.
-            RuntimeError: Before the first reset, or in ``Disabled`` mode if a row has ended.
+            RuntimeError: Before the first reset, or, but for ``NextStep``, if a row has no running episode.
         """
         actions = _check_action(actions, (self.num_envs, self.engine.length), self.engine.length)
         if not self._started:
             raise RuntimeError("no episode is running; call reset first")
-        if self.autoreset_mode is AutoresetMode.DISABLED and self._ended.any():
+        if self.autoreset_mode is not AutoresetMode.NEXT_STEP and self._ended.any():
             rows = np.flatnonzero(self._ended).tolist()
-            raise RuntimeError(f"rows {rows} have ended; reset them by options={{'reset_mask': ...}} first")
+            raise RuntimeError(f"no episode is running in rows {rows}; reset them by reset_mask first")
         restarted = np.flatnonzero(self._ended)  # NextStep: these spend the step on their reset
         acting = np.flatnonzero(~self._ended)
         stale = np.zeros(self.num_envs, dtype=bool)  # rows whose prediction must be computed anew
@@ -387,7 +393,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         elif isinstance(seed, int | np.integer):
             seeds = [int(seed) + row for row in range(self.num_envs)]
         else:
-            seeds = list(seed)
+            seeds = [None if one is None else index(one) for one in seed]
             if len(seeds) != self.num_envs:
                 raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
         first = not self._started
@@ -447,6 +453,14 @@ def _check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> N
     unknown = set(options or ()) - set(known)
     if unknown:
         raise ValueError(f"unknown reset options {sorted(unknown)}; known: {', '.join(known)}")
+
+
+def _check_problems(problems: Any, num_envs: int) -> list[int]:
+    array = np.asarray(problems)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (num_envs,)):
+        raise ValueError(f"problem must be an index or integers of shape ({num_envs},), got {problems!r}")
+    indices: list[int] = np.broadcast_to(array, num_envs).tolist()
+    return indices
 
 
 def _check_reset_mask(mask: Any, num_envs: int) -> BoolArray:

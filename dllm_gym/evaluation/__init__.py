@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_gym.envs.engine import OBSERVE, Engine
+from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent, as_agent
 from dllm_gym.evaluation.decode import Episode, decode
 from dllm_gym.evaluation.results import Comparison, EpisodeRecords, EvaluationResult, Gap
@@ -82,8 +82,9 @@ def evaluate(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     resolved = as_agent(agent)
-    wanted = [key for key in getattr(resolved, "requires", ()) if key in OBSERVE]
-    observe = tuple(dict.fromkeys([*env_kwargs.pop("observe", ()), *wanted]))
+    observe = env_kwargs.pop("observe", ())
+    observe = (observe,) if isinstance(observe, str) else tuple(observe)
+    observe += tuple(getattr(resolved, "requires", ()))
     engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
     episodes = min(episodes, engine.task.num_problems or episodes)
     finished: list[Episode | None] = [None] * episodes

@@ -48,7 +48,7 @@ class PredictAgent:
         self._model, self._deterministic = model, deterministic
         spaces = getattr(getattr(model, "observation_space", None), "spaces", {})
         self._keys = tuple(spaces)
-        self.requires = tuple(key for key in self._keys if key not in _ALWAYS_OBSERVED)
+        self.requires = self._keys
         self.name = self.label = type(model).__name__
         self.parameters = {"deterministic": deterministic}
 
@@ -56,9 +56,6 @@ class PredictAgent:
         """The model's actions; it gets only the observations it was trained with."""
         known = {key: observation[key] for key in self._keys} if self._keys else dict(observation)
         return np.asarray(self._model.predict(known, deterministic=self._deterministic)[0])
-
-
-_ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 
 
 def as_agent(agent: Any) -> Agent:

@@ -54,8 +54,9 @@ def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) 
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
-    """Writes a figure atomically; the suffix chooses the format."""
-    return write_atomically(path, lambda temporary: figure.savefig(temporary))
+    """Writes a figure atomically; the suffix chooses the format, PNG if there is none."""
+    kind = Path(path).suffix[1:] or "png"
+    return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))
 
 
 def _errorbar(axes: Any, points: Sequence[EvaluationResult], **style: Any) -> None:

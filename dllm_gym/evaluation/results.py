@@ -144,12 +144,12 @@ class Comparison:
 
     def to_json(self) -> list[dict[str, Any]]:
         """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
-        gaps = {gap.label: gap for gap in self.gaps()}
+        gaps = iter(self.gaps())
         rows = []
         for result, learned in zip(self.results, self.learned, strict=True):
             row = {**result.to_json(), "learned": learned}
-            if result.label in gaps:
-                gap = gaps[result.label]
+            gap = next(gaps, None) if learned else None
+            if gap is not None:
                 row |= {
                     "envelope_accuracy": gap.envelope,
                     "envelope_gap": gap.difference,

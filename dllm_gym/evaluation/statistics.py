@@ -19,7 +19,8 @@ def wilson_interval(successes: float, trials: int) -> Interval:
     p, z2 = successes / trials, _Z95**2 / trials
     center = (p + z2 / 2) / (1 + z2)
     half = _Z95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials)) / (1 + z2)
-    return max(0.0, center - half), min(1.0, center + half)
+    # at 0 and 1 rounding could leave p just outside
+    return max(0.0, min(center - half, p)), min(1.0, max(center + half, p))
 
 
 def mean_interval(values: Sequence[float] | FloatArray) -> Interval:

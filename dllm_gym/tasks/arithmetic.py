@@ -48,9 +48,11 @@ class ArithmeticTask:
         split: ``train``, ``validation`` or ``test``. A problem's split is a hash of its numbers, so
             no two splits share a problem even under other names.
         seed: Another seed is another sequence of problems.
+        two_digit_share: Share of additions and subtractions whose operand may have two digits; more of
+            them make harder problems.
 
     Raises:
-        ValueError: For an unknown split.
+        ValueError: For an unknown split or a share outside [0, 1].
     """
 
     name = "arithmetic"
@@ -67,16 +69,19 @@ class ArithmeticTask:
         *(verb for verbs in _VERBS.values() for verb in verbs),
     )
 
-    def __init__(self, split: str = "train", seed: int = 0) -> None:
+    def __init__(self, split: str = "train", seed: int = 0, two_digit_share: float = 0.25) -> None:
+        if not 0.0 <= two_digit_share <= 1.0:
+            raise ValueError(f"two_digit_share must lie in [0, 1], got {two_digit_share!r}")
         self.split = check_split(split)
         self.seed = seed
+        self.two_digit_share = two_digit_share
 
     def problem(self, index: int) -> Problem:
         """Problem ``index`` of the split. ``metadata``: ``start`` and ``steps`` (op, operand, result)."""
         rng = problem_rng(self.seed, check_index(index, None))
         num_steps = int(rng.integers(2, 6))
         while True:
-            start, steps = _draw_chain(num_steps, rng)
+            start, steps = _draw_chain(num_steps, self.two_digit_share, rng)
             content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)
             if _longest_wording(start, steps) < self.completion_length and split_of(content) == self.split:
                 break
@@ -119,25 +124,27 @@ class ArithmeticTask:
         return {"answer_correct": float(answer is not None and answer[1] == problem.reference)}
 
 
-def _draw_chain(num_steps: int, rng: np.random.Generator) -> tuple[int, list[Step]]:
+def _draw_chain(
+    num_steps: int, two_digit_share: float, rng: np.random.Generator
+) -> tuple[int, list[Step]]:
     start = value = int(rng.integers(1, 100))
     steps: list[Step] = []
     for _ in range(num_steps):
-        op, operand = _draw_operation(value, rng)
+        op, operand = _draw_operation(value, two_digit_share, rng)
         value = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[op]
         steps.append((op, operand, value))
     return start, steps
 
 
-def _draw_operation(value: int, rng: np.random.Generator) -> tuple[str, int]:
-    """An operation whose result stays within 1 to 99; three operands in four have one digit."""
+def _draw_operation(value: int, two_digit_share: float, rng: np.random.Generator) -> tuple[str, int]:
+    """An operation whose result stays within 1 to 99."""
     possible = ["+"] * 3 * (value < 99) + ["-"] * 3 * (value > 1)
     possible += ["*2"] * (value <= 49) + ["*3"] * (value <= 33) + ["/2"] * (value % 2 == 0)
     choice = possible[rng.integers(len(possible))]
     if choice not in "+-":
         return choice[0], int(choice[1])
     largest = 99 - value if choice == "+" else value - 1
-    if rng.random() < 0.75:
+    if rng.random() >= two_digit_share:
         largest = min(largest, 9)
     return choice, int(rng.integers(1, largest + 1))
 

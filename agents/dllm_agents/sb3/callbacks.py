@@ -57,7 +57,7 @@ class Evaluation(BaseCallback):
     """Evaluates the policy on validation problems, sampled and deterministic, and reports what it finds.
 
     Args:
-        env_kwargs: Arguments of ``UnmaskEnv``.
+        env_kwargs: Arguments of ``UnmaskEnv``; the split is always ``validation``.
         every: Environment steps between evaluations.
         episodes: Problems per evaluation.
         on_evaluation: Called with (decoding -> result) after every evaluation.
@@ -71,7 +71,8 @@ class Evaluation(BaseCallback):
         on_evaluation: Callable[[Mapping[str, EvaluationResult]], None],
     ) -> None:
         super().__init__()
-        self._env_kwargs, self._every, self._episodes = dict(env_kwargs), every, episodes
+        self._env_kwargs = {key: value for key, value in env_kwargs.items() if key != "split"}
+        self._every, self._episodes = every, episodes
         self._on_evaluation = on_evaluation
         self._next = 0
         self._rules: list[EvaluationResult] = []

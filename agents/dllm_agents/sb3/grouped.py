@@ -20,7 +20,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -57,6 +57,10 @@ class Tickets:
         self.current[row] = ticket
         group = ticket // self.group_size
         return int(np.random.default_rng([self._seed, group]).integers(self._num_problems))
+
+    def begin_group(self) -> None:
+        """Leaves the rest of the last group, as its other episodes were lost when all rows restart."""
+        self.next = -(-self.next // self.group_size) * self.group_size
 
 
 @dataclass
@@ -202,10 +206,25 @@ class GroupedRollouts(OnPolicyAlgorithm):
     rollout_buffer: GroupRolloutBuffer  # type: ignore[assignment]
 
     def _setup_model(self) -> None:
-        tickets = self._tickets()
         self.rollout_buffer_class = GroupRolloutBuffer  # type: ignore[assignment]
-        self.rollout_buffer_kwargs = {"group_size": tickets.group_size}
+        if self.env is not None or "group_size" not in self.rollout_buffer_kwargs:  # else loaded to predict
+            self.rollout_buffer_kwargs = {"group_size": self._tickets().group_size}
         super()._setup_model()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # all rows are about to restart
+            tickets = self._tickets()
+            tickets.begin_group()
+            self.rollout_buffer.group_size = tickets.group_size
+            self.rollout_buffer.restart()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _tickets(self) -> Tickets:
         tickets = getattr(self.env, "tickets", None)
@@ -221,8 +240,6 @@ class GroupedRollouts(OnPolicyAlgorithm):
         tickets = self._tickets()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        if self.num_timesteps == 0:
-            rollout_buffer.restart()
         callback.on_rollout_start()
         steps = samples = 0
         while steps < n_rollout_steps or not samples:

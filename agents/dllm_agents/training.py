@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
 from dllm_agents.checkpoint import save_policy
@@ -22,6 +24,7 @@ from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMet
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
 from dllm_agents.sb3.policy import UnmaskPolicy
+from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_atomically, write_json, write_text
 
@@ -68,6 +71,15 @@ def train(
     return run.directory
 
 
+# Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
+_OWN_OF_ENV = ("group_size", "render_mode")
+_OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
+_OWN_OF_ALGORITHM = (
+    "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
+    "rollout_buffer_class", "rollout_buffer_kwargs",
+)  # fmt: skip
+
+
 class _Run:
     """One training run in its directory."""
 
@@ -80,7 +92,9 @@ class _Run:
         self.seconds = 0.0
         state = self._open(resume)
         self.model = self._build()
-        if state is not None:
+        if state is None:  # only now: a configuration that does not work leaves nothing behind
+            write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
+        else:
             self._restore(state)
 
     def learn(self) -> None:
@@ -107,11 +121,10 @@ class _Run:
                 raise FileExistsError(
                     f"{self.directory} already holds a training run; resume it (--resume) or choose another"
                 )
-            write_text(path, yaml.safe_dump(self.config.to_dict(), sort_keys=False))
             return None
         if not (self.directory / STATE).is_file():
             raise FileNotFoundError(f"nothing to resume in {self.directory}: no {STATE} there")
-        if load_config(path) != self.config:
+        if load_config(path).to_dict() != _plain(self.config):
             raise ValueError(
                 f"{path} differs from the configuration given; resume with the one that is there"
             )
@@ -120,6 +133,11 @@ class _Run:
 
     def _build(self) -> OnPolicyAlgorithm:
         config = self.config
+        algorithm = _CLASSES[config.algorithm, config.group_size > 1]
+        _plain(config)
+        _refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
+        _refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
+        _refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
         env = make_sb3_env(
             config.num_envs,
             seed=config.seed,
@@ -127,7 +145,7 @@ class _Run:
             **{"split": "train", **config.env},
         )
         schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
-        return _CLASSES[config.algorithm, config.group_size > 1](
+        return algorithm(
             UnmaskPolicy,
             env,
             learning_rate=schedule,
@@ -186,8 +204,30 @@ class _Run:
         torch.set_rng_state(state["torch_rng"])
         tickets = getattr(model.env, "tickets", None)
         if tickets:
-            # groups in flight are lost with the rows that decoded them; begin with a whole one
-            tickets.next = -(-state["next_ticket"] // tickets.group_size) * tickets.group_size
+            tickets.next = state["next_ticket"]
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as it comes back from YAML: tuples are lists there."""
+    try:
+        plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(config.to_dict()))
+    except yaml.YAMLError as error:
+        raise ValueError(f"a configuration must hold plain values: {error}") from error
+    return plain
+
+
+def _refuse_unknown(
+    field: str, given: Mapping[str, Any], takers: Sequence[Callable[..., Any]], own: Sequence[str]
+) -> None:
+    known = {
+        name: None
+        for taker in takers
+        for name, parameter in inspect.signature(taker).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in own
+    }
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown} in {field}; known: {', '.join(known)}")
 
 
 def _print_evaluation(row: Mapping[str, Any]) -> None:

@@ -1,0 +1,375 @@
+"""The ``dllm-gym`` command, in this process where nothing speaks against it."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+from toy_backend import ToyBackend, ToyTask
+
+import dllm_gym
+import dllm_gym.backends
+import dllm_gym.tasks
+from dllm_agents import save_policy
+from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
+from dllm_gym import cli
+from dllm_gym.evaluation import default_sweep
+from dllm_gym.tasks import SPLITS
+
+TOY = ("--task", "toy", "--backend", "toy")
+RESULT_KEYS = {
+    "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
+    "reward", "on_empty", "temperature", "stop_at_eos", "episodes", "seed", "accuracy", "accuracy_ci95",
+    "nfe_mean", "nfe_ci95", "reward_mean", "reward_ci95",
+}  # fmt: skip
+
+
+class Output(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What the last line of standard output says."""
+        return json.loads(self.out.splitlines()[-1])
+
+    @property
+    def words(self) -> str:
+        """Standard error without the line breaks of an 80 column terminal."""
+        return " ".join(self.err.split())
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    def strict_toy(split: str) -> ToyTask:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}")
+        return ToyTask(split)
+
+    monkeypatch.setitem(dllm_gym.tasks._TASKS, "toy", strict_toy)
+    monkeypatch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
+    yield
+    for key in [key for key in dllm_gym.backends._loaded if key[0] == "toy"]:
+        del dllm_gym.backends._loaded[key]
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Runs the command as the console script does."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # typer replaces it
+    monkeypatch.setattr(cli.app, "registered_commands", list(cli.app.registered_commands))
+
+    def run_command(*arguments: object) -> Output:
+        monkeypatch.setattr(sys, "argv", ["dllm-gym", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        return Output(stopped.value.code or 0, *capfd.readouterr())
+
+    return run_command
+
+
+def save_network(path: Path, bias: float = -1.0) -> Path:
+    config = UnmaskTransformerConfig(width=16, initial_bias=bias, value_head=True)
+    return save_policy(path, UnmaskTransformer(config))
+
+
+def assert_finite(value: Any) -> None:
+    if isinstance(value, float):
+        assert math.isfinite(value)
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        assert_finite(inner)
+
+
+# Help and list ----------------------------------------------------------------------------------------------
+
+
+def test_help_names_the_commands(run):
+    done = run("--help")
+    assert done.code == 0
+    for command in ("list", "evaluate", "compare", "pretrain", "train"):
+        assert f" {command} " in done.out
+
+
+@pytest.mark.parametrize("command", ["list", "evaluate", "compare", "pretrain", "train"])
+def test_every_command_has_help(run, command):
+    assert run(command, "--help").code == 0
+
+
+def test_list(run, tmp_path):
+    done = run("list", "--json", "-")
+    assert done.code == 0
+    content = done.json
+    assert content.keys() == {"backends", "tasks", "strategies", "plugins"}
+    assert "toy" in content["backends"]
+    assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
+    assert "fast-dllm(threshold=0.9)" in content["strategies"]
+    assert content["plugins"] == ["dllm_agents.plugin"]
+    for kind, names in content.items():
+        assert f"{kind}: {', '.join(names)}" in done.words
+    assert len(done.out.splitlines()) == 1
+
+    assert run("list", "--json", tmp_path / "list.json").out == ""
+    assert json.loads((tmp_path / "list.json").read_text()) == content
+
+
+# Evaluate ---------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_json(run):
+    done = run("evaluate", "--agent", "confidence:k=2", *TOY, "--episodes", 12, "--json", "-")
+    assert done.code == 0
+    assert len(done.out.splitlines()) == 1
+    (row,) = done.json
+    assert row.keys() >= RESULT_KEYS
+    assert_finite(row)
+    expected = dllm_gym.evaluate("confidence:k=2", 12, task="toy", backend="toy").to_json()
+    assert row == expected
+    assert row["label"] == "confidence(k=2)"
+    assert f"{row['accuracy']:.3f}" in done.err
+    assert "confidence(k=2)" in done.err
+
+
+def test_evaluate_without_json_leaves_standard_output_alone(run, tmp_path):
+    arguments = ("evaluate", "--agent", "random:k=1", *TOY, "--episodes", 3)
+    done = run(*arguments)
+    assert (done.code, done.out) == (0, "")
+    assert "random(k=1)" in done.err
+    done = run(*arguments, "--json", tmp_path / "deep" / "result.json")
+    assert (done.code, done.out) == (0, "")
+    assert json.loads((tmp_path / "deep" / "result.json").read_text())[0]["episodes"] == 3
+
+
+def test_evaluate_passes_every_option_on(run):
+    (row,) = run(
+        "evaluate", "--agent", "left-to-right:k=1", *TOY, "--block-length", 2, "--episodes", 7,
+        "--split", "validation", "--alpha", 2.5, "--seed", 4, "--json", "-",
+    ).json  # fmt: skip
+    given = {"block_length": 2, "episodes": 7, "split": "validation", "alpha": 2.5, "seed": 4}
+    assert {key: row[key] for key in given} == given
+    (row,) = run("evaluate", "--agent", "random", *TOY, "--block-length", "full", "--json", "-").json
+    assert row["block_length"] == row["completion_length"] == 6
+    assert row["split"] == "test"
+    assert row["episodes"] == 50  # the task has no more
+
+
+def test_evaluate_a_policy(run, tmp_path):
+    save_network(tmp_path / "run" / "best")
+    for text, label in (
+        (tmp_path / "run", "run (sample)"),
+        (f"{tmp_path}/run:deterministic", "run (deterministic)"),
+        (f"{tmp_path}/run/best:sample", "best (sample)"),
+    ):
+        (row,) = run("evaluate", "--agent", text, *TOY, "--episodes", 5, "--json", "-").json
+        assert row["label"] == label
+        assert row["parameters"] == {"decoding": label.split("(")[1][:-1]}
+
+
+# Compare ----------------------------------------------------------------------------------------------------
+
+
+def test_compare(run, tmp_path):
+    for name, bias in (("a", -2.0), ("b", 1.0)):
+        save_network(tmp_path / name / "best", bias)
+    done = run(
+        "compare", *TOY, "--episodes", 6, "--agent", tmp_path / "a/best", "--agent", tmp_path / "b/best",
+        "--plot", tmp_path / "plots" / "pareto.png", "--json", tmp_path / "rows.json",
+    )  # fmt: skip
+    assert (done.code, done.out) == (0, "")
+    assert (tmp_path / "plots" / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    assert [row["label"] for row in rows[:-2]] == [strategy.label for strategy in default_sweep()]
+    assert all(row.keys() >= RESULT_KEYS and row["episodes"] == 6 for row in rows)
+    assert_finite(rows)
+    assert [row["learned"] for row in rows] == [False] * (len(rows) - 2) + [True] * 2
+    assert not any("envelope_gap" in row for row in rows[:-2])
+    # two runs of the same name keep their own gaps
+    for row in rows[-2:]:
+        assert row["label"] == "best (sample)"
+        assert row["envelope_gap"] == pytest.approx(row["accuracy"] - row["envelope_accuracy"])
+        low, high = row["envelope_gap_ci95"]
+        assert low <= high
+        assert (
+            f"best (sample): {100 * row['accuracy']:.1f} % at {row['nfe_mean']:.1f} steps, "
+            f"{100 * row['envelope_gap']:+.1f} points" in done.words
+        )
+    assert rows[-1]["nfe_mean"] < rows[-2]["nfe_mean"]
+
+
+def test_names_that_look_like_markup(run, tmp_path):
+    save_network(tmp_path / "[x]" / "best")
+    done = run("compare", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]")
+    assert done.code == 0
+    assert done.words.count("[x] (sample)") == 2  # in the table and in the line about its gap
+    assert "[x] (sample)" in run("evaluate", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]").err
+
+
+def test_compare_strategies_alone(run):
+    done = run("compare", *TOY, "--episodes", 2, "--block-length", 3, "--json", "-")
+    assert done.code == 0
+    assert len(done.out.splitlines()) == 1
+    assert len(done.json) == len(default_sweep())
+    assert all(row["block_length"] == 3 for row in done.json)
+
+
+# Train ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config_file(tmp_path) -> Path:
+    config = TrainConfig(
+        env={"task": "toy", "backend": "toy"},
+        num_envs=8,
+        group_size=4,
+        total_timesteps=32,
+        algorithm_kwargs={"n_steps": 4, "batch_size": 32, "n_epochs": 1},
+        policy={"width": 16},
+        eval_episodes=4,
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config.to_dict()))
+    return path
+
+
+def test_train_evaluate_resume(run, tmp_path, config_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run("train", "ppo", "--config", config_file, "--seed", 5, "--max-minutes", 3)
+    assert done.code == 0, done.err
+    directory = Path("runs") / "tiny"
+    assert done.out.splitlines() == [
+        f"policy: {directory / 'best'}",
+        f"curves: tensorboard --logdir {directory}",
+    ]
+    written = load_config(directory / "config.yaml")
+    assert written == load_config(config_file).updated(seed=5, max_minutes=3.0)
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert metrics["command"] == f"dllm-gym train ppo --config {config_file} --seed 5 --max-minutes 3"
+    assert (
+        run("evaluate", "--agent", directory, *TOY, "--episodes", 3, "--json", "-").json[0]["episodes"] == 3
+    )
+
+    again = run("train", "ppo", "--config", config_file)
+    assert again.code == 1
+    assert (
+        "error: runs/tiny already holds a training run; resume it (--resume) or choose another" in again.err
+    )
+    # resuming takes the configuration that is there, wherever it came from
+    config_file.unlink()
+    assert run("train", "ppo", "--resume", "--output", directory).code == 0
+    assert load_config(directory / "config.yaml") == written
+
+
+def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
+    done = run("train", "ppo", "--config", config_file, "--total-timesteps", 1, "--output", tmp_path / "run")
+    assert done.code == 0
+    assert load_config(tmp_path / "run" / "config.yaml").total_timesteps == 1
+
+
+# Wrong input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            "evaluate --agent nobody",
+            "'nobody' is neither a strategy nor the path of a saved policy; strategies:",
+        ),
+        ("compare --agent nobody", "'nobody' is neither a strategy nor the path of a saved policy"),
+        ("evaluate --agent [bold]x", "'[bold]x' is neither a strategy"),
+        ("evaluate --agent [/x]", "'[/x]' is neither a strategy"),
+        ("evaluate --agent confidence:k=0", "k must be an integer >= 1, got 0"),
+        ("evaluate --agent confidence:k=two", "cannot read the parameter 'k=two'; write name=number"),
+        ("evaluate --agent confidence:j=1", "strategy 'confidence': got an unexpected keyword argument 'j'"),
+        ("evaluate --agent random --task algebra", "unknown task 'algebra'; known tasks: arithmetic"),
+        ("evaluate --agent random --task toy --backend huge", "unknown backend 'huge'; known:"),
+        (
+            "evaluate --agent random --block-length half",
+            "block length must be a whole number or 'full', got 'ha",
+        ),
+        (
+            "evaluate --agent random --block-length 7 --task toy --backend toy",
+            "block_length 7 exceeds completio",
+        ),
+        (
+            "evaluate --agent random --block-length 0 --task toy --backend toy",
+            "block_length must be a whole num",
+        ),
+        ("evaluate --agent random --split exam --task toy --backend toy", "unknown split 'exam'"),
+        ("train dqn", "unknown algorithm 'dqn'; choose one of ppo, a2c"),
+        ("train ppo --config nothing", "no configuration 'nothing'; known: "),
+        ("train ppo --resume --output nowhere", "nothing to resume in nowhere"),
+        ("train a2c --config ppo-full --output new", "configures ppo, not a2c"),
+        ("train ppo --config ppo-full --output new --seed -1", "seed must be a whole number from 0"),
+        ("train ppo --config broken.yaml --output new", "broken.yaml is not YAML"),
+        ("train ppo --config unknown.yaml --output new", "unknown configuration fields ['algo']"),
+        ("train ppo --config task.yaml --output new", "unknown task 'algebra'"),
+        ("train ppo --config argument.yaml --output new", "unknown arguments ['tsk'] in env"),
+        ("pretrain --output new --task-kwargs {", "Expecting property name"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "broken": "env: [",
+        "unknown": "algo: ppo",
+        "task": "env: {task: algebra}",
+        "argument": "env: {tsk: arithmetic}",
+    }.items():
+        Path(f"{name}.yaml").write_text(text)
+    done = run(*arguments.split())
+    assert done.code == 1
+    assert done.out == ""
+    lines = [line for line in done.err.splitlines() if line.strip()]
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not Path("new").exists()
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["evaluate", "evaluate --agent random --episodes 0", "evaluate --agent random --alpha -1", "go"],
+)
+def test_wrong_usage(run, arguments):
+    done = run(*arguments.split())
+    assert done.code == 2
+    assert "Usage: " in done.err
+    assert "Traceback" not in done.err
+
+
+def test_own_errors_are_not_hidden(run, monkeypatch):
+    """Only wrong input is put in one line; a bug shows where it is."""
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise KeyError("bug")
+
+    monkeypatch.setattr("dllm_gym.evaluation.evaluate", broken)
+    with pytest.raises(KeyError, match="bug"):
+        run("evaluate", "--agent", "random", *TOY)
+
+
+# As installed -----------------------------------------------------------------------------------------------
+
+
+def test_console_script(tmp_path):
+    """Lists, with the plugin found, then cannot write the file: exit code and one line."""
+    (tmp_path / "file").write_text("no directory")
+    script = Path(sys.executable).with_name("dllm-gym")
+    command = [script, "list", "--json", tmp_path / "file" / "list.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    *listed, error = done.stderr.splitlines()
+    assert "plugins: dllm_agents.plugin" in listed
+    assert error.startswith("error: ")
+    assert str(tmp_path / "file") in error
+    assert "Traceback" not in done.stderr

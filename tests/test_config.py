@@ -1,0 +1,216 @@
+"""Training configurations: what is accepted, what is refused and in which words, and the YAML between."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+import yaml
+
+import dllm_agents.config
+from dllm_agents.config import ALGORITHMS, TrainConfig, find_config, load_config
+from dllm_agents.training import train
+
+SHIPPED = sorted((Path(dllm_agents.config.__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# Values -----------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_valid():
+    config = TrainConfig()
+    assert config.algorithm in ALGORITHMS
+    assert config.num_envs % config.group_size == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of ppo, a2c"),
+        ("num_envs", 0, r"num_envs must be a whole number of at least 1, got 0"),
+        ("group_size", 0, r"group_size must be a whole number of at least 1, got 0"),
+        ("group_size", True, r"group_size must be a whole number of at least 1, got True"),
+        ("total_timesteps", 1e6, r"total_timesteps must be a whole number of at least 1, got 1000000.0"),
+        ("total_timesteps", "many", r"total_timesteps must be a whole number of at least 1, got 'many'"),
+        ("eval_every", -1, r"eval_every must be a whole number of at least 1, got -1"),
+        ("eval_episodes", None, r"eval_episodes must be a whole number of at least 1, got None"),
+        ("learning_rate", -1e-3, r"learning_rate must lie in \[0, 1\), got -0.001"),
+        ("learning_rate", 1.0, r"learning_rate must lie in \[0, 1\), got 1.0"),
+        ("learning_rate", "fast", r"learning_rate must lie in \[0, 1\), got 'fast'"),
+        ("learning_rate", False, r"learning_rate must lie in \[0, 1\), got False"),
+        ("final_learning_rate", float("nan"), r"final_learning_rate must lie in \[0, 1\), got nan"),
+        ("max_minutes", 0, r"max_minutes must be positive or null, got 0"),
+        ("max_minutes", float("nan"), r"max_minutes must be positive or null, got nan"),
+        ("max_minutes", "long", r"max_minutes must be positive or null, got 'long'"),
+        ("seed", -1, r"seed must be a whole number from 0 to 2\*\*32 - 1, got -1"),
+        ("seed", None, r"seed must be a whole number from 0 to 2\*\*32 - 1, got None"),
+        ("env", None, r"env must hold names and values, got None"),
+        ("policy", [], r"policy must hold names and values, got \[\]"),
+        ("algorithm_kwargs", "n_steps", r"algorithm_kwargs must hold names and values, got 'n_steps'"),
+    ],
+)
+def test_out_of_range(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{field: value})
+    with pytest.raises(ValueError, match=message):
+        TrainConfig().updated(**{field: value})
+
+
+def test_group_size_divides_num_envs():
+    with pytest.raises(ValueError, match=r"group_size 8 must divide num_envs 12"):
+        TrainConfig(num_envs=12, group_size=8)
+    assert TrainConfig(num_envs=7, group_size=1).group_size == 1
+
+
+def test_updated_is_a_copy():
+    config = TrainConfig(seed=1)
+    changed = config.updated(seed=2, max_minutes=0.5)
+    assert (config.seed, config.max_minutes) == (1, None)
+    assert (changed.seed, changed.max_minutes) == (2, 0.5)
+    assert config.updated() == config
+    with pytest.raises(FrozenInstanceError):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_updated_refuses_unknown_fields():
+    with pytest.raises(ValueError, match=r"unknown configuration fields \['sede'\]; known: algorithm, env, "):
+        TrainConfig().updated(sede=1)
+
+
+# Files ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    config = load_config(path)
+    assert path.stem.startswith(config.algorithm), "a configuration is named after its algorithm"
+    assert find_config(path.stem) == path
+    assert yaml.safe_load(yaml.safe_dump(config.to_dict())) == config.to_dict()
+
+
+def test_there_are_shipped_configurations():
+    assert "ppo-full" in [path.stem for path in SHIPPED]
+
+
+def test_round_trip(tmp_path):
+    config = TrainConfig(
+        env={"task": "arithmetic", "alpha": 0.5},
+        algorithm_kwargs={"n_steps": 4, "clip_range": 1e-5},
+        learning_rate=3e-5,
+        max_minutes=2.5,
+    )
+    path = write(tmp_path / "config.yaml", yaml.safe_dump(config.to_dict()))
+    assert load_config(path) == config
+
+
+def test_missing_fields_take_their_defaults(tmp_path):
+    path = write(tmp_path / "c.yaml", "algorithm: a2c\nseed: 3\n")
+    assert load_config(path) == TrainConfig(algorithm="a2c", seed=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("1e-3", 1e-3),
+        ("1E-3", 1e-3),
+        ("1.e-3", 1e-3),
+        ("1.5e-3", 1.5e-3),
+        (".5e-3", 5e-4),
+        ("+1e-3", 1e-3),
+        ("0.001", 1e-3),
+        ("1e-03", 1e-3),
+    ],
+)
+def test_numbers_as_python_writes_them(tmp_path, text, number):
+    path = write(
+        tmp_path / "c.yaml",
+        f"learning_rate: {text}\nalgorithm_kwargs:\n  ent_coef: {text}\n"
+        f"policy:\n  optimizer_kwargs: {{betas: [{text}, 0.9], eps: {text}}}\n",
+    )
+    config = load_config(path)
+    assert config.learning_rate == number
+    assert config.algorithm_kwargs["ent_coef"] == number
+    assert config.policy["optimizer_kwargs"] == {"betas": [number, 0.9], "eps": number}
+
+
+def test_texts_stay_texts(tmp_path):
+    path = write(tmp_path / "c.yaml", "env: {task: e-3, backend: 1e-3x, split: e5}\n")
+    assert load_config(path).env == {"task": "e-3", "backend": "1e-3x", "split": "e5"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("algorithm: [", r"c\.yaml is not YAML"),
+        ("- ppo", r"c\.yaml must hold fields and values, got list"),
+        ("", r"c\.yaml must hold fields and values, got NoneType"),
+        ("ppo", r"c\.yaml must hold fields and values, got str"),
+        ("algo: ppo\nsteps: 3", r"unknown configuration fields \['algo', 'steps'\]; known: algorithm, env, "),
+        ("algorithm: ppg", r"unknown algorithm 'ppg'"),
+        ("env:\n", r"env must hold names and values, got None"),
+    ],
+)
+def test_malformed_files(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load_config(write(tmp_path / "c.yaml", text))
+
+
+def test_nothing_in_a_configuration_is_executed(tmp_path):
+    path = write(tmp_path / "c.yaml", "seed: !!python/object/apply:os.getpid []\n")
+    with pytest.raises(ValueError, match="is not YAML"):
+        load_config(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_find_config(tmp_path, monkeypatch):
+    own = write(tmp_path / "mine.yaml", "seed: 1\n")
+    assert find_config(own) == own
+    assert find_config(str(own)) == own
+    with pytest.raises(FileNotFoundError, match=r"no configuration 'mine'; known: .*ppo-full.*YAML file"):
+        find_config("mine")
+    with pytest.raises(FileNotFoundError, match=r"known: .*ppo-full"):
+        find_config(tmp_path)
+    # a folder of the same name in the current directory hides nothing
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ppo-full").mkdir()
+    assert find_config("ppo-full").name == "ppo-full.yaml"
+
+
+# Arguments that only the classes they go to can judge -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env": {"tsk": "arithmetic"}}, r"unknown arguments \['tsk'\] in env; known: backend, .*task"),
+        ({"env": {"num_envs": 3}}, r"unknown arguments \['num_envs'\] in env"),
+        ({"env": {"group_size": 2}}, r"unknown arguments \['group_size'\] in env"),
+        ({"policy": {"widht": 3}}, r"unknown arguments \['widht'\] in policy; known: features, width"),
+        (
+            {"algorithm_kwargs": {"steps": 3}},
+            r"unknown arguments \['steps'\] in algorithm_kwargs; known: n",
+        ),
+        ({"algorithm_kwargs": {"learning_rate": 0.1}}, r"unknown arguments \['learning_rate'\]"),
+        (
+            {"algorithm": "a2c", "algorithm_kwargs": {"clip_range": 0.1}},
+            r"unknown arguments \['clip_range'\]",
+        ),
+        ({"env": {"task": "algebra"}}, r"unknown task 'algebra'; known tasks: arithmetic"),
+        ({"env": {"task": object()}}, r"a configuration must hold plain values"),
+    ],
+)
+def test_arguments_nobody_takes_leave_nothing_behind(tmp_path, changes, message):
+    config = TrainConfig(num_envs=4, group_size=2).updated(**changes)
+    with pytest.raises(ValueError, match=message):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,498 @@
+"""A training run from configuration to policy: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from matplotlib.figure import Figure
+from stable_baselines3 import A2C, PPO
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy_backend import ScriptedBackend, ToyBackend, ToyTask
+
+import dllm_agents
+import dllm_agents.config
+import dllm_agents.sb3.grouped
+import dllm_gym
+import dllm_gym.backends
+import dllm_gym.tasks
+from dllm_agents import load_policy, train
+from dllm_agents.checkpoint import read_description
+from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.training import _Run
+
+TOY = {"task": "toy", "backend": "toy"}
+LENGTH = 6
+SHIPPED = sorted((Path(dllm_agents.config.__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def toys():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dllm_gym.tasks._TASKS, "toy", ToyTask)
+        patch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
+        patch.setitem(
+            dllm_gym.backends._factories, "always-right", lambda: ScriptedBackend([4] + [0] * (LENGTH - 1))
+        )
+        yield
+        for key in [key for key in dllm_gym.backends._loaded if key[0] in ("toy", "always-right")]:
+            del dllm_gym.backends._loaded[key]
+
+
+def tiny(**changes: Any) -> TrainConfig:
+    """Rollouts of 32 steps, six of them."""
+    settings = {
+        "algorithm": "ppo",
+        "env": TOY,
+        "num_envs": 8,
+        "group_size": 4,
+        "total_timesteps": 192,
+        "learning_rate": 1e-2,
+        "algorithm_kwargs": {"n_steps": 4, "batch_size": 32, "n_epochs": 2, "normalize_advantage": False},
+        "policy": {"width": 16, "initial_bias": -1.0},
+        "eval_every": 64,
+        "eval_episodes": 12,
+    }
+    return TrainConfig(**{**settings, **changes})
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    return json.loads((directory / "metrics.json").read_text())["evaluations"]
+
+
+def read_events(directory: Path) -> EventAccumulator:
+    events = EventAccumulator(str(directory), size_guidance={"images": 0, "tensors": 0, "scalars": 0})
+    events.Reload()
+    return events
+
+
+def weights(directory: Path) -> torch.Tensor:
+    network = load_policy(directory).network
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that went through, for all tests that only look at it."""
+    return train(tiny(), tmp_path_factory.mktemp("runs") / "finished", command="dllm-gym train ppo")
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """Drawing takes longer than learning here; ``finished``, made before this counts, has real pictures."""
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.pareto_figure", lambda *_: Figure(figsize=(0.1, 0.1)))
+
+
+class Interrupted(Exception):
+    pass
+
+
+def train_until(config: TrainConfig, directory: Path, evaluations: int, monkeypatch: Any) -> None:
+    """Trains and dies, as a machine would, right after so many evaluations."""
+    note = _Run._note
+
+    def note_and_die(self: Any, results: Any) -> None:
+        note(self, results)
+        if len(self.history) == evaluations:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "_note", note_and_die)
+        with pytest.raises(Interrupted):
+            train(config, directory)
+
+
+def test_train_is_a_function_whatever_was_imported_before():
+    """A module of that name would take its place as soon as anything imports it."""
+    assert dllm_agents.train is train
+    assert dllm_agents.train is train
+    assert sorted(dllm_agents.__all__) == ["load_policy", "make_sb3_env", "save_policy", "train"]
+    assert all(callable(getattr(dllm_agents, name)) for name in dllm_agents.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        dllm_agents.nonsense  # noqa: B018
+
+
+# What a run writes ------------------------------------------------------------------------------------------
+
+
+def test_files(finished):
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    events = {name for name in names if name.startswith("events.out.tfevents")}
+    assert len(events) == 1
+    assert names - events == {
+        "config.yaml", "metrics.json", "training_state.pt", "last/policy.json", "last/policy.safetensors",
+        "best/policy.json", "best/policy.safetensors",
+    }  # fmt: skip
+    assert load_config(finished / "config.yaml") == tiny()
+
+
+def test_scalars_in_tensorboard(finished):
+    tags = read_events(finished).Tags()
+    assert {
+        "unmask/accuracy", "unmask/nfe", "unmask/tokens_per_step", "unmask/empty_action_rate",
+        "unmask/entropy_per_masked_token", "eval/accuracy_sample", "eval/accuracy_deterministic",
+        "eval/nfe_sample", "eval/nfe_deterministic", "eval/reward_sample", "eval/reward_deterministic",
+        "rollout/ep_rew_mean", "rollout/ep_len_mean", "rollout/success_rate", "train/approx_kl",
+        "train/clip_fraction", "train/policy_gradient_loss", "train/entropy_loss", "train/learning_rate",
+        "train/samples", "train/zero_variance_groups", "time/fps",
+    } <= set(tags["scalars"])  # fmt: skip
+
+
+def test_scalars_have_sensible_values(finished):
+    events = read_events(finished)
+
+    def values(tag: str) -> np.ndarray:
+        return np.array([event.value for event in events.Scalars(tag)])
+
+    for tag in (
+        "unmask/accuracy",
+        "unmask/empty_action_rate",
+        "eval/accuracy_sample",
+        "rollout/success_rate",
+    ):
+        assert ((values(tag) >= 0) & (values(tag) <= 1)).all()
+    assert ((values("unmask/nfe") >= 1) & (values("unmask/nfe") <= LENGTH)).all()
+    # every completion has 6 tokens
+    np.testing.assert_allclose(values("unmask/tokens_per_step"), LENGTH / values("unmask/nfe"), rtol=1e-5)
+    entropy = values("unmask/entropy_per_masked_token")
+    assert ((entropy > 0) & (entropy <= np.log(2) + 1e-6)).all()
+    rate = values("train/learning_rate")
+    assert (np.diff(rate) < 0).all()
+    assert 0 <= rate[-1] < rate[0] < 1e-2
+    steps = [event.step for event in events.Scalars("unmask/nfe")]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 192
+
+
+def test_evaluations_in_tensorboard_are_those_in_metrics(finished):
+    events, rows = read_events(finished), read_metrics(finished)
+    assert len(rows) >= 3
+    for decoding in ("sample", "deterministic"):
+        for tag, key in (("accuracy", "accuracy"), ("nfe", "nfe_mean"), ("reward", "reward_mean")):
+            logged = events.Scalars(f"eval/{tag}_{decoding}")
+            assert [event.step for event in logged] == [row["timesteps"] for row in rows]
+            np.testing.assert_allclose(
+                [event.value for event in logged], [row[decoding][key] for row in rows]
+            )
+    assert all(row["sample"]["episodes"] == 12 for row in rows)
+    assert rows[-1]["timesteps"] >= 192
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_pareto_image_and_text_sample(finished):
+    events = read_events(finished)
+    assert events.Tags()["images"] == ["eval/pareto"]
+    image = events.Images("eval/pareto")[-1]
+    assert image.width > 300
+    assert image.height > 200
+    assert image.encoded_image_string.startswith(b"\x89PNG")
+    (text,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("eval/sample")]
+    sample = events.Tensors(text)[-1].tensor_proto.string_val[0].decode()
+    lines = sample.split("  \n")
+    assert len(lines) == 4
+    assert all(line.startswith(("right in ", "wrong in ")) and line.endswith("`") for line in lines)
+
+
+def test_saved_policies(finished):
+    rows = read_metrics(finished)
+    for name in ("last", "best"):
+        description = read_description(finished / name)
+        metadata = description["metadata"]
+        assert metadata["command"] == "dllm-gym train ppo"
+        assert metadata["config"] == tiny().to_dict()
+        assert metadata["validation"] in rows
+        agent = load_policy(finished / name, decoding="deterministic")
+        result = dllm_gym.evaluate(agent, 12, "validation", **TOY)
+        # the numbers in the file are those of the policy in the file
+        assert result.accuracy == metadata["validation"]["deterministic"]["accuracy"]
+        assert result.nfe_mean == metadata["validation"]["deterministic"]["nfe_mean"]
+    assert read_description(finished / "last")["metadata"]["validation"] == rows[-1]
+
+
+def test_best_is_the_first_of_highest_validation_reward(finished):
+    rewards = [row["sample"]["reward_mean"] for row in read_metrics(finished)]
+    best = read_description(finished / "best")["metadata"]["validation"]
+    assert best == read_metrics(finished)[int(np.argmax(rewards))]
+
+
+def test_best_follows_the_reward_of_sampled_decoding(tmp_path, monkeypatch):
+    """With the rewards given: neither the last nor the highest accuracy wins."""
+    rewards = iter([0.2, 0.7, 0.5, 0.7])
+    note = _Run._note
+
+    class Result:
+        def __init__(self, reward: float, accuracy: float) -> None:
+            self.accuracy, self.nfe_mean, self.reward_mean, self.episodes = accuracy, 2.0, reward, 12
+
+    def given(self: Any, results: Any) -> None:
+        reward = next(rewards, 0.0)
+        note(self, {"sample": Result(reward, 1 - reward), "deterministic": Result(1 - reward, 1.0)})
+
+    monkeypatch.setattr(_Run, "_note", given)
+    directory = train(tiny(group_size=1, eval_every=32, total_timesteps=96), tmp_path / "run")
+    assert [row["sample"]["reward_mean"] for row in read_metrics(directory)] == [0.2, 0.7, 0.5, 0.7]
+    best = read_description(directory / "best")["metadata"]["validation"]
+    assert best == read_metrics(directory)[1]
+    assert not torch.equal(weights(directory / "best"), weights(directory / "last"))
+
+
+def test_training_state_is_plain_data(finished):
+    state = torch.load(finished / "training_state.pt", weights_only=True)
+    assert state["timesteps"] == read_metrics(finished)[-1]["timesteps"]
+    assert state["history"] == read_metrics(finished)
+    assert state["best_reward"] == max(row["sample"]["reward_mean"] for row in state["history"])
+    assert state["next_ticket"] > 0
+    assert (finished / "training_state.pt").stat().st_size < 500_000
+
+
+def test_nothing_is_left_of_the_atomic_writes(finished):
+    assert not [path for path in finished.rglob(".*")]
+
+
+# Algorithms -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "group_size", "kind"),
+    [("ppo", 4, GroupPPO), ("ppo", 1, PPO), ("a2c", 4, GroupA2C), ("a2c", 1, A2C)],
+)
+def test_every_algorithm(tmp_path, monkeypatch, algorithm, group_size, kind):
+    kinds = []
+    build = _Run._build
+    monkeypatch.setattr(_Run, "_build", lambda self: kinds.append(model := build(self)) or model)
+    settings = {"ppo": {"n_steps": 4, "batch_size": 32, "n_epochs": 1}, "a2c": {"n_steps": 4}}
+    config = tiny(
+        algorithm=algorithm, group_size=group_size, algorithm_kwargs=settings[algorithm], total_timesteps=64
+    )
+    directory = train(config, tmp_path / "run")
+    assert type(kinds[0]) is kind
+    assert dllm_gym.evaluate(directory, 5, **TOY).episodes == 5
+    tags = read_events(directory).Tags()["scalars"]
+    assert {"unmask/accuracy", "eval/accuracy_sample", "train/entropy_loss"} <= set(tags)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_trains(tmp_path, path):
+    """On the toys instead of a dLLM, for one rollout."""
+    config = load_config(path)
+    env = {key: value for key, value in config.env.items() if key not in ("backend_kwargs", "task_kwargs")}
+    if env.get("block_length") is not None:
+        env["block_length"] = 3
+    directory = train(
+        config.updated(env={**env, **TOY}, num_envs=32, total_timesteps=1, eval_episodes=4), tmp_path / "run"
+    )
+    assert read_metrics(directory)[-1]["timesteps"] >= 32
+
+
+def test_learns(tmp_path):
+    config = tiny(
+        env={"task": "toy", "backend": "always-right"},
+        num_envs=16,
+        total_timesteps=3000,
+        algorithm_kwargs={"n_steps": 8, "batch_size": 64, "n_epochs": 2, "gamma": 1.0, "vf_coef": 0.0},
+        eval_every=1000,
+    )
+    directory = train(config, tmp_path / "run")
+    rows = read_metrics(directory)
+    assert rows[-1]["sample"]["nfe_mean"] < 2 < rows[0]["sample"]["nfe_mean"]
+    assert dllm_gym.evaluate(str(directory), 20, **config.env).nfe_mean < 2
+
+
+def test_config_by_path(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(tiny(total_timesteps=32).to_dict()))
+    for at, given in enumerate((path, str(path))):
+        directory = train(given, str(tmp_path / f"run-{at}"))
+        assert directory == tmp_path / f"run-{at}"
+        assert load_config(directory / "config.yaml") == tiny(total_timesteps=32)
+
+
+def test_validation_is_never_the_training_split(tmp_path, monkeypatch):
+    splits = []
+    evaluate = dllm_gym.evaluation.evaluate
+
+    def watch(agent: Any, episodes: int, split: str, **kwargs: Any) -> Any:
+        splits.append(split)
+        return evaluate(agent, episodes, split, **kwargs)
+
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluate", watch)
+    directory = train(tiny(env={**TOY, "split": "test"}, total_timesteps=32), tmp_path / "run")
+    assert set(splits) == {"validation"}
+    assert load_config(directory / "config.yaml").env["split"] == "test"
+
+
+# Determinism ------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_run(tmp_path, finished):
+    again = train(tiny(), tmp_path / "again")
+    assert torch.equal(weights(again / "last"), weights(finished / "last"))
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(again)]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(finished)]
+
+
+def test_evaluating_does_not_change_the_training(tmp_path, finished):
+    directory = train(tiny(eval_every=10_000, eval_episodes=3), tmp_path / "run")
+    assert len(read_metrics(directory)) == 1
+    assert torch.equal(weights(directory / "last"), weights(finished / "last"))
+
+
+# Going on ---------------------------------------------------------------------------------------------------
+
+
+def test_resume_goes_on_to_the_end(tmp_path, monkeypatch):
+    directory, config = tmp_path / "run", tiny()
+    train_until(config, directory, 2, monkeypatch)
+    before = torch.load(directory / "training_state.pt", weights_only=True)
+    assert len(before["history"]) == 2
+    assert not (directory / "metrics.json").exists()
+
+    runs = []
+    restore = _Run._restore
+
+    def watch(self: Any, state: Any) -> None:
+        restore(self, state)
+        assert torch.equal(torch.get_rng_state(), state["torch_rng"])
+        runs.append(self)
+
+    monkeypatch.setattr(_Run, "_restore", watch)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "learn", lambda self: None)
+        train(config, directory, resume=True)
+    model = runs[0].model
+    assert model.num_timesteps == before["timesteps"]
+    assert model._n_updates == before["updates"]
+    for name, tensor in model.policy.state_dict().items():
+        assert torch.equal(tensor, before["policy"][name])
+    optimizer = model.policy.optimizer.state_dict()["state"]
+    assert optimizer.keys() == before["optimizer"]["state"].keys()
+    for key, moments in before["optimizer"]["state"].items():
+        assert torch.equal(optimizer[key]["exp_avg"], moments["exp_avg"])
+        assert optimizer[key]["step"] == moments["step"]
+    assert runs[0].best_reward == before["best_reward"]
+
+    train(config, directory, resume=True)
+    rows = read_metrics(directory)
+    assert rows[:2] == before["history"]
+    steps = [row["timesteps"] for row in rows]
+    assert steps == sorted(steps)
+    assert before["timesteps"] < 192 <= steps[-1] < 192 + 64
+    seconds = [row["seconds"] for row in rows]
+    assert seconds == sorted(seconds)
+    best = read_description(directory / "best")["metadata"]["validation"]
+    assert best == rows[int(np.argmax([row["sample"]["reward_mean"] for row in rows]))]
+    # the learning rate goes on falling where it stood
+    events = read_events(directory)
+    rates = {event.step: event.value for event in events.Scalars("train/learning_rate")}
+    assert [rates[step] for step in sorted(rates)] == sorted(rates.values(), reverse=True)
+
+
+def test_resume_hands_out_new_problems_in_whole_groups(tmp_path, monkeypatch):
+    directory, config = tmp_path / "run", tiny()
+    train_until(config, directory, 1, monkeypatch)
+    before = torch.load(directory / "training_state.pt", weights_only=True)["next_ticket"]
+    drawn = []
+    call = dllm_agents.sb3.grouped.Tickets.__call__
+
+    def watch(self: Any, row: int) -> int:
+        drawn.append(self.next)
+        return call(self, row)
+
+    monkeypatch.setattr(dllm_agents.sb3.grouped.Tickets, "__call__", watch)
+    train(config, directory, resume=True)
+    assert drawn[0] % 4 == 0
+    assert before <= drawn[0] < before + 4
+    assert drawn == list(range(drawn[0], drawn[0] + len(drawn)))
+
+
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    config = tiny(total_timesteps=64)
+    directory = train(config, tmp_path / "run")
+    before, rows = weights(directory / "last"), read_metrics(directory)
+    train(config, directory, resume=True)
+    assert torch.equal(weights(directory / "last"), before)
+    assert read_metrics(directory) == rows
+
+
+def test_resume_with_tuples(tmp_path):
+    """YAML gives lists back; that is the same configuration."""
+    policy = {"width": 16, "features": ("confidence", "mask", "progress", "entropy")}
+    config = tiny(env={**TOY, "observe": ("entropy",)}, policy=policy, total_timesteps=32)
+    directory = train(config, tmp_path / "run")
+    train(config, directory, resume=True)
+    train(directory / "config.yaml", directory, resume=True)
+
+
+def test_resume_stock_ppo(tmp_path, monkeypatch):
+    config = tiny(group_size=1)
+    train_until(config, tmp_path / "run", 1, monkeypatch)
+    directory = train(config, tmp_path / "run", resume=True)
+    assert read_metrics(directory)[-1]["timesteps"] == 192
+
+
+# Refusals ---------------------------------------------------------------------------------------------------
+
+
+def test_an_existing_run_is_not_overwritten(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    with pytest.raises(FileExistsError, match=r"finished already holds a training run; resume it \(--resume"):
+        train(tiny(), finished)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_directory_without_a_run_may_exist(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    train(tiny(total_timesteps=32), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resume_needs_the_same_configuration(finished):
+    with pytest.raises(ValueError, match=r"config.yaml differs from the configuration given; resume with"):
+        train(tiny(seed=1), finished, resume=True)
+    with pytest.raises(ValueError, match=r"differs from the configuration given"):
+        train(tiny(env={**TOY, "alpha": 2.0}), finished, resume=True)
+
+
+def test_resume_needs_a_state(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing to resume in .*: no training_state.pt there"):
+        train(tiny(), tmp_path / "nothing", resume=True)
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_run_that_could_not_begin_can_begin_later(tmp_path):
+    with pytest.raises(ValueError, match="exceeds completion_length 6"):
+        train(tiny(env={**TOY, "block_length": 7}), tmp_path / "run")
+    train(tiny(total_timesteps=32), tmp_path / "run")
+
+
+# Time and output --------------------------------------------------------------------------------------------
+
+
+def test_max_minutes_stops(tmp_path):
+    config = tiny(total_timesteps=10**9, max_minutes=0.2 / 60, eval_every=10**9)
+    directory = train(config, tmp_path / "run")
+    (row,) = read_metrics(directory)
+    assert row["timesteps"] < 10**6
+    assert 0.1 < row["seconds"] < 30
+    assert load_policy(directory / "best").label
+    # its time is used up: a resumed run stops again at once
+    train(config, directory, resume=True)
+    rows = read_metrics(directory)
+    assert rows[-1]["timesteps"] <= row["timesteps"] + config.num_envs
+
+
+def test_silent_by_default_and_talkative_on_request(tmp_path, capfd):
+    train(tiny(total_timesteps=32), tmp_path / "silent")
+    assert capfd.readouterr() == ("", "")
+    train(tiny(total_timesteps=64), tmp_path / "talkative", progress=True)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "steps," in err
+    assert "sample 0." in err
+    assert "deterministic " in err
