@@ -187,7 +187,7 @@ def pretrain(
         run_evaluation(
             "confidence:k=1",
             episodes,
-            backend=str(output),
+            backend=str(output.resolve()),
             task=task,
             task_kwargs=config.task_kwargs,
             block_length=b,

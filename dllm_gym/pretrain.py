@@ -28,6 +28,7 @@ from dllm_gym.files import write_atomically, write_json, write_text
 from dllm_gym.tasks import GenerativeTask, load_task
 
 _STATE = "training_state.pt"
+_RECORD = "pretraining.json"
 _MIN_T = 1e-3  # LLaDA's epsilon: t is drawn from [1e-3, 1], so that 1/t stays bounded
 
 
@@ -281,12 +282,11 @@ class Pretrainer:
         record = {
             "config": config,
             "parameters": parameters,
-            "seconds": round(self.seconds),
-            "threads": torch.get_num_threads(),
+            "stages": _stages(self.config, self.directory.name, self.seconds),
             "torch": torch.__version__,
             "metrics": metrics,
         }
-        write_json(self.directory / "pretraining.json", record)
+        write_json(self.directory / _RECORD, record)
         write_text(self.directory / "README.md", _model_card(self.directory.name, record))
 
 
@@ -295,14 +295,33 @@ def _weights_of(checkpoint: str) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in backend.model.state_dict().items()}
 
 
+def _stages(config: PretrainConfig, name: str, seconds: float) -> list[dict[str, Any]]:
+    """What was trained in which order: the stages of the checkpoint this one began with, and this one."""
+    values = asdict(config)
+    options = {key: values[key] for key in _FLAGS}
+    if config.task_kwargs:
+        options["task_kwargs"] = shlex.quote(json.dumps(config.task_kwargs))
+    earlier: list[dict[str, Any]] = []
+    if config.init_from is not None:
+        options["init_from"] = shlex.quote(config.init_from)
+        parent = Path(config.init_from) / _RECORD
+        if parent.is_file():
+            earlier = json.loads(parent.read_text(encoding="utf-8"))["stages"]
+    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+    stage = {
+        "command": f"dllm-gym pretrain {flags} --output {name}",
+        "seconds": round(seconds),
+        "threads": torch.get_num_threads(),
+    }
+    return [*earlier, stage]
+
+
 def _model_card(name: str, record: dict[str, Any]) -> str:
     config = record["config"]
-    options = {key: config[key] for key in _FLAGS}
-    if config["task_kwargs"]:
-        options["task_kwargs"] = shlex.quote(json.dumps(config["task_kwargs"]))
-    if config["init_from"] is not None:
-        options["init_from"] = shlex.quote(config["init_from"])
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+    stages = "\n".join(
+        f"{at}. `{stage['command']}`: {stage['seconds']} s on {stage['threads']} thread(s)"
+        for at, stage in enumerate(record["stages"], start=1)
+    )
     rows = "\n".join(
         f"| {m['agent']} | {m['block_length']} | {m['episodes']} | {m['accuracy']:.3f} "
         f"({m['accuracy_ci95'][0]:.3f} to {m['accuracy_ci95'][1]:.3f}) |"
@@ -317,13 +336,14 @@ tags: [masked-diffusion, llada, dllm-gym]
 # {name}
 
 A small masked diffusion language model in the layout of GSAI-ML/LLaDA-8B-Instruct: {record["parameters"]:,}
-parameters, trained from scratch on the task `{config["task"]}` of dllm_gym. It answers problems of that
-task and nothing else.
+parameters, trained on the task `{config["task"]}` of dllm_gym. It answers problems of that task and nothing
+else.
 
 - **Data**: the task's `train` split, generated on the fly; no problem of `validation` or `test` is in it.
 - **Objective**: LLaDA's supervised fine-tuning loss (arXiv 2502.09992), end-token padding included.
-- **Time**: {record["seconds"]} s on {record["threads"]} CPU thread(s), torch {record["torch"]}.
-- **Command**: `dllm-gym pretrain {flags} --output {name}`
+- **Training**, from scratch, torch {record["torch"]} on a CPU:
+
+{stages}
 
 | decoding | block length | test problems | accuracy (95 % interval) |
 |---|---|---|---|

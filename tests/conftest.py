@@ -12,13 +12,3 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("dllm_gym", parent=settings(), deadline=None)
 settings.load_profile("dllm_gym")
-
-# TEMPORARY until the embedded dLLM is in place
-from pathlib import Path
-
-import dllm_gym.backends as _b
-
-if not (_b.ASSETS / "tiny-arithmetic" / "config.json").exists():
-    from dllm_gym.backends.transformers_backend import TransformersBackend
-
-    _b.register_backend("tiny-arithmetic", lambda **kw: TransformersBackend("/tmp/dummy", **kw))

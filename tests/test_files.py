@@ -80,10 +80,10 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_complete(tmp_path):
 
 def test_a_reader_in_the_middle_of_the_old_file_is_not_disturbed(tmp_path):
     path = write_text(tmp_path / "a.txt", "old and long")
-    with path.open() as reader:
-        assert reader.read(3) == "old"
+    with path.open("rb", buffering=0) as reader:
+        assert reader.read(3) == b"old"
         write_text(path, "new")
-        assert reader.read() == " and long"
+        assert reader.read() == b" and long"
 
 
 def test_files_get_the_permissions_any_new_file_has(tmp_path):

@@ -180,9 +180,9 @@ def toys(num_envs=4, **kwargs):
         (
             "observe",
             ("tokens", "nonsense"),
-            r"unknown observation 'nonsense'; choose one of entropy, margin, top_k",
+            r"unknown observation 'nonsense'; choose one of .*entropy, margin, top_k, tokens, alpha",
         ),
-        ("observe", "nonsense", r"unknown observation 'nonsense'; choose one of entropy"),
+        ("observe", "nonsense", r"unknown observation 'nonsense'; choose one of .*entropy"),
         ("render_mode", "nonsense", r"unknown render_mode 'nonsense'; choose one of ansi, rgb_array"),
         ("alpha", -0.5, r"alpha must be a finite number of at least 0, got -0.5"),
         ("alpha", math.nan, r"alpha must be a finite number of at least 0, got nan"),
@@ -208,6 +208,14 @@ def toys(num_envs=4, **kwargs):
 def test_wrong_values_are_named(make, argument, value, message):
     with pytest.raises(ValueError, match=message):
         make(**{argument: value})
+
+
+@pytest.mark.parametrize("make", [toy, toys])
+def test_observation_keys_in_any_form(make):
+    always = {"confidence", "mask", "action_mask", "progress"}
+    for observe, more in ((), set()), ("margin", {"margin"}), (["tokens", "tokens", "mask"], {"tokens"}):
+        env = make(observe=observe)
+        assert env.observation_space.keys() == env.reset(seed=0)[0].keys() == always | more
 
 
 @pytest.mark.parametrize("make", [toy, toys])
@@ -237,5 +245,5 @@ def test_unknown_split():
 
 
 def test_unknown_argument():
-    with pytest.raises(TypeError, match="temprature"):
-        gym.make("DLLMUnmask-v0", temprature=1.0)
+    with pytest.raises(TypeError, match="warmth"):
+        gym.make("DLLMUnmask-v0", warmth=1.0)

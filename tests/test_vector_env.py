@@ -339,6 +339,14 @@ def test_rows_that_were_never_reset(mode):
     assert_same(env.step(everyone(2, 1, 2)), whole.step(everyone(2, 1, 2)))
 
 
+def test_rows_that_were_never_reset_start_in_the_next_step():
+    env = toys(2, NEXT_STEP)
+    env.reset(seed=0, options={"reset_mask": np.array([True, False])})
+    observation, _, _, _, infos = env.step(everyone(2, 0))
+    assert observation["mask"].tolist() == [[0, 1, 1, 1, 1, 1], [1] * 6]
+    assert infos["_problem"].tolist() == [False, True]
+
+
 # Every forward is spent on a row that needs it ------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ class ArithmeticTask:
         *(verb for verbs in _VERBS.values() for verb in verbs),
     )
 
-    def __init__(self, split: str = "train", seed: int = 0, two_digit_share: float = 0.25) -> None:
+    def __init__(self, split: str = "train", seed: int = 0, two_digit_share: float = 0.15) -> None:
         if not 0.0 <= two_digit_share <= 1.0:
             raise ValueError(f"two_digit_share must lie in [0, 1], got {two_digit_share!r}")
         self.split = check_split(split)
@@ -124,9 +124,7 @@ class ArithmeticTask:
         return {"answer_correct": float(answer is not None and answer[1] == problem.reference)}
 
 
-def _draw_chain(
-    num_steps: int, two_digit_share: float, rng: np.random.Generator
-) -> tuple[int, list[Step]]:
+def _draw_chain(num_steps: int, two_digit_share: float, rng: np.random.Generator) -> tuple[int, list[Step]]:
     start = value = int(rng.integers(1, 100))
     steps: list[Step] = []
     for _ in range(num_steps):
