@@ -70,14 +70,14 @@ def edit_tensors(directory, edit):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def canvases(backend, count, seed=0):
+def canvases(backend, count, seed=0, prompts=(PROMPT, LONG_PROMPT)):
     """Token lists of different lengths: a prompt, then a completion with masks left in it."""
     rng = np.random.default_rng(seed)
     rows = []
     for at in range(count):
         completion = rng.integers(4, backend.vocab_size - 1, LENGTH)
         completion[rng.random(LENGTH) < 0.6] = backend.mask_token_id
-        rows.append(backend.encode_prompt((PROMPT, LONG_PROMPT)[at % 2]) + completion.tolist())
+        rows.append(backend.encode_prompt(prompts[at % 2]) + completion.tolist())
     return rows
 
 
@@ -122,7 +122,8 @@ def test_logits_are_those_of_llada(tmp_path, kv_heads):
 def test_the_embedded_models_are_lladas(name):
     backend = load_backend(name)
     reference = ReferenceLLaDA(backends.ASSETS / name)
-    rows = canvases(backend, 2)
+    task = load_task(name.removeprefix("tiny-"))
+    rows = canvases(backend, 2, prompts=[task.problem(at).prompt for at in range(2)])
     tokens, mask = left_padded(backend, rows)
     logits = backend.model(input_ids=tokens, attention_mask=mask).logits
     for at, row in enumerate(rows):

@@ -1,0 +1,56 @@
+"""What the README and the examples show a newcomer really runs."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_example(monkeypatch, name, *arguments):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+
+
+def test_readme_snippets_run_from_top_to_bottom(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for snippet in SNIPPETS:
+        exec(compile(snippet, "README.md", "exec"), names)  # our own text, not a stranger's
+    printed = capsys.readouterr().out
+    assert re.search(r"(right|wrong) in \d+ steps", printed)
+    assert re.search(r"0\.\d+ right in \d+\.\d steps on average", printed)
+
+
+def test_quickstart_shows_an_episode(capsys, monkeypatch):
+    run_example(monkeypatch, "quickstart.py")
+    assert "reward" in capsys.readouterr().out
+
+
+def test_own_agent_is_compared(capsys, monkeypatch):
+    run_example(monkeypatch, "own_agent.py", "--episodes", 8)
+    printed = capsys.readouterr().out
+    assert "warming-up" in printed
+    assert "above their envelope" in printed
+
+
+def test_own_backend_decodes_left_to_right(capsys, monkeypatch):
+    run_example(monkeypatch, "own_backend.py")
+    assert "'reveal what you know first': reward 0.167" in capsys.readouterr().out
+
+
+def test_film_is_an_animation(monkeypatch, tmp_path):
+    run_example(monkeypatch, "film.py", "--agent", "confidence:k=8", "--output", tmp_path / "film.gif")
+    with Image.open(tmp_path / "film.gif") as film:
+        assert film.n_frames == 7
+
+
+@pytest.mark.slow
+def test_ppo_against_a2c_plots_both(monkeypatch, tmp_path):
+    run_example(monkeypatch, "ppo_against_a2c.py", "--total-timesteps", 8192, "--output", tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
