@@ -631,3 +631,11 @@ def test_what_a_real_model_wrote_never_breaks_a_scorer():
         assert sudoku.score(text, sudoku.problem(0)) in (0.0, 1.0)
         assert ARITHMETIC.score(text, SAM) == 0.0
         assert ARITHMETIC.metrics(text, SAM)["answer_correct"] in (0.0, 1.0)
+
+
+def test_a_sudoku_file_is_a_test_split_only(tmp_path):
+    path = tmp_path / "puzzles.csv"
+    path.write_text("Puzzle,Solution\n3102200002100320,3142243142131324\n")
+    assert load_task("sudoku", data=path).num_problems == 1
+    with pytest.raises(ValueError, match="split='test' instead of 'train'"):
+        load_task("sudoku", split="train", data=path)

@@ -93,6 +93,7 @@ class _Run:
         state = self._open(resume)
         self.model = self._build()
         if state is None:  # only now: a configuration that does not work leaves nothing behind
+            self._save_state(0.0)  # before the configuration: what has one can be resumed
             write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
         else:
             self._restore(state)

@@ -21,7 +21,8 @@ class SudokuTask:
         seed: Another seed is another sequence of problems. Without meaning for ``data``.
         size: 4 or 6.
         data: Path of a CSV file with columns ``Puzzle`` and ``Solution`` (0 = empty), as in
-            dllm-reasoning/d1. Its problems then replace the generated ones, in file order.
+            dllm-reasoning/d1. Its problems then replace the generated ones, in file order, as a ``test``
+            split.
 
     Raises:
         ValueError: For an unknown split or size, or a malformed file.
@@ -37,6 +38,8 @@ class SudokuTask:
         if size not in _BOXES:
             raise ValueError(f"sudoku size {size!r} is not supported; choose one of {sorted(_BOXES)}")
         self.split = check_split(split)
+        if data is not None and split != "test":
+            raise ValueError(f"a data file holds test problems; use split='test' instead of {split!r}")
         self.seed = seed
         self.size = size
         self.completion_length = size * size

@@ -9,6 +9,7 @@ from pathlib import Path
 
 
 def main(path: str) -> None:
+    """Prints one row per agent, learned ones last."""
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
     print("| agent | accuracy (95 % interval) | steps | best heuristics there | difference (95 % interval) |")
     print("|---|---|---|---|---|")
