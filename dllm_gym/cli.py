@@ -27,6 +27,7 @@ JsonOption = Annotated[
     typer.Option("--json", metavar="FILE", help="Write the results as JSON; - for standard output."),
 ]
 TaskOption = Annotated[str, typer.Option(help="Registered task.")]
+TaskKwargsOption = Annotated[str, typer.Option(help="The task's parameters as JSON.")]
 BackendOption = Annotated[
     str | None, typer.Option(help="Name, checkpoint directory or hub id; default: the task's embedded dLLM.")
 ]
@@ -63,6 +64,7 @@ def list_(json_file: JsonOption = None) -> None:
 def evaluate(
     agent: Annotated[str, typer.Option(help="Strategy (fast-dllm:threshold=0.8) or path of a policy.")],
     task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
     backend: BackendOption = None,
     block_length: BlockOption = "full",
     episodes: EpisodesOption = 1000,
@@ -83,7 +85,7 @@ def evaluate(
             split,
             seed=seed,
             on_episode=lambda _: progress.advance(bar),
-            **_environment(task, backend, block_length, alpha, dtype),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
         )
     row = result.to_json()
     console.print(_table([row]))
@@ -97,6 +99,7 @@ def compare(
         typer.Option(help="Path of a policy or run, or another strategy; may be given several times."),
     ] = None,
     task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
     backend: BackendOption = None,
     block_length: BlockOption = "full",
     episodes: EpisodesOption = 1000,
@@ -121,7 +124,7 @@ def compare(
             split,
             seed=seed,
             on_result=lambda result: progress.update(bar, advance=1, description=escape(result.label)),
-            **_environment(task, backend, block_length, alpha, dtype),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
         )
     rows = comparison.to_json()
     console.print(_table(rows))
@@ -143,7 +146,7 @@ def compare(
 def pretrain(
     output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
     task: TaskOption = "arithmetic",
-    task_kwargs: Annotated[str, typer.Option(help="The task's parameters as JSON.")] = "{}",
+    task_kwargs: TaskKwargsOption = "{}",
     layers: Annotated[int, typer.Option(min=1)] = 6,
     width: Annotated[int, typer.Option(min=2)] = 64,
     heads: Annotated[int, typer.Option(min=1)] = 1,
@@ -163,7 +166,7 @@ def pretrain(
 
     config = PretrainConfig(
         task=task,
-        task_kwargs=json.loads(task_kwargs),
+        task_kwargs=_json_object(task_kwargs),
         layers=layers,
         width=width,
         heads=heads,
@@ -198,13 +201,24 @@ def pretrain(
     console.print(_table(rows))
 
 
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"--task-kwargs must be a JSON object such as '{{\"size\": 6}}', got {text!r}")
+    return value
+
+
 def _environment(
-    task: str, backend: str | None, block_length: str, alpha: float, dtype: str | None
+    task: str, task_kwargs: str, backend: str | None, block_length: str, alpha: float, dtype: str | None
 ) -> dict[str, Any]:
     if block_length != "full" and not block_length.isdigit():
         raise ValueError(f"block length must be a whole number or 'full', got {block_length!r}")
     return {
         "task": task,
+        "task_kwargs": _json_object(task_kwargs),
         "backend": backend,
         "backend_kwargs": {} if dtype is None else {"dtype": dtype},
         "block_length": None if block_length == "full" else int(block_length),

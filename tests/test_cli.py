@@ -313,7 +313,8 @@ def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
         ("train ppo --config unknown.yaml --output new", "unknown configuration fields ['algo']"),
         ("train ppo --config task.yaml --output new", "unknown task 'algebra'"),
         ("train ppo --config argument.yaml --output new", "unknown arguments ['tsk'] in env"),
-        ("pretrain --output new --task-kwargs {", "Expecting property name"),
+        ("pretrain --output new --task-kwargs {", "--task-kwargs must be a JSON object"),
+        ("evaluate --agent random --task-kwargs [1]", "--task-kwargs must be a JSON object"),
     ],
 )
 def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, arguments, message):
