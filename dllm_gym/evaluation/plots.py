@@ -18,7 +18,7 @@ _MARKERS = "osD^vP<>Xph"
 
 def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) -> Any:
     """Accuracy over mean steps with 95 % intervals; strategies as lines, learned agents as stars."""
-    figure = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8.0, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     palette = mpl.colormaps["tab10"]
@@ -49,7 +49,7 @@ def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) 
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, loc="lower right", framealpha=0.9)
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     return figure
 
 
