@@ -125,13 +125,12 @@ class TransformersBackend:
             raise ValueError(
                 f"prompt and completion take {tokens.shape[1]} tokens; this dLLM has {self.max_length}"
             )
-        mask = attention_mask.to(self.device)
         hidden = self.model.model(
             input_ids=tokens.to(self.device),
-            attention_mask=mask,
-            # counted from each row's own prompt: with positions that depend on how long the neighbours'
-            # prompts are, rotary embedding rounds differently
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            attention_mask=attention_mask.to(self.device),
+            # Counted back from the end, where all rows are aligned. Counted from the front they would depend
+            # on how long the neighbours' prompts are, and rotary embedding would round differently.
+            position_ids=torch.arange(-tokens.shape[1], 0, device=self.device)[None],
             use_cache=False,
         ).last_hidden_state
         return predict_from_logits(
