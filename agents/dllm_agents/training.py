@@ -18,6 +18,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
+from dllm_agents.agent import DECODINGS
 from dllm_agents.checkpoint import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics
@@ -234,6 +235,6 @@ def _refuse_unknown(
 def _print_evaluation(row: Mapping[str, Any]) -> None:
     parts = [
         f"{decoding} {row[decoding]['accuracy']:.3f} @ {row[decoding]['nfe_mean']:.1f} steps"
-        for decoding in ("sample", "deterministic")
+        for decoding in DECODINGS
     ]
     print(f"\n{row['timesteps']:>9,} steps, {row['seconds']:>4.0f} s: {', '.join(parts)}", file=sys.stderr)

@@ -204,7 +204,7 @@ class Engine:
         """Reward and info of an episode that has ended."""
         problem = self.problems[row]
         assert problem is not None
-        completion = self.backend.decode(self.canvas.completions()[row].tolist())
+        completion = self.backend.decode(self._completion(row))
         score = float(self.task.score(completion, problem))
         steps = int(self.canvas.steps[row])
         info = {
@@ -218,6 +218,10 @@ class Engine:
             **self._metrics(completion, problem),
         }
         return self.reward(score, steps, self.length, self.alpha), info
+
+    def _completion(self, row: int) -> list[int]:
+        ids: list[int] = self.canvas.completions(np.array([row]))[0].tolist()
+        return ids
 
     def _metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         metrics = self.task.metrics(completion, problem)
@@ -246,7 +250,7 @@ class Engine:
         problem = self.problems[row]
         if problem is None:
             raise RuntimeError("call reset before render")
-        completion = self.canvas.completions()[row].tolist()
+        completion = self._completion(row)
         masked = self.canvas.masked[row].copy()
         finished = bool(self.canvas.finished()[row])
         return Frame(
