@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dllm_gym.backends import cpu
 from dllm_gym.backends.base import Message, Prediction, predict_from_logits
 from dllm_gym.backends.families import family_of
 
@@ -26,8 +27,8 @@ class TransformersBackend:
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: bfloat16 where the device computes in
             it, else float32. ``None`` is ``auto`` on a GPU and float32 on a CPU, where results then
             agree between batch sizes to the last float bits.
-        attn_implementation: As in transformers. ``None`` takes ``eager`` on a CPU, faster there for
-            short sequences in a batch, and ``sdpa`` elsewhere.
+        attn_implementation: As in transformers. ``None`` takes our own on a CPU, faster there for short
+            sequences in a batch (``dllm_gym.backends.cpu``), and ``sdpa`` elsewhere.
 
     Attributes:
         model: The transformers model.
@@ -52,13 +53,16 @@ class TransformersBackend:
         family = family_of(config, str(source))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            cpu.keep_freed_memory()
+            cpu.register_attention()
         with _no_progress_bar():
             model, loading = LlamaForCausalLM.from_pretrained(
                 source,
                 config=family.translate(config),
                 key_mapping=dict(family.key_mapping),
                 dtype=_resolve_dtype(dtype, self.device),
-                attn_implementation=attn_implementation or ("eager" if on_cpu else "sdpa"),
+                attn_implementation=attn_implementation or (cpu.ATTENTION if on_cpu else "sdpa"),
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
                 output_loading_info=True,
