@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/demo
 
-.PHONY: demo test lint types format bench clean
+.PHONY: demo test lint types format bench reproduce clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
 	$(BIN)/python benchmarks/throughput.py
+
+reproduce: $(INSTALLED)  ## trains, evaluates and writes docs/results.md; goes on where it was interrupted
+	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

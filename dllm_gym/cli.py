@@ -43,7 +43,7 @@ DtypeOption = Annotated[
 
 @app.command("list")
 def list_(json_file: JsonOption = None) -> None:
-    """List embedded dLLMs, tasks, strategies and plugins."""
+    """List embedded dLLMs, tasks, strategies and learned policies."""
     from dllm_gym.backends import backend_names
     from dllm_gym.plugins import plugins
     from dllm_gym.strategies import make_strategy, strategy_names
@@ -53,7 +53,7 @@ def list_(json_file: JsonOption = None) -> None:
         "backends": backend_names(),
         "tasks": task_names(),
         "strategies": [make_strategy(name).label for name in strategy_names()],
-        "plugins": [plugin.__name__ for plugin in plugins()],
+        "policies": [name for plugin in plugins() for name in plugin.agent_names()],
     }
     for kind, names in content.items():
         console.print(f"[bold]{kind}[/bold]: {', '.join(names)}", highlight=False)
@@ -146,10 +146,16 @@ def compare(
 def pretrain(
     output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
     task: TaskOption = "arithmetic",
-    task_kwargs: TaskKwargsOption = "{}",
+    task_kwargs: Annotated[
+        str, typer.Option(help="The task's parameters as JSON; a list of them is a mixture.")
+    ] = "{}",
+    layout: Annotated[str, typer.Option(help="Family of the checkpoint: llada or dream.")] = "llada",
     layers: Annotated[int, typer.Option(min=1)] = 6,
     width: Annotated[int, typer.Option(min=2)] = 64,
     heads: Annotated[int, typer.Option(min=1)] = 1,
+    kv_heads: Annotated[
+        int | None, typer.Option(min=1, help="Heads of keys and values; default: as many as heads.")
+    ] = None,
     mlp_width: Annotated[int, typer.Option(min=1)] = 192,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 8000,
     batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 64,
@@ -160,16 +166,18 @@ def pretrain(
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
 ) -> None:
-    """Train a small LLaDA from scratch on a task."""
+    """Train a small dLLM from scratch on a task."""
     from dllm_gym.evaluation import evaluate as run_evaluation
     from dllm_gym.pretrain import PretrainConfig, Pretrainer
 
     config = PretrainConfig(
         task=task,
-        task_kwargs=_json_object(task_kwargs),
+        task_kwargs=_task_kwargs(task_kwargs, mixture=True),
+        layout=layout,
         layers=layers,
         width=width,
         heads=heads,
+        kv_heads=kv_heads,
         mlp_width=mlp_width,
         steps=steps,
         batch_size=batch_size,
@@ -185,29 +193,32 @@ def pretrain(
             average = loss if average is None else 0.98 * average + 0.02 * loss
             progress.update(bar, completed=step, description=f"loss {average:.4f}")
     pretrainer.save_checkpoint()
-    length = pretrainer.task.completion_length
     rows = [
         run_evaluation(
             "confidence:k=1",
             episodes,
             backend=str(output.resolve()),
             task=task,
-            task_kwargs=config.task_kwargs,
-            block_length=b,
+            task_kwargs=variant,
+            block_length=block_length,
         ).to_json()
-        for b in sorted({min(8, length), length})
+        | {"backend": output.name}  # not the path it was evaluated at
+        for variant, trained in zip(config.variants, pretrainer.tasks, strict=True)
+        for block_length in sorted({min(8, trained.completion_length), trained.completion_length})
     ]
     pretrainer.write_model_card(rows)
     console.print(_table(rows))
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _task_kwargs(text: str, mixture: bool = False) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"--task-kwargs must be a JSON object such as '{{\"size\": 6}}', got {text!r}")
+    variants = value if mixture and isinstance(value, list) else [value]
+    if not variants or not all(isinstance(variant, dict) for variant in variants):
+        kind = "JSON object, or a list of them," if mixture else "JSON object"
+        raise ValueError(f"--task-kwargs must be a {kind} such as '{{\"size\": 6}}', got {text!r}")
     return value
 
 
@@ -218,7 +229,7 @@ def _environment(
         raise ValueError(f"block length must be a whole number or 'full', got {block_length!r}")
     return {
         "task": task,
-        "task_kwargs": _json_object(task_kwargs),
+        "task_kwargs": _task_kwargs(task_kwargs),
         "backend": backend,
         "backend_kwargs": {} if dtype is None else {"dtype": dtype},
         "block_length": None if block_length == "full" else int(block_length),

@@ -9,7 +9,7 @@ from typing import Any
 def plugins() -> list[Any]:
     """The modules behind the entry point group ``dllm_gym.plugins``.
 
-    Each has ``load_agent(text)``, which returns an agent or ``None``, and ``register_commands(app)``,
-    which adds to the command line.
+    Each has ``load_agent(text)``, which returns an agent or ``None``, ``agent_names()``, what it knows
+    without a path, and ``register_commands(app)``, which adds to the command line.
     """
     return [entry.load() for entry in entry_points(group="dllm_gym.plugins")]

@@ -1,9 +1,10 @@
-"""Trains a small LLaDA from scratch on a task: ``dllm-gym pretrain``.
+"""Trains a small dLLM from scratch on a task: ``dllm-gym pretrain``.
 
 The objective is LLaDA's supervised fine-tuning loss (arXiv 2502.09992, section 2.3): the prompt stays
 clean, every completion token is masked with probability t ~ U(0, 1), and the cross-entropy at the
 masked positions is weighted by 1/t. Completions are padded with end tokens up to their full length,
-and these count, so the model learns where to stop.
+and these count, so the model learns where to stop. In a layout with shifted logits the row before a
+masked position answers for it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dllm_gym.backends import cpu, load_backend
-from dllm_gym.backends.llada import llada_config, to_llada_names, to_llama_config
-from dllm_gym.backends.word_tokenizer import MASK, build_tokenizer, save_tokenizer
+from dllm_gym.backends.families import family_named
+from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.files import write_atomically, write_json, write_text
 from dllm_gym.tasks import GenerativeTask, load_task
 
@@ -38,10 +39,12 @@ class PretrainConfig:
 
     Attributes:
         task: A registered task that can write completions.
-        task_kwargs: Its parameters.
+        task_kwargs: Its parameters. A list of them is a mixture: batches take turns between the variants.
+        layout: Family whose checkpoints it writes: ``llada`` or ``dream``.
         width: Model width.
         layers: Number of blocks.
         heads: Attention heads.
+        kv_heads: Heads of keys and values, each shared by a group of attention heads; ``None`` is one each.
         mlp_width: Width of the gated MLP.
         rope_theta: RoPE base; small, because sequences are short.
         steps: Optimiser steps.
@@ -56,10 +59,12 @@ class PretrainConfig:
     """
 
     task: str = "arithmetic"
-    task_kwargs: dict[str, Any] | None = None
+    task_kwargs: dict[str, Any] | list[dict[str, Any]] | None = None
+    layout: str = "llada"
     width: int = 64
     layers: int = 6
     heads: int = 1
+    kv_heads: int | None = None
     mlp_width: int = 192
     rope_theta: float = 100.0
     steps: int = 8000
@@ -72,11 +77,18 @@ class PretrainConfig:
     init_from: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("width", "layers", "heads", "mlp_width", "steps", "batch_size"):
+        # what means the same is the same, so that it resumes
+        object.__setattr__(self, "task_kwargs", self.task_kwargs or {})
+        kv_heads = self.heads if self.kv_heads is None else self.kv_heads
+        object.__setattr__(self, "kv_heads", kv_heads)
+        family_named(self.layout)
+        for name in ("width", "layers", "heads", "kv_heads", "mlp_width", "steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of twice the heads, {self.heads}")
+        if self.heads % kv_heads:
+            raise ValueError(f"heads {self.heads} must be a multiple of the kv_heads, {kv_heads}")
         for name in ("learning_rate", "adam_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -84,6 +96,11 @@ class PretrainConfig:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
         if not 0 < self.decay <= 1:
             raise ValueError(f"decay must be above 0 and at most 1, got {self.decay}")
+
+    @property
+    def variants(self) -> list[dict[str, Any]]:
+        """The task's parameters, one per member of the mixture."""
+        return self.task_kwargs if isinstance(self.task_kwargs, list) else [self.task_kwargs or {}]
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, masked: Tensor, probability: Tensor) -> Tensor:
@@ -113,14 +130,15 @@ def complementary_masks(batch: int, length: int, generator: torch.Generator) -> 
 
 
 class _Examples:
-    """Random access to tokenised (prompt, completion) pairs of a task's training split."""
+    """Random access to tokenised (prompt, completion) pairs of the tasks' training splits."""
 
-    def __init__(self, task: GenerativeTask, tokenizer: Any, seed: int) -> None:
-        self.task, self.tokenizer, self.seed = task, tokenizer, seed
+    def __init__(self, tasks: Sequence[GenerativeTask], tokenizer: Any, seed: int, size: int) -> None:
+        self.tasks, self.tokenizer, self.seed, self.size = tasks, tokenizer, seed, size
 
-    def batch(self, first: int, size: int) -> tuple[Tensor, Tensor]:
-        """Prompt ids ``(B, P)``, left-padded with -1, and completion ids ``(B, L)``."""
-        problems = [self.task.problem(first + i) for i in range(size)]
+    def batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Prompt ids ``(B, P)``, left-padded with -1, and completion ids ``(B, L)``, all of one task."""
+        task, first = self.tasks[number % len(self.tasks)], number * self.size
+        problems = [task.problem(first + i) for i in range(self.size)]
         rng = np.random.Generator(np.random.PCG64([self.seed, first]))
         prompts = self.tokenizer(
             [
@@ -129,9 +147,9 @@ class _Examples:
             ],
             add_special_tokens=False,
         )["input_ids"]
-        answers = self.tokenizer([self.task.write(p, rng) for p in problems], add_special_tokens=False)
+        answers = self.tokenizer([task.write(p, rng) for p in problems], add_special_tokens=False)
         width, eos = max(map(len, prompts)), self.tokenizer.eos_token_id
-        length = self.task.completion_length
+        length = task.completion_length
         return (
             torch.tensor([[-1] * (width - len(ids)) + ids for ids in prompts]),
             torch.tensor([ids + [eos] * (length - len(ids)) for ids in answers["input_ids"]]),
@@ -150,22 +168,20 @@ class Pretrainer:
     """
 
     def __init__(self, config: PretrainConfig, directory: str | Path) -> None:
-        from transformers import LlamaForCausalLM
+        import transformers
 
         self.config, self.directory = config, Path(directory)
-        task = load_task(config.task, split="train", **(config.task_kwargs or {}))
-        if not hasattr(task, "write") or not hasattr(task, "vocabulary"):
-            raise ValueError(
-                f"task {config.task!r} cannot write completions, so no dLLM can be trained on it"
-            )
-        self.task: GenerativeTask = task  # type: ignore[assignment]
-        self.tokenizer = build_tokenizer(self.task.vocabulary)
-        self.mask_token_id = self.tokenizer.convert_tokens_to_ids(MASK)
-        self.llada_config = llada_config(
+        self.tasks = [_generative_task(config.task, variant) for variant in config.variants]
+        self.family = family_named(config.layout)
+        special = self.family.special_tokens
+        self.tokenizer = build_tokenizer([word for task in self.tasks for word in task.vocabulary], special)
+        self.mask_token_id = self.tokenizer.convert_tokens_to_ids(special.mask)
+        self.model_config = self.family.write_config(
             vocab_size=len(self.tokenizer),
             width=config.width,
             layers=config.layers,
             heads=config.heads,
+            kv_heads=config.kv_heads,
             mlp_width=config.mlp_width,
             rope_theta=config.rope_theta,
             max_length=1024,
@@ -173,14 +189,14 @@ class Pretrainer:
             eos_token_id=self.tokenizer.eos_token_id,
         )
         torch.manual_seed(config.seed)
-        self.model = LlamaForCausalLM(to_llama_config(self.llada_config))
+        self.model = getattr(transformers, self.family.model_class)(self.family.translate(self.model_config))
         cpu.keep_freed_memory()
         cpu.register_attention()
         self.model.set_attn_implementation(cpu.ATTENTION)  # more than twice as fast to train on a CPU as sdpa
         if config.init_from is not None:
             self.model.load_state_dict(_weights_of(config.init_from))
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.examples = _Examples(self.task, self.tokenizer, config.seed)
+        self.examples = _Examples(self.tasks, self.tokenizer, config.seed, config.batch_size)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or ".layers." not in n]
         self.optimizers = [
@@ -214,7 +230,7 @@ class Pretrainer:
         for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * scale
-        prompts, answers = self.examples.batch(self.step * self.config.batch_size, self.config.batch_size)
+        prompts, answers = self.examples.batch(self.step)
         masked, probability = complementary_masks(len(answers), answers.shape[1], self.generator)
         prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
         noisy = answers.masked_fill(masked, self.mask_token_id)
@@ -223,7 +239,8 @@ class Pretrainer:
         attention = torch.cat([real, torch.ones_like(answers, dtype=torch.bool)], dim=1).long()
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.model.model(input_ids=tokens, attention_mask=attention).last_hidden_state
-            logits = self.model.lm_head(hidden[:, prompts.shape[1] :][masked])
+            first = prompts.shape[1] - self.family.shift_logits  # of the rows about the completion
+            logits = self.model.lm_head(hidden[:, first : first + answers.shape[1]][masked])
         loss = masked_cross_entropy(logits, answers, masked, probability)
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -249,8 +266,9 @@ class Pretrainer:
 
     def _resume(self) -> None:
         state = torch.load(self.directory / _STATE, weights_only=True)
-        if state["config"] != asdict(self.config):
-            different = [k for k, v in asdict(self.config).items() if state["config"].get(k) != v]
+        before = asdict(PretrainConfig(**state["config"]))
+        different = [name for name, value in asdict(self.config).items() if before[name] != value]
+        if different:
             raise ValueError(
                 f"{self.directory} holds a run with another configuration ({', '.join(different)}); "
                 "choose another directory or the same configuration"
@@ -262,18 +280,18 @@ class Pretrainer:
         self.generator.set_state(state["generator"])
 
     def save_checkpoint(self) -> Path:
-        """Writes a complete checkpoint in LLaDA's layout, bfloat16 like the published ones."""
+        """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""
         from safetensors.torch import save_file
 
         tensors = {
             name: tensor.detach().to(torch.bfloat16).contiguous()
-            for name, tensor in to_llada_names(self.model.state_dict()).items()
+            for name, tensor in self.family.checkpoint_names(self.model.state_dict()).items()
         }
         write_atomically(
             self.directory / "model.safetensors",
             lambda path: save_file(tensors, path, metadata={"format": "pt"}),
         )
-        write_json(self.directory / "config.json", self.llada_config)
+        write_json(self.directory / "config.json", self.model_config)
         save_tokenizer(self.tokenizer, self.directory)
         return self.directory
 
@@ -290,6 +308,13 @@ class Pretrainer:
         }
         write_json(self.directory / _RECORD, record)
         write_text(self.directory / "README.md", _model_card(self.directory.name, record))
+
+
+def _generative_task(name: str, kwargs: dict[str, Any]) -> GenerativeTask:
+    task: Any = load_task(name, split="train", **kwargs)
+    if not hasattr(task, "write") or not hasattr(task, "vocabulary"):
+        raise ValueError(f"task {name!r} cannot write completions, so no dLLM can be trained on it")
+    return task  # type: ignore[no-any-return]
 
 
 def _weights_of(checkpoint: str) -> dict[str, Tensor]:
@@ -325,7 +350,8 @@ def _model_card(name: str, record: dict[str, Any]) -> str:
         for at, stage in enumerate(record["stages"], start=1)
     )
     rows = "\n".join(
-        f"| {m['agent']} | {m['block_length']} | {m['episodes']} | {m['accuracy']:.3f} "
+        f"| {json.dumps(m['task_kwargs'])} | {m['agent']} | {m['completion_length']} | {m['block_length']} "
+        f"| {m['episodes']} | {m['accuracy']:.3f} "
         f"({m['accuracy_ci95'][0]:.3f} to {m['accuracy_ci95'][1]:.3f}) |"
         for m in record["metrics"]
     )
@@ -333,13 +359,13 @@ def _model_card(name: str, record: dict[str, Any]) -> str:
     return f"""---
 license: apache-2.0
 library_name: dllm-gym
-tags: [masked-diffusion, llada, dllm-gym]
+tags: [masked-diffusion, {config["layout"]}, dllm-gym]
 ---
 # {name}
 
-A small masked diffusion language model in the layout of GSAI-ML/LLaDA-8B-Instruct: {record["parameters"]:,}
-parameters, trained on the task `{config["task"]}` of dllm_gym. It answers problems of that task and nothing
-else.
+A small masked diffusion language model in the layout of {family_named(config["layout"]).published}:
+{record["parameters"]:,} parameters, trained on the task `{config["task"]}` of dllm_gym. It answers problems
+of that task and nothing else.
 
 - **Data**: the task's `train` split, generated on the fly; no problem of `validation` or `test` is in it.
 - **Objective**: LLaDA's supervised fine-tuning loss (arXiv 2502.09992), end-token padding included.
@@ -347,8 +373,8 @@ else.
 
 {stages}
 
-| decoding | block length | test problems | accuracy (95 % interval) |
-|---|---|---|---|
+| task parameters | decoding | length | block length | test problems | accuracy (95 % interval) |
+|---|---|---|---|---|---|
 {rows}
 
 | setting | value |
@@ -357,4 +383,7 @@ else.
 """
 
 
-_FLAGS = ("task", "width", "layers", "heads", "mlp_width", "steps", "batch_size", "learning_rate", "seed")
+_FLAGS = (
+    *("task", "layout", "width", "layers", "heads", "kv_heads", "mlp_width"),
+    *("steps", "batch_size", "learning_rate", "seed"),
+)

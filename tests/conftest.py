@@ -6,9 +6,29 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import pytest
 import torch
 from hypothesis import settings
+from toy_backend import ScriptedBackend, ToyBackend, ToyTask
+
+import dllm_gym.backends
+import dllm_gym.tasks
 
 torch.set_num_threads(1)
 settings.register_profile("dllm_gym", parent=settings(), deadline=None)
 settings.load_profile("dllm_gym")
+
+
+@pytest.fixture(scope="module")
+def toys():
+    """The task ``toy`` and two dLLMs by name: ``toy``, and ``always-right``, which solves every problem of it
+    whatever is revealed when, so that only steps cost.
+    """
+    backends = {"toy": ToyBackend, "always-right": lambda: ScriptedBackend([4, 0, 0, 0, 0, 0])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dllm_gym.tasks._TASKS, "toy", ToyTask)
+        for name, make in backends.items():
+            patch.setitem(dllm_gym.backends._factories, name, make)
+        yield
+    for key in [key for key in dllm_gym.backends._loaded if key[0] in backends]:
+        del dllm_gym.backends._loaded[key]

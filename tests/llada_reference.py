@@ -14,61 +14,77 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dllm_gym.backends.llada import llada_config
-from dllm_gym.backends.word_tokenizer import MASK, build_tokenizer, save_tokenizer
+from dllm_gym.backends.families import family_named
+from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.tasks import load_task
 
 PREFIX = "model.transformer."
+WIDTH, MLP_WIDTH, LAYERS, HEADS = 16, 32, 2, 2  # of the random checkpoints
 
 
 def write_checkpoint(directory: Path, seed: int = 0, kv_heads: int = 2, **changes: Any) -> Path:
-    """Writes a LLaDA of two layers, width 16 and two heads, with random weights and arithmetic's words.
-
-    The weights are large and the norms not all ones, so that confidences differ clearly between
-    positions and no two tensors can be swapped unnoticed.
-    """
-    width, mlp_width, layers, heads = 16, 32, 2, 2
-    tokenizer = build_tokenizer(load_task("arithmetic").vocabulary)
-    vocabulary = len(tokenizer)
-    config = llada_config(
-        vocab_size=vocabulary,
-        width=width,
-        layers=layers,
-        heads=heads,
-        mlp_width=mlp_width,
-        rope_theta=100.0,
-        max_length=256,
-        mask_token_id=tokenizer.convert_tokens_to_ids(MASK),
-        eos_token_id=tokenizer.eos_token_id,
+    """Writes a LLaDA of two layers, width 16 and two heads, with random weights and arithmetic's words."""
+    tensors = random_tensors(seed, kv_heads)
+    return write_files(
+        directory, "llada", {PREFIX + name: tensor for name, tensor in tensors.items()}, kv_heads, changes
     )
+
+
+def random_tensors(seed: int, kv_heads: int) -> dict[str, Tensor]:
+    """Weights under LLaDA's names without their prefix.
+
+    They are large and the norms not all ones, so that confidences differ clearly between positions and
+    no two tensors can be swapped unnoticed.
+    """
+    vocabulary = 5 + len(load_task("arithmetic").vocabulary)  # and the special tokens
     shapes: dict[str, tuple[int, ...]] = {
-        "wte": (vocabulary, width),
-        "ln_f": (width,),
-        "ff_out": (vocabulary, width),
+        "wte": (vocabulary, WIDTH),
+        "ln_f": (WIDTH,),
+        "ff_out": (vocabulary, WIDTH),
     }
-    for layer in range(layers):
+    for layer in range(LAYERS):
         shapes |= {
-            f"blocks.{layer}.attn_norm": (width,),
-            f"blocks.{layer}.ff_norm": (width,),
-            f"blocks.{layer}.q_proj": (width, width),
-            f"blocks.{layer}.k_proj": (width * kv_heads // heads, width),
-            f"blocks.{layer}.v_proj": (width * kv_heads // heads, width),
-            f"blocks.{layer}.attn_out": (width, width),
-            f"blocks.{layer}.ff_proj": (mlp_width, width),
-            f"blocks.{layer}.up_proj": (mlp_width, width),
-            f"blocks.{layer}.ff_out": (width, mlp_width),
+            f"blocks.{layer}.attn_norm": (WIDTH,),
+            f"blocks.{layer}.ff_norm": (WIDTH,),
+            f"blocks.{layer}.q_proj": (WIDTH, WIDTH),
+            f"blocks.{layer}.k_proj": (WIDTH * kv_heads // HEADS, WIDTH),
+            f"blocks.{layer}.v_proj": (WIDTH * kv_heads // HEADS, WIDTH),
+            f"blocks.{layer}.attn_out": (WIDTH, WIDTH),
+            f"blocks.{layer}.ff_proj": (MLP_WIDTH, WIDTH),
+            f"blocks.{layer}.up_proj": (MLP_WIDTH, WIDTH),
+            f"blocks.{layer}.ff_out": (WIDTH, MLP_WIDTH),
         }
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
         noise = torch.randn(shape, generator=generator)
-        tensors[f"{PREFIX}{name}.weight"] = (
+        tensors[f"{name}.weight"] = (
             1 + 0.3 * noise if len(shape) == 1 else noise if name == "wte" else 1.5 * noise / shape[-1] ** 0.5
         )
+    return tensors
+
+
+def write_files(
+    directory: Path, layout: str, tensors: dict[str, Tensor], kv_heads: int, changes: dict[str, Any]
+) -> Path:
+    """Writes tensors, ``config.json`` with changed fields, and the tokenizer of arithmetic's words."""
+    family = family_named(layout)
+    tokenizer = build_tokenizer(load_task("arithmetic").vocabulary, family.special_tokens)
+    config = family.write_config(
+        vocab_size=len(tokenizer),
+        width=WIDTH,
+        layers=LAYERS,
+        heads=HEADS,
+        kv_heads=kv_heads,
+        mlp_width=MLP_WIDTH,
+        rope_theta=100.0,
+        max_length=256,
+        mask_token_id=tokenizer.convert_tokens_to_ids(family.special_tokens.mask),
+        eos_token_id=tokenizer.eos_token_id,
+    )
     directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    config |= {"n_kv_heads": kv_heads, **changes}
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (directory / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
     save_tokenizer(tokenizer, directory)
     return directory
 
@@ -82,6 +98,10 @@ class ReferenceLLaDA:
         self.weights = {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
 
     def __call__(self, tokens: list[int]) -> Tensor:
+        return self._linear("ff_out", self.hidden(tokens))
+
+    def hidden(self, tokens: list[int]) -> Tensor:
+        """What the output head reads, ``(T, D)``."""
         x = self.weights["wte.weight"][torch.tensor(tokens)]  # (T, D)
         for layer in range(self.config["n_layers"]):
             block = f"blocks.{layer}."
@@ -89,10 +109,10 @@ class ReferenceLLaDA:
             h = self._norm(block + "ff_norm", x)
             gate = self._linear(block + "ff_proj", h)
             x = x + self._linear(block + "ff_out", gate * gate.sigmoid() * self._linear(block + "up_proj", h))
-        return self._linear("ff_out", self._norm("ln_f", x))
+        return self._norm("ln_f", x)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return x @ self.weights[name + ".weight"].T
+        return x @ self.weights[name + ".weight"].T + self.weights.get(name + ".bias", 0.0)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         mean_square = (x * x).mean(-1, keepdim=True)

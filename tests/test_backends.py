@@ -6,13 +6,13 @@ import copy
 import json
 import pickle
 import re
-import shutil
 import socket
 import sys
 
 import numpy as np
 import pytest
 import torch
+from dream_reference import ReferenceDream, write_dream_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import PREFIX, ReferenceLLaDA, write_checkpoint
@@ -22,12 +22,14 @@ import dllm_gym
 from dllm_gym import backends
 from dllm_gym.backends import backend_names, embedded_names, load_backend, register_backend
 from dllm_gym.backends.base import Backend, predict_from_logits
-from dllm_gym.backends.families import family_of
+from dllm_gym.backends.families import family_named, family_of
 from dllm_gym.backends.llada import KEY_MAPPING, to_llada_names
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.tasks import load_task
 
+WRITERS = {"llada": write_checkpoint, "dream": write_dream_checkpoint}
+REFERENCES = {"llada": ReferenceLLaDA, "dream": ReferenceDream}
 LENGTH = 12  # of the completions in these tests
 PROMPT = "Sam has 20 coins, finds 4, triples them. Total?"
 LONG_PROMPT = "Zoe has 7 cards, wins 50, halves them, spends 3, doubles them. Total?"
@@ -41,9 +43,24 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", params=list(WRITERS))
+def layout(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("llada"))
+def special(layout):
+    return family_named(layout).special_tokens
+
+
+@pytest.fixture(scope="module")
+def checkpoint(layout, tmp_path_factory):
+    return WRITERS[layout](tmp_path_factory.mktemp(layout))
+
+
+@pytest.fixture(scope="module")
+def reference(layout, checkpoint):
+    return REFERENCES[layout](checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +69,15 @@ def backend(checkpoint):
 
 
 @pytest.fixture
-def broken(checkpoint, tmp_path):
-    """A copy of the checkpoint to be tampered with."""
-    return shutil.copytree(checkpoint, tmp_path / "broken")
+def broken(tmp_path):
+    """A LLaDA checkpoint to be tampered with."""
+    return write_checkpoint(tmp_path / "broken")
+
+
+@pytest.fixture
+def broken_dream(tmp_path):
+    """A Dream checkpoint to be tampered with."""
+    return write_dream_checkpoint(tmp_path / "broken")
 
 
 def edit_config(directory, **changes):
@@ -103,36 +126,44 @@ def assert_same(one, other, tolerance=1e-5):
 # The model -------------------------------------------------------------------------------------------------
 
 
+def about_their_own_tokens(layout, logits):
+    """What the publisher's sampler makes of the logits ``(T, V)`` of one sequence."""
+    return torch.cat([logits[:1], logits[:-1]]) if layout == "dream" else logits
+
+
 @pytest.mark.parametrize("kv_heads", [2, 1])
-def test_logits_are_those_of_llada(tmp_path, kv_heads):
-    directory = write_checkpoint(tmp_path, seed=3, kv_heads=kv_heads)
-    reference, backend = ReferenceLLaDA(directory), TransformersBackend(directory)
+def test_logits_are_those_of_the_reference(tmp_path, layout, kv_heads):
+    directory = WRITERS[layout](tmp_path, seed=3, kv_heads=kv_heads)
+    reference, backend = REFERENCES[layout](directory), TransformersBackend(directory)
     rows = canvases(backend, 3)
     for row in rows:
-        logits = backend.model(input_ids=torch.tensor([row])).logits[0]
+        logits = about_their_own_tokens(layout, backend.model(input_ids=torch.tensor([row])).logits[0])
         assert logits.std() > 1  # so that 1e-5 says something
         torch.testing.assert_close(logits, reference(row), atol=1e-5, rtol=1e-5)
     tokens, mask = left_padded(backend, rows, extra=4)
-    logits = backend.model(input_ids=tokens, attention_mask=mask).logits
+    padded = backend.model(input_ids=tokens, attention_mask=mask).logits
     for at, row in enumerate(rows):
-        torch.testing.assert_close(logits[at, -len(row) :], reference(row), atol=1e-5, rtol=1e-5)
+        logits = about_their_own_tokens(layout, padded[at, -len(row) :])
+        torch.testing.assert_close(logits, reference(row), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", embedded_names())
-def test_the_embedded_models_are_lladas(name):
-    backend = load_backend(name)
-    reference = ReferenceLLaDA(backends.ASSETS / name)
-    task = load_task(name.removeprefix("tiny-"))
+def test_the_embedded_models_have_the_published_layouts(name):
+    layout = "dream" if name.endswith("-dream") else "llada"
+    backend, reference = load_backend(name), REFERENCES[layout](backends.ASSETS / name)
+    task = load_task(name.split("-")[1])
     rows = canvases(backend, 2, prompts=[task.problem(at).prompt for at in range(2)])
     tokens, mask = left_padded(backend, rows)
-    logits = backend.model(input_ids=tokens, attention_mask=mask).logits
+    padded = backend.model(input_ids=tokens, attention_mask=mask).logits
     for at, row in enumerate(rows):
-        torch.testing.assert_close(logits[at, -len(row) :], reference(row), atol=1e-4, rtol=1e-4)
+        logits = about_their_own_tokens(layout, padded[at, -len(row) :])
+        torch.testing.assert_close(logits, reference(row), atol=1e-4, rtol=1e-4)
 
 
-def test_predictions_are_those_of_the_reference(checkpoint, backend):
-    reference, rows, mask_id = ReferenceLLaDA(checkpoint), canvases(backend, 4), backend.mask_token_id
-    prediction = predict(backend, rows, statistics=("entropy", "margin", "top_k"), top_k=5)
+def test_predictions_are_those_of_the_reference(reference, backend):
+    rows, mask_id = canvases(backend, 4), backend.mask_token_id
+    prediction = predict(backend, rows, statistics=("entropy", "margin", "top_k", "hidden"), top_k=5)
+    assert prediction.statistics["hidden"].shape == (4, LENGTH, backend.hidden_width)
     for at, row in enumerate(rows):
         logits = reference(row)[-LENGTH:].double()
         kept = [token for token in range(backend.vocab_size) if token != mask_id]
@@ -146,11 +177,22 @@ def test_predictions_are_those_of_the_reference(checkpoint, backend):
             (prediction.statistics["entropy"][at], entropy),
             (prediction.statistics["margin"][at], descending[:, 0] - descending[:, 1]),
             (prediction.statistics["top_k"][at], descending[:, :5]),
+            (prediction.statistics["hidden"][at], reference.hidden(row)[-LENGTH:].double()),
         ):
             torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
     assert prediction.tokens.dtype == torch.int64
     assert prediction.confidence.dtype == torch.float32
     assert {values.dtype for values in prediction.statistics.values()} == {torch.float32}
+
+
+def test_a_sequence_without_prompt_is_predicted_from_its_first_token_on(reference, backend):
+    """Beside others and under padding; with shifted logits nothing stands before that token."""
+    with_prompt = canvases(backend, 2)
+    rows = [with_prompt[0], with_prompt[1][-LENGTH:], with_prompt[0][-LENGTH - 1 :]]
+    prediction = predict(backend, rows, extra=3, statistics=("hidden",))
+    for at, row in enumerate(rows):
+        expected = reference.hidden(row)[-LENGTH:]
+        torch.testing.assert_close(prediction.statistics["hidden"][at], expected, atol=1e-5, rtol=1e-5)
 
 
 def test_only_what_is_asked_for_is_computed(backend):
@@ -164,11 +206,12 @@ def test_only_what_is_asked_for_is_computed(backend):
 
 def test_positions_are_a_slice_or_indices(backend):
     rows = canvases(backend, 3)
-    everything = predict(backend, rows, statistics=("top_k",))
+    everything = predict(backend, rows, statistics=("top_k", "hidden"))
     columns = torch.tensor([-1, -LENGTH, -5])
-    some = predict(backend, rows, positions=columns, statistics=("top_k",))
+    some = predict(backend, rows, positions=columns, statistics=("top_k", "hidden"))
     assert torch.equal(some.tokens, everything.tokens[:, columns])
-    torch.testing.assert_close(some.statistics["top_k"], everything.statistics["top_k"][:, columns])
+    for name in ("top_k", "hidden"):
+        torch.testing.assert_close(some.statistics[name], everything.statistics[name][:, columns])
 
 
 @pytest.mark.parametrize("attention", [None, "sdpa"])
@@ -185,7 +228,7 @@ def test_attention_goes_both_ways(checkpoint, attention):
 @pytest.mark.parametrize("attention", [None, "sdpa"])
 def test_a_row_depends_neither_on_its_neighbours_nor_on_padding(checkpoint, attention):
     backend = load_backend(checkpoint, attn_implementation=attention)
-    rows, statistics = canvases(backend, 5), ("entropy", "margin", "top_k")
+    rows, statistics = canvases(backend, 5), ("entropy", "margin", "top_k", "hidden")
     together = predict(backend, rows, statistics=statistics)
     further_padded = predict(backend, rows, extra=9, statistics=statistics)
     assert_same(together, further_padded)
@@ -331,6 +374,7 @@ def test_a_small_temperature_is_close_to_none():
         ({"temperature": 1.0, "generators": generators(2)}, "one generator for each of 3 rows"),
         ({"statistics": ("top_k",), "top_k": 11}, "top_k must be 1 to 10, .* got 11"),
         ({"statistics": ("top_k",), "top_k": 0}, "top_k must be 1 to 10, .* got 0"),
+        ({"statistics": ("hidden",)}, "this backend gives no hidden states"),
     ],
 )
 def test_bad_arguments_speak(kwargs, message):
@@ -369,13 +413,33 @@ rope_theta scale_logits torch_dtype transformers_version use_cache vocab_size we
 )
 
 
-def test_config_json_has_the_fields_of_llada_8b(checkpoint):
+DREAM_FIELDS = re.findall(
+    r"\w+",
+    """
+architectures attention_dropout auto_map bos_token_id eos_token_id hidden_act hidden_size
+initializer_range intermediate_size mask_token_id max_position_embeddings max_window_layers model_type
+num_attention_heads num_hidden_layers num_key_value_heads pad_token_id rms_norm_eps rope_scaling
+rope_theta sliding_window tie_word_embeddings torch_dtype transformers_version use_cache
+use_sliding_window vocab_size
+""",
+)
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields", "model_type", "architecture", "published"),
+    [
+        ("llada", LLADA_FIELDS, "llada", "LLaDAModelLM", "GSAI-ML/LLaDA-8B-Instruct"),
+        ("dream", DREAM_FIELDS, "Dream", "DreamModel", "Dream-org/Dream-v0-Instruct-7B"),
+    ],
+    indirect=["layout"],
+)
+def test_config_json_has_the_published_fields(checkpoint, fields, model_type, architecture, published):
     config = json.loads((checkpoint / "config.json").read_text())
-    assert sorted(config) == LLADA_FIELDS
-    assert config["model_type"] == "llada"
-    assert config["architectures"] == ["LLaDAModelLM"]
-    assert config["vocab_size"] == config["embedding_size"]
-    assert all(value.startswith("GSAI-ML/LLaDA-8B-Instruct--") for value in config["auto_map"].values())
+    assert sorted(config) == fields
+    assert config["model_type"] == model_type
+    assert config["architectures"] == [architecture]
+    assert config["vocab_size"] == config.get("embedding_size", config["vocab_size"])
+    assert all(value.startswith(published + "--") for value in config["auto_map"].values())
 
 
 def test_the_real_llada_config_translates():
@@ -412,9 +476,44 @@ def test_the_real_llada_config_translates():
     assert {f"{PREFIX}blocks.31.ff_out.weight", f"{PREFIX}ff_out.weight"} <= names
 
 
-def test_names_go_to_llada_and_back(checkpoint, backend):
+def test_the_real_dream_config_translates():
+    """The values of Dream-org/Dream-v0-Instruct-7B."""
+    real = {
+        "architectures": ["DreamModel"],
+        "bos_token_id": 151643,
+        "eos_token_id": 151643,
+        "hidden_act": "silu",
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "mask_token_id": 151666,
+        "max_position_embeddings": 131072,
+        "max_window_layers": 28,
+        "model_type": "Dream",
+        "num_attention_heads": 28,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "pad_token_id": 151643,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "use_sliding_window": False,
+        "vocab_size": 152064,
+    }
+    from transformers import Qwen2ForCausalLM
+
+    with torch.device("meta"):
+        model = Qwen2ForCausalLM(family_of(real, "Dream").translate(real))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 7_615_616_512
+    assert model.config.is_causal is False
+    assert family_of(real | {"model_type": "dream"}, "a copy").name == "Dream"
+
+
+def test_names_go_to_llada_and_back(tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
     stored = load_file(checkpoint / "model.safetensors")
-    renamed = to_llada_names(backend.model.state_dict())
+    renamed = to_llada_names(TransformersBackend(checkpoint).model.state_dict())
     assert renamed.keys() == stored.keys()
     for name, tensor in stored.items():
         assert torch.equal(renamed[name], tensor), name
@@ -425,7 +524,8 @@ def test_names_go_to_llada_and_back(checkpoint, backend):
         to_llada_names({"model.rotary.inv_freq": torch.zeros(1)})
 
 
-def test_weights_come_in_several_files_too(checkpoint, backend, broken):
+def test_weights_come_in_several_files_too(broken):
+    backend = TransformersBackend(broken)
     tensors = load_file(broken / "model.safetensors")
     (broken / "model.safetensors").unlink()
     names, where = sorted(tensors), {}
@@ -491,6 +591,68 @@ def test_a_checkpoint_that_does_not_fit_is_refused(broken, edit, named):
     edit_tensors(broken, edit)
     with pytest.raises(ValueError, match=rf"(?s)broken did not load completely.*{re.escape(named)}"):
         load_backend(broken)
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        (lambda tensors: tensors.pop("model.layers.0.self_attn.q_proj.bias"), "q_proj.bias"),
+        (lambda tensors: tensors.pop("lm_head.weight"), "lm_head"),
+        (lambda t: t.update({"model.layers.1.self_attn.o_proj.bias": torch.zeros(16)}), "o_proj.bias"),
+        (lambda t: t.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(32, 16)}), "layers.2"),
+        (lambda t: t.update({"model.layers.1.self_attn.k_proj.weight": torch.zeros(16, 16)}), "k_proj"),
+    ],
+    ids=["missing bias", "no head", "extra bias", "extra layer", "wrong shape"],
+)
+def test_a_dream_that_does_not_fit_is_refused(broken_dream, edit, named):
+    edit_tensors(broken_dream, edit)
+    with pytest.raises(ValueError, match=rf"(?s)broken did not load completely.*{re.escape(named)}"):
+        load_backend(broken_dream)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "gelu"),
+        ("use_sliding_window", True),
+        ("rope_scaling", {"type": "yarn", "factor": 4.0}),
+    ],
+)
+def test_a_dream_that_is_no_qwen2_is_refused(broken_dream, key, value):
+    edit_config(broken_dream, **{key: value})
+    with pytest.raises(ValueError, match=f"{key}=.*; only .* is supported"):
+        load_backend(broken_dream)
+
+
+def test_dreams_published_tokenizer_files_are_qwen2s(broken_dream):
+    """Vocabulary and merges instead of a tokenizer.json, and a tokenizer class that is remote code."""
+    for path in broken_dream.glob("*token*.json"):
+        path.unlink()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>"]
+    vocabulary = ["T", "o", "t", "a", "l", "?", "Ċ", "to", "ta", "tal"]
+    ids = {token: at for at, token in enumerate(vocabulary + special)}
+    (broken_dream / "vocab.json").write_text(json.dumps({token: ids[token] for token in vocabulary}))
+    (broken_dream / "merges.txt").write_text("#version: 0.2\nt o\nt a\nta l\n")
+    roles = {"bos_token": special[3], "eos_token": special[0], "pad_token": special[0]}
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    tokenizer_config = {
+        "added_tokens_decoder": {str(ids[token]): {"content": token, "special": True} for token in special},
+        "auto_map": {"AutoTokenizer": ["tokenization_dream.DreamTokenizer", None]},
+        "chat_template": template,
+        "tokenizer_class": "DreamTokenizer",
+        **roles,
+    }
+    (broken_dream / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    edit_config(broken_dream, mask_token_id=ids["<|mask|>"], eos_token_id=ids["<|endoftext|>"])
+    backend = TransformersBackend(broken_dream)
+    words = ["<|im_start|>", "T", "o", "tal", "?", "<|im_end|>", "Ċ", "<|im_start|>"]
+    assert backend.encode_prompt("Total?") == [ids[word] for word in words]
+    assert backend.decode([ids["tal"], ids["?"], ids["<|im_end|>"], ids["tal"]]) == "tal?"
+    with pytest.raises(ValueError, match="contains the dLLM's mask token"):
+        backend.encode_prompt("Total<|mask|>?")
 
 
 @pytest.mark.parametrize(
@@ -630,16 +792,14 @@ def test_copying_a_backend_copies_no_model(backend):
     assert copy.deepcopy({"backend": backend})["backend"] is backend
 
 
-def test_a_backend_is_what_the_protocol_says(backend):
+def test_a_backend_is_what_the_protocol_says(backend, special):
     assert isinstance(backend, Backend)
     assert backend.device == torch.device("cpu")
     assert backend.vocab_size == len(backend.tokenizer)
     ids = {backend.mask_token_id, backend.eos_token_id, backend.pad_token_id}
     assert all(0 <= token < backend.vocab_size for token in ids)
     assert backend.mask_token_id != backend.pad_token_id == backend.eos_token_id
-    assert backend.end_token_ids == set(
-        backend.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|eot_id|>"])
-    )
+    assert backend.end_token_ids == set(backend.tokenizer.convert_tokens_to_ids([special.eos, special.eot]))
 
 
 def test_an_unknown_backend_says_what_there_is(monkeypatch):
@@ -701,10 +861,10 @@ def test_grids_survive_the_tokenizer(backend):
         assert len(backend.encode_prompt(task.problem(0).prompt)) == size * size + 2
 
 
-def test_the_saved_tokenizer_is_the_one_that_was_built(tmp_path, backend):
+def test_the_saved_tokenizer_is_the_one_that_was_built(tmp_path, backend, special):
     from transformers import PreTrainedTokenizerFast
 
-    built = build_tokenizer(load_task("arithmetic").vocabulary)
+    built = build_tokenizer(load_task("arithmetic").vocabulary, special)
     save_tokenizer(built, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "special_tokens_map.json",
@@ -713,27 +873,23 @@ def test_the_saved_tokenizer_is_the_one_that_was_built(tmp_path, backend):
     ]
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     assert loaded.get_vocab() == built.get_vocab() == backend.tokenizer.get_vocab()
-    for text in (PROMPT, "So 20 + 4 = 24. #### 24", "<|startoftext|>20<|eot_id|><|mdm_mask|>"):
+    for text in (PROMPT, "So 20 + 4 = 24. #### 24", f"{special.bos}20{special.eot}{special.mask}"):
         ids = built(text, add_special_tokens=False)["input_ids"]
         assert loaded(text, add_special_tokens=False)["input_ids"] == ids
         assert loaded.decode(ids) == built.decode(ids)
     assert loaded.chat_template == built.chat_template
     assert loaded.padding_side == "left"
-    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (
-        "<|startoftext|>",
-        "<|endoftext|>",
-        "<|endoftext|>",
-    )
+    assert (loaded.bos_token, loaded.eos_token, loaded.pad_token) == (special.bos, special.eos, special.eos)
 
 
-def test_a_prompt_goes_through_the_chat_template(backend):
+def test_a_prompt_goes_through_the_chat_template(backend, special):
     ids = backend.encode_prompt(f"  {PROMPT}\n")
-    start, turn = backend.tokenizer.convert_tokens_to_ids(["<|startoftext|>", "<|eot_id|>"])
+    start, turn = backend.tokenizer.convert_tokens_to_ids([special.bos, special.eot])
     words = re.findall(r"[A-Za-z]+|\d|[^\sA-Za-z\d]", PROMPT)
     assert ids == [start, *backend.tokenizer.convert_tokens_to_ids(words), turn]
     assert backend.encode_prompt([{"role": "user", "content": PROMPT}]) == ids
     templated = backend.tokenizer.apply_chat_template([{"role": "user", "content": PROMPT}], tokenize=False)
-    assert templated == f"<|startoftext|>{PROMPT}<|eot_id|>"
+    assert templated == f"{special.bos}{PROMPT}{special.eot}"
 
 
 @pytest.mark.parametrize(
@@ -756,14 +912,14 @@ def test_words_the_model_does_not_know_are_named(backend):
         backend.encode_prompt("Sam has 20 é. Total?")
 
 
-def test_a_mask_in_the_prompt_is_refused(backend):
+def test_a_mask_in_the_prompt_is_refused(backend, special):
     with pytest.raises(ValueError, match="contains the dLLM's mask token"):
-        backend.encode_prompt("Sam has 20<|mdm_mask|> coins. Total?")
+        backend.encode_prompt(f"Sam has 20{special.mask} coins. Total?")
 
 
-def test_decode_stops_at_the_end_and_shows_masks(backend):
+def test_decode_stops_at_the_end_and_shows_masks(backend, special):
     mask, eos = backend.mask_token_id, backend.eos_token_id
-    turn = backend.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    turn = backend.tokenizer.convert_tokens_to_ids(special.eot)
     ids = encode(backend, "So 20 + 4")
     assert backend.decode(ids) == "So 20 + 4"
     assert backend.decode([*ids, eos, *ids]) == "So 20 + 4"
@@ -771,5 +927,5 @@ def test_decode_stops_at_the_end_and_shows_masks(backend):
     assert backend.decode([eos, *ids]) == ""
     assert backend.decode([]) == ""
     shown = backend.decode([ids[0], mask, mask, *ids[3:], eos, mask])
-    assert shown.split() == ["So", "<|mdm_mask|>", "<|mdm_mask|>", "+", "4"]
+    assert shown.split() == ["So", special.mask, special.mask, "+", "4"]
     assert backend.decode(torch.tensor([*ids, eos])) == backend.decode(np.array(ids)) == "So 20 + 4"

@@ -11,23 +11,22 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from toy_backend import ToyBackend, ToyTask
 
+import dllm_agents.checkpoint
 import dllm_gym
-import dllm_gym.backends
-import dllm_gym.tasks
 from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_gym import cli
 from dllm_gym.evaluation import default_sweep
-from dllm_gym.tasks import SPLITS
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
-    "reward", "on_empty", "temperature", "stop_at_eos", "episodes", "seed", "accuracy", "accuracy_ci95",
-    "nfe_mean", "nfe_ci95", "reward_mean", "reward_ci95",
+    "target_steps", "reward", "reward_metric", "on_empty", "temperature", "stop_at_eos", "episodes", "seed",
+    "accuracy", "accuracy_ci95", "nfe_mean", "nfe_ci95", "reward_mean", "reward_ci95",
 }  # fmt: skip
 
 
@@ -45,20 +44,6 @@ class Output(NamedTuple):
     def words(self) -> str:
         """Standard error without the line breaks of an 80 column terminal."""
         return " ".join(self.err.split())
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    def strict_toy(split: str) -> ToyTask:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}")
-        return ToyTask(split)
-
-    monkeypatch.setitem(dllm_gym.tasks._TASKS, "toy", strict_toy)
-    monkeypatch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
-    yield
-    for key in [key for key in dllm_gym.backends._loaded if key[0] == "toy"]:
-        del dllm_gym.backends._loaded[key]
 
 
 @pytest.fixture
@@ -104,21 +89,44 @@ def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
 
 
-def test_list(run, tmp_path):
+def test_list(run, tmp_path, monkeypatch):
+    save_network(tmp_path / "shipped" / "quick")
+    monkeypatch.setattr(dllm_agents.checkpoint, "SHIPPED", tmp_path / "shipped")
     done = run("list", "--json", "-")
     assert done.code == 0
     content = done.json
-    assert content.keys() == {"backends", "tasks", "strategies", "plugins"}
+    assert content.keys() == {"backends", "tasks", "strategies", "policies"}
     assert "toy" in content["backends"]
     assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
     assert "fast-dllm(threshold=0.9)" in content["strategies"]
-    assert content["plugins"] == ["dllm_agents.plugin"]
+    assert content["policies"] == ["policy:quick"]
     for kind, names in content.items():
         assert f"{kind}: {', '.join(names)}" in done.words
     assert len(done.out.splitlines()) == 1
 
     assert run("list", "--json", tmp_path / "list.json").out == ""
     assert json.loads((tmp_path / "list.json").read_text()) == content
+
+
+# Pretrain ---------------------------------------------------------------------------------------------------
+
+
+def test_pretrain_a_dream_on_a_mixture(run, tmp_path):
+    arguments = (
+        f"--output {tmp_path / 'tiny'} --layout dream --layers 1 --width 16 --heads 2 --kv-heads 1 "
+        '--task sudoku --task-kwargs [{"size":4},{"size":6}] --steps 2 --batch-size 2 --episodes 2'
+    )
+    done = run("pretrain", *arguments.split())
+    assert done.code == 0, done.err
+    config = json.loads((tmp_path / "tiny" / "config.json").read_text())
+    assert (config["model_type"], config["num_key_value_heads"]) == ("Dream", 1)
+    rows = json.loads((tmp_path / "tiny" / "pretraining.json").read_text())["metrics"]
+    assert [(row["task_kwargs"], row["completion_length"], row["block_length"]) for row in rows] == [
+        ({"size": 4}, 16, 8),
+        ({"size": 4}, 16, 16),
+        ({"size": 6}, 36, 8),
+        ({"size": 6}, 36, 36),
+    ]
 
 
 # Evaluate ---------------------------------------------------------------------------------------------------
@@ -226,6 +234,7 @@ def test_compare_strategies_alone(run):
 @pytest.fixture
 def config_file(tmp_path) -> Path:
     config = TrainConfig(
+        algorithm="ppo",
         env={"task": "toy", "backend": "toy"},
         num_envs=8,
         group_size=4,
@@ -286,6 +295,7 @@ def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
         ("compare --agent nobody", "'nobody' is neither a strategy nor the path of a saved policy"),
         ("evaluate --agent [bold]x", "'[bold]x' is neither a strategy"),
         ("evaluate --agent [/x]", "'[/x]' is neither a strategy"),
+        ("evaluate --agent policy:nothing", "unknown policy 'nothing'; shipped are:"),
         ("evaluate --agent confidence:k=0", "k must be an integer >= 1, got 0"),
         ("evaluate --agent confidence:k=two", "cannot read the parameter 'k=two'; write name=number"),
         ("evaluate --agent confidence:j=1", "strategy 'confidence': got an unexpected keyword argument 'j'"),
@@ -304,7 +314,7 @@ def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
             "block_length must be a whole num",
         ),
         ("evaluate --agent random --split exam --task toy --backend toy", "unknown split 'exam'"),
-        ("train dqn", "unknown algorithm 'dqn'; choose one of ppo, a2c"),
+        ("train dqn", "unknown algorithm 'dqn'; choose one of grpo, ppo, a2c"),
         ("train ppo --config nothing", "no configuration 'nothing'; known: "),
         ("train ppo --resume --output nowhere", "nothing to resume in nowhere"),
         ("train a2c --config ppo-full --output new", "configures ppo, not a2c"),
@@ -314,6 +324,9 @@ def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
         ("train ppo --config task.yaml --output new", "unknown task 'algebra'"),
         ("train ppo --config argument.yaml --output new", "unknown arguments ['tsk'] in env"),
         ("pretrain --output new --task-kwargs {", "--task-kwargs must be a JSON object"),
+        ("pretrain --output new --task-kwargs [{},1]", "--task-kwargs must be a JSON object, or a list of"),
+        ("pretrain --output new --task-kwargs []", "--task-kwargs must be a JSON object, or a list of"),
+        ("pretrain --output new --layout bert", "unknown layout 'bert'; choose one of llada, dream"),
         ("evaluate --agent random --task-kwargs [1]", "--task-kwargs must be a JSON object"),
     ],
 )
@@ -322,8 +335,8 @@ def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, arguments, mes
     for name, text in {
         "broken": "env: [",
         "unknown": "algo: ppo",
-        "task": "env: {task: algebra}",
-        "argument": "env: {tsk: arithmetic}",
+        "task": "{algorithm: ppo, env: {task: algebra}}",
+        "argument": "{algorithm: ppo, env: {tsk: arithmetic}}",
     }.items():
         Path(f"{name}.yaml").write_text(text)
     done = run(*arguments.split())
@@ -370,7 +383,7 @@ def test_console_script(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     *listed, error = done.stderr.splitlines()
-    assert "plugins: dllm_agents.plugin" in listed
+    assert any(line.startswith("policies: ") for line in listed)
     assert error.startswith("error: ")
     assert str(tmp_path / "file") in error
     assert "Traceback" not in done.stderr

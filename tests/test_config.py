@@ -32,7 +32,7 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of ppo, a2c"),
+        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of grpo, ppo, a2c"),
         ("num_envs", 0, r"num_envs must be a whole number of at least 1, got 0"),
         ("group_size", 0, r"group_size must be a whole number of at least 1, got 0"),
         ("group_size", True, r"group_size must be a whole number of at least 1, got True"),
@@ -62,10 +62,47 @@ def test_out_of_range(field, value, message):
         TrainConfig().updated(**{field: value})
 
 
-def test_group_size_divides_num_envs():
-    with pytest.raises(ValueError, match=r"group_size 8 must divide num_envs 12"):
-        TrainConfig(num_envs=12, group_size=8)
-    assert TrainConfig(num_envs=7, group_size=1).group_size == 1
+def test_group_size_is_at_most_num_envs():
+    with pytest.raises(ValueError, match=r"group_size 8 must not exceed num_envs 7"):
+        TrainConfig(num_envs=7, group_size=8)
+    assert TrainConfig(num_envs=12, group_size=8).group_size == 8
+    assert TrainConfig(algorithm="ppo", num_envs=7, group_size=1).group_size == 1
+
+
+EXPERT = "fast-dllm:threshold=0.9"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 1}, r"grpo needs a group_size of at least 2, got 1"),
+        ({"num_experts": -1}, r"num_experts must be a whole number of at least 0, got -1"),
+        ({"num_experts": True}, r"num_experts must be a whole number of at least 0, got True"),
+        ({"imitation_steps": 1.5}, r"imitation_steps must be a whole number of at least 0, got 1.5"),
+        ({"num_experts": 1}, r"expert None goes together with num_experts or imitation_steps, got 1 and 0"),
+        ({"imitation_steps": 9}, r"expert None goes together with num_experts or imitation_steps, got 0 and"),
+        ({"expert": EXPERT}, r"expert 'fast-dllm:threshold=0.9' goes together with .* got 0 and 0"),
+        (
+            {"algorithm": "a2c", "expert": EXPERT, "num_experts": 2},
+            r"num_experts is for grpo, got 2 with a2c",
+        ),
+        (
+            {"expert": EXPERT, "imitation_steps": 11, "total_timesteps": 10},
+            r"imitation_steps 11 exceeds total_timesteps 10",
+        ),
+        (
+            {"expert": EXPERT, "num_experts": 1, "policy": {"sampler": "dpls"}},
+            r"sampler 'dpls' needs groups and no expert, got group_size 8 and expert 'fast-dllm",
+        ),
+        (
+            {"algorithm": "ppo", "group_size": 1, "policy": {"sampler": "dpls"}},
+            r"sampler 'dpls' needs groups and no expert, got group_size 1 and expert None",
+        ),
+    ],
+)
+def test_what_does_not_go_together(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)
 
 
 def test_updated_is_a_copy():
@@ -95,7 +132,7 @@ def test_every_shipped_configuration_loads(path):
 
 
 def test_there_are_shipped_configurations():
-    assert "ppo-full" in [path.stem for path in SHIPPED]
+    assert {"grpo-full", "ppo-full", "a2c-full"} <= {path.stem for path in SHIPPED}
 
 
 def test_round_trip(tmp_path):
@@ -195,6 +232,13 @@ def test_find_config(tmp_path, monkeypatch):
         ({"env": {"tsk": "arithmetic"}}, r"unknown arguments \['tsk'\] in env; known: backend, .*task"),
         ({"env": {"num_envs": 3}}, r"unknown arguments \['num_envs'\] in env"),
         ({"env": {"group_size": 2}}, r"unknown arguments \['group_size'\] in env"),
+        ({"env": {"num_experts": 2}}, r"unknown arguments \['num_experts'\] in env"),
+        ({"algorithm_kwargs": {"expert": EXPERT}}, r"unknown arguments \['expert'\] in algorithm_kwargs"),
+        ({"expert": "nobody", "num_experts": 1}, r"'nobody' is neither a strategy"),
+        (
+            {"expert": EXPERT, "imitation_steps": 1, "expert_block_length": 0},
+            r"block_length must be an integer >= 1, got 0",
+        ),
         ({"policy": {"widht": 3}}, r"unknown arguments \['widht'\] in policy; known: features, width"),
         (
             {"algorithm_kwargs": {"steps": 3}},

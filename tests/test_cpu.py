@@ -17,7 +17,7 @@ def test_attention_is_that_of_transformers(kv_heads):
     cpu.register_attention()
     sizes = {"vocab_size": 50, "width": 32, "layers": 2, "heads": 4, "mlp_width": 48, "max_length": 64}
     config = to_llama_config(
-        {**llada_config(**sizes, rope_theta=100.0, mask_token_id=1, eos_token_id=2), "n_kv_heads": kv_heads}
+        llada_config(**sizes, kv_heads=kv_heads, rope_theta=100.0, mask_token_id=1, eos_token_id=2)
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()

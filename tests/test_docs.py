@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import dllm_gym.backends
+import dllm_gym.tasks
+
 ROOT = Path(__file__).parents[1]
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
 def run_example(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    # what an example registers must not stay
+    monkeypatch.setattr(dllm_gym.tasks, "_TASKS", dict(dllm_gym.tasks._TASKS))
+    monkeypatch.setattr(dllm_gym.backends, "_factories", dict(dllm_gym.backends._factories))
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
 
 

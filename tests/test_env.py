@@ -17,7 +17,7 @@ from dllm_gym.backends.base import predict_from_logits
 from dllm_gym.envs.rewards import REWARDS
 from dllm_gym.envs.unmask import UnmaskEnv
 
-EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha")
+EVERYTHING = ("entropy", "margin", "top_k", "hidden", "tokens", "alpha", "target_steps")
 CONFIGURATIONS = [
     {},
     {"block_length": 8},
@@ -27,6 +27,7 @@ CONFIGURATIONS = [
     {"reward": "additive", "alpha": 0.5},
     {"reward": "correctness", "block_length": 1},
     {"stop_at_eos": True, "completion_length": 20},
+    {"observe": ("alpha", "target_steps"), "alpha": (0.1, 10.0), "target_steps": (1, 64)},
 ]
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 
@@ -77,8 +78,9 @@ def test_gymnasium_checker_has_nothing_to_say(configuration):
 
 @configurations
 def test_sb3_checker_has_nothing_to_say(configuration):
-    if "top_k" in configuration.get("observe", ()):  # SB3 takes one dimension or an image
-        configuration = {"observe": tuple(key for key in EVERYTHING if key != "top_k")}
+    if "observe" in configuration:  # SB3 takes one dimension or an image
+        flat = tuple(key for key in configuration["observe"] if key not in ("top_k", "hidden"))
+        configuration = {**configuration, "observe": flat}
     env = gym.make("DLLMUnmask-v0", render_mode="rgb_array", **configuration)
     check_env_for_sb3(env, skip_render_check=False)
     env.close()

@@ -45,14 +45,6 @@ class Coins(ArithmeticTask):
         return {"characters": float(len(completion))}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return str(write_checkpoint(tmp_path_factory.mktemp("llada"), seed=1))
@@ -593,9 +585,13 @@ JSON_KEYS = {
     "completion_length",
     "block_length",
     "alpha",
+    "target_steps",
     "reward",
+    "reward_metric",
     "on_empty",
     "temperature",
+    "revealed_confidence",
+    "view",
     "stop_at_eos",
     "episodes",
     "seed",
@@ -634,7 +630,9 @@ def test_a_result_is_one_flat_json_object(checkpoint):
         "completion_length": 48,
         "block_length": 24,
         "alpha": 2.0,
+        "target_steps": 1.0,
         "reward": "multiplicative",
+        "reward_metric": None,
         "temperature": 0.0,
         "episodes": 6,
         "seed": 5,

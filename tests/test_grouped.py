@@ -16,12 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecMonitor
-from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 from toy_unmask import ToyUnmaskVectorEnv
 
 import dllm_gym
-import dllm_gym.backends
-import dllm_gym.tasks
 from dllm_agents import load_policy, save_policy
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.sb3 import GymVecEnv, UnmaskPolicy
@@ -31,12 +28,13 @@ from dllm_agents.sb3.grouped import (
     GroupPPO,
     GroupRolloutBuffer,
     Tickets,
-    leave_one_out_advantages,
+    group_advantages,
 )
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 LENGTH = 6
 TOY = {"task": "toy", "backend": "toy"}
-# Whatever is revealed when is right, so that only steps cost: 4 + 0 + ... scores 1.
 ALWAYS_RIGHT = {"task": "toy", "backend": "always-right"}
 PPO_SETTINGS: dict[str, Any] = {"n_steps": 8, "batch_size": 64, "n_epochs": 2, "normalize_advantage": False}
 A2C_SETTINGS: dict[str, Any] = {"n_steps": 8}
@@ -44,18 +42,6 @@ ALGORITHMS = [
     pytest.param(GroupPPO, PPO_SETTINGS, id="ppo"),
     pytest.param(GroupA2C, A2C_SETTINGS, id="a2c"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setitem(dllm_gym.tasks._TASKS, "toy", ToyTask)
-    monkeypatch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
-    monkeypatch.setitem(
-        dllm_gym.backends._factories, "always-right", lambda: ScriptedBackend([4] + [0] * (LENGTH - 1))
-    )
-    yield
-    for key in [key for key in dllm_gym.backends._loaded if key[0] in ("toy", "always-right")]:
-        del dllm_gym.backends._loaded[key]
 
 
 def make_model(
@@ -159,26 +145,31 @@ def test_rows_of_the_real_environment_share_problems():
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=12))
 def test_leave_one_out_advantages(rewards):
-    advantages = leave_one_out_advantages(np.array(rewards))
+    advantages = group_advantages(np.array(rewards), "leave-one-out", "none")
     expected = [r - np.mean(rewards[:i] + rewards[i + 1 :]) for i, r in enumerate(rewards)]
     np.testing.assert_allclose(advantages, expected, atol=1e-12)
     assert abs(advantages.sum()) < 1e-10
 
 
-def test_leave_one_out_by_hand():
-    np.testing.assert_allclose(leave_one_out_advantages(np.array([1.0, 0.0, 0.0])), [1.0, -0.5, -0.5])
-    assert leave_one_out_advantages(np.full(4, 0.25)).tolist() == [0.0] * 4
+def test_advantages_by_hand():
+    rewards = np.array([1.0, 0.0, 0.0])
+    np.testing.assert_allclose(group_advantages(rewards, "leave-one-out", "none"), [1.0, -0.5, -0.5])
+    np.testing.assert_allclose(group_advantages(rewards, "mean", "batch"), [2 / 3, -1 / 3, -1 / 3])
+    scaled = group_advantages(rewards, "mean", "group")
+    np.testing.assert_allclose(scaled, np.array([2, -1, -1]) / np.sqrt(2), rtol=1e-5)
+    for baseline in ("mean", "leave-one-out"):
+        assert group_advantages(np.full(4, 0.25), baseline, "group").tolist() == [0.0] * 4
 
 
 # Buffer -----------------------------------------------------------------------------------------------------
 
 
-def make_buffer(rows: int, group_size: int, length: int = 3) -> GroupRolloutBuffer:
+def make_buffer(rows: int, group_size: int, length: int = 3, **kwargs: Any) -> GroupRolloutBuffer:
     observation_space = spaces.Dict(
         {"confidence": spaces.Box(0, 1, (length,), np.float32), "mask": spaces.MultiBinary(length)}
     )
     return GroupRolloutBuffer(
-        4, observation_space, spaces.MultiBinary(length), "cpu", n_envs=rows, group_size=group_size
+        4, observation_space, spaces.MultiBinary(length), "cpu", n_envs=rows, group_size=group_size, **kwargs
     )
 
 
@@ -234,6 +225,12 @@ def by_identity(batch: Any) -> dict[float, tuple[Any, ...]]:
             batch.returns[at].item(),
         )
     return rows
+
+
+@pytest.mark.parametrize("argument", ["baseline", "scale"])
+def test_unknown_choices(argument):
+    with pytest.raises(ValueError, match=f"unknown {argument} 'best'; choose one of "):
+        make_buffer(2, 2, **{argument: "best"})
 
 
 @given(
@@ -312,6 +309,74 @@ def test_zero_variance_groups_have_no_advantage_beside_others():
     np.testing.assert_allclose(advantages[:3], 0, atol=1e-6)
     assert advantages[3] > 0 > advantages[4]
     assert buffer.zero_variance == 0.5
+
+
+def test_flat_groups_are_left_out_on_request():
+    buffer = make_buffer(rows=6, group_size=3, drop_flat=True, scale="none")
+    buffer.add(make_step(0, 6))
+    finish_all(buffer, [0, 1, 2, 3, 4, 5], [0.1, 0.1, 0.1, 1.0, 0.0, 0.5])
+    assert buffer.complete() == 6
+    assert by_identity(next(iter(buffer.get()))).keys() == {-3.0, -4.0, -5.0}
+    assert buffer.zero_variance == 0.5
+    buffer.add(make_step(1, 6))
+    finish_all(buffer, range(6, 12), [0.1] * 6)
+    assert buffer.complete() == 6  # though nothing is left
+    assert list(buffer.get(4)) == []
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.floats(0, 1)), min_size=2, max_size=6))
+@settings(max_examples=30)
+def test_weights_make_a_mean_over_steps_a_mean_over_episodes(episodes):
+    rows = len(episodes)
+    buffer = make_buffer(rows, rows, baseline="mean", scale="none")
+    for time in range(6):
+        buffer.add(make_step(time, rows))
+        for row, (length, reward) in enumerate(episodes):
+            if length == time + 1:
+                buffer.finish(row, row, reward)
+    assert buffer.complete() == sum(length for length, _ in episodes)
+    batch = next(iter(buffer.get()))
+    mean_reward = np.mean([reward for _, reward in episodes])
+    assert batch.weights.mean().item() == pytest.approx(1, rel=1e-5)
+    assert (batch.weights * batch.returns).mean().item() == pytest.approx(mean_reward, rel=1e-4, abs=1e-6)
+    assert (batch.weights * batch.advantages).mean().item() == pytest.approx(0, abs=1e-5)
+
+
+def test_expert_steps_are_marked_and_count_for_the_mean():
+    buffer = make_buffer(rows=3, group_size=3, baseline="mean", scale="none")
+    buffer.add(make_step(0, 3))
+    for row, reward in enumerate([0.0, 0.0, 0.9]):
+        buffer.finish(row, row, reward, expert=row == 2)
+    buffer.complete()
+    batch = next(iter(buffer.get()))
+    order = batch.returns.argsort()
+    np.testing.assert_allclose(batch.advantages[order], [-0.3, -0.3, 0.6], atol=1e-6)
+    assert batch.expert[order].tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("group_size", "num_experts"), [(4, 0), (4, 1), (5, 2)])
+def test_the_last_tickets_of_each_group_are_the_experts(group_size, num_experts):
+    tickets = Tickets(group_size, 2, None, 0, num_experts)
+    flags = []
+    for _ in range(3 * group_size):
+        tickets(1)
+        flags.append(bool(tickets.is_expert()[1]))
+    assert flags == 3 * ([False] * (group_size - num_experts) + [True] * num_experts)
+
+
+def test_knobs_are_those_of_the_group():
+    tickets, again = Tickets(3, 2, 50, 0), Tickets(3, 1, 50, 0)
+    drawn = []
+    for at in range(9):
+        row = at % 2
+        tickets(row)
+        drawn.append(tickets.knobs(row).tolist())
+        again(0)
+        assert again.knobs(0).tolist() == drawn[-1]
+    groups = [drawn[:3], drawn[3:6], drawn[6:]]
+    assert all(group[0] == group[1] == group[2] for group in groups)
+    assert len({tuple(group[0]) for group in groups}) == 3
+    assert all(0 <= number < 1 for pair in drawn for number in pair)
 
 
 def test_only_zero_variance_groups():

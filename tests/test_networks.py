@@ -31,7 +31,18 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
         "mask": mask.to(torch.int8),
         "action_mask": action_mask.to(torch.int8),
         "progress": torch.rand(batch, 1, generator=generator),
+        "top_k": torch.rand(batch, length, 5, generator=generator).sort(-1, descending=True).values,
+        "hidden": torch.randn(batch, length, 6, generator=generator),
+        "alpha": 3 * torch.rand(batch, 1, generator=generator),
+        "target_steps": 1 + 9 * torch.rand(batch, 1, generator=generator),
     }
+
+
+EVERY_FEATURE = {
+    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", "alpha", "target_steps"),
+    "top_k": 5,
+    "hidden_width": 6,
+}
 
 
 def make_network(seed: int = 0, **fields: object) -> UnmaskTransformer:
@@ -82,6 +93,17 @@ def test_matches_the_papers_formulas_written_out():
     torch.testing.assert_close(network(observation), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_parameter_count_of_the_papers_other_inputs():
+    def count(*features: str, **fields: object) -> int:
+        return UnmaskTransformer(UnmaskTransformerConfig(features=features, **fields)).num_parameters  # type: ignore[arg-type]
+
+    assert count("top_k", "mask", "progress", top_k=50) == 331_265 + 49 * 128
+    assert count("hidden", "mask", "progress", hidden_width=4096) == 331_265 + 4095 * 128
+    assert count("confidence", "progress") == 331_265 - 256
+    assert count("confidence", "mask") == 331_265 - 33_024
+    assert count("confidence", "mask", "progress", "alpha", "target_steps") == 331_265 + 2 * 33_024
+
+
 def test_untrained_policy_reveals_few_positions_and_tells_them_apart():
     probabilities = []
     for seed in range(8):
@@ -129,10 +151,14 @@ def test_order_of_positions_matters():
     assert (network(observation) - network(reversed_).flip(1)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("key", ["confidence", "mask", "action_mask", "progress"])
+@pytest.mark.parametrize(
+    "key",
+    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", "alpha", "target_steps"],
+)
 def test_every_feature_counts(key):
-    network, observation = make_network(), make_observation(2)
-    changed = {**observation, key: 1 - observation[key]}
+    network, observation = make_network(**EVERY_FEATURE), make_observation(2)
+    changed = {**observation, key: 1 - observation[key] if "mask" in key else observation[key] / 2}
+    assert key in network.config.requires
     assert (network(observation) - network(changed)).abs().max() > 1e-3
 
 
@@ -149,6 +175,76 @@ def test_statistics_on_request_are_features(name):
     low, high = torch.zeros(3, 10), torch.ones(3, 10)
     assert name in network.config.requires
     assert (network({**observation, name: low}) - network({**observation, name: high})).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("dropped", [("mask",), ("progress",), ("mask", "progress")])
+def test_without_mask_or_time_nothing_tells_them(dropped):
+    """The paper's ablations: one condition for all positions, for all steps, or none at all."""
+    features = tuple(name for name in PAPER_FEATURES if name not in dropped)
+    network, observation = make_network(features=features), make_observation()
+    assert network.config.requires == features
+    logits = network({name: observation[name] for name in features})
+    block, batch = network.blocks[0], len(logits)
+    condition = torch.zeros(batch, 10, 16)
+    if "mask" in features:
+        condition = condition + network.mask_embedding(observation["mask"].long())
+    if "progress" in features:
+        condition = condition + network.time_embedding(observation["progress"])[:, None]
+    x = network.input_proj(observation["confidence"][..., None])
+    selector = torch.eye(10).expand(batch, 10, 10)  # every position has a condition vector of its own
+    x = block(x, condition, selector, rotary_angles(10, 8, x.device))
+    expected = network.output_proj(network.final_norm(x))[..., 0]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_value_head_sees_the_mask_in_any_case():
+    network, observation = make_network(features=("confidence",), value_head=True), make_observation()
+    assert network.config.requires == ("confidence", "mask")
+    logits, values = network.forward_actor_critic(observation)
+    others, other_values = network.forward_actor_critic({**observation, "mask": 1 - observation["mask"]})
+    assert torch.equal(logits, others)
+    assert (values - other_values).abs().min() > 1e-4
+
+
+def test_features_of_many_numbers_are_projected():
+    """Each number per position has a weight of its own; ``top_k`` takes the largest of what it is offered."""
+    observation = make_observation()
+    network = make_network(features=("top_k", "confidence", "hidden"), top_k=3, hidden_width=6)
+    inputs = torch.cat([observation["top_k"][..., :3], observation["confidence"][..., None]], -1)
+    x = inputs @ network.input_proj.weight.T + network.input_proj.bias
+    x = x + observation["hidden"] @ network.hidden_proj.weight.T + network.hidden_proj.bias
+    x = network.blocks[0](x, torch.zeros(1, 1, 16), None, rotary_angles(10, 8, x.device))
+    expected = network.output_proj(network.final_norm(x))[..., 0]
+    torch.testing.assert_close(network(observation), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hidden_states_alone_are_enough():
+    network, observation = make_network(features=("hidden",), hidden_width=6), make_observation()
+    assert network.config.requires == ("hidden",)
+    assert network({"hidden": observation["hidden"]}).shape == (3, 10)
+
+
+def test_observations_of_another_shape_are_refused():
+    network, observation = make_network(**EVERY_FEATURE), make_observation()
+    with pytest.raises(ValueError, match="holds 4 probabilities per position, this network reads 5"):
+        network({**observation, "top_k": observation["top_k"][..., :4]})
+    with pytest.raises(ValueError, match="have width 7, this network is made for a dLLM of width 6"):
+        network({**observation, "hidden": torch.zeros(3, 10, 7)})
+
+
+@pytest.mark.parametrize("key", ["alpha", "target_steps"])
+def test_settings_are_told_apart_and_alike_ones_are_close(key):
+    """From 0 over the largest step price of the paper to more steps than it ever takes."""
+    torch.manual_seed(0)
+    embedding = make_network(features=("confidence", key)).setting_embeddings[key]
+    embedding.mlp = torch.nn.Identity()
+    values = torch.linspace(0, 6.2, 200).expm1()[:, None]  # 0 to 492, each 3 % more than the one before
+    vectors = embedding(values)
+    assert (vectors.norm(dim=-1) - 8**0.5).abs().max() < 1e-3
+    distances = torch.cdist(vectors, vectors)
+    assert distances.diagonal(1).max() < 0.4
+    ratios = (values + 1) / (values.T + 1)
+    assert distances[ratios > 1.2].min() > 1.0
 
 
 def test_log_confidence_gap_counts_nines():
@@ -169,6 +265,20 @@ def test_time_embedding_tells_steps_apart():
     embedding = TimeEmbedding(32, 0.01)
     early, late = embedding(torch.tensor([[0.1], [0.2]]))
     assert (early - late).norm() > 0.1 * early.norm()
+
+
+def test_rounded_time():
+    """In bfloat16 the 49 steps of an episode are not all told apart; the MLP still computes in float32."""
+    torch.manual_seed(0)
+    exact, rounded = TimeEmbedding(32, 1.0), TimeEmbedding(32, 1.0, rounded=True)
+    rounded.load_state_dict(exact.state_dict())
+    progress = torch.arange(49)[:, None] / 48
+    expected = torch.cat([progress.cos().expand(49, 16), progress.sin().expand(49, 16)], -1)
+    torch.testing.assert_close(exact(progress), exact.mlp(expected))
+    torch.testing.assert_close(rounded(progress), exact.mlp(expected.to(torch.bfloat16).to(torch.float32)))
+    assert (rounded(progress) - exact(progress)).abs().max() > 1e-4
+    config = UnmaskTransformerConfig(features=PAPER_FEATURES, width=16, time_period=1.0, round_time=True)
+    assert UnmaskTransformer(config).time_embedding.rounded
 
 
 def test_masks_of_any_dtype_and_extra_keys():
@@ -218,8 +328,14 @@ def test_copies_and_pickles():
             {"features": ("confidence", "mask", "tokens")},
             "unknown features \\['tokens'\\]; known: confidence",
         ),
-        ({"features": ("confidence", "progress")}, "must include 'mask'"),
-        ({"features": ("mask", "progress")}, "one of confidence"),
+        (
+            {"features": ("mask", "progress", "alpha")},
+            "must include one of confidence, .*, top_k, hidden; got",
+        ),
+        ({"features": ("confidence", "hidden")}, "'hidden' and hidden_width go together, .* None"),
+        ({"features": ("confidence",), "hidden_width": 4}, "go together, .* hidden_width 4"),
+        ({"features": ("hidden",), "hidden_width": 0}, "hidden_width must be a positive integer, got 0"),
+        ({"features": ("top_k",), "top_k": 0}, "top_k must be a positive integer, got 0"),
         ({"features": ("mask", "confidence", "mask")}, "must not repeat"),
         ({"width": 30, "heads": 4}, "width 30 and heads 4"),
         ({"width": 6, "heads": 2}, "multiple of 2 \\* heads"),

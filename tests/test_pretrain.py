@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from dream_reference import ReferenceDream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import PREFIX, ReferenceLLaDA
@@ -19,10 +21,12 @@ from safetensors.torch import load_file
 
 from dllm_gym import tasks
 from dllm_gym.backends import load_backend
-from dllm_gym.backends.llada import to_llada_names
 from dllm_gym.pretrain import PretrainConfig, Pretrainer, complementary_masks, masked_cross_entropy
 from dllm_gym.tasks import load_task
 
+REFERENCES = {"llada": ReferenceLLaDA, "dream": ReferenceDream}
+every_layout = pytest.mark.parametrize("layout", list(REFERENCES))
+MIXTURE = [{"max_steps": 3}, {"max_steps": 8, "two_digit_share": 0.5}]
 TINY = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "batch_size": 4, "warmup": 3}
 
 
@@ -108,13 +112,18 @@ def test_every_token_is_masked_with_probability_t():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        *(({name: 0}, f"{name} must be at least 1, got 0") for name in ("width", "layers", "heads")),
+        *(
+            ({name: 0}, f"{name} must be at least 1, got 0")
+            for name in ("width", "layers", "heads", "kv_heads")
+        ),
         *(
             ({name: -1}, f"{name} must be at least 1, got -1")
             for name in ("mlp_width", "steps", "batch_size")
         ),
         ({"width": 18, "heads": 2}, "width 18 must be a multiple of twice the heads, 2"),
         ({"width": 6, "heads": 2}, "width 6 must be a multiple"),
+        ({"heads": 2, "kv_heads": 4}, "heads 2 must be a multiple of the kv_heads, 4"),
+        ({"layout": "bert"}, "unknown layout 'bert'; choose one of llada, dream"),
         ({"warmup": -1}, "warmup must be at least 0, got -1"),
         ({"decay": 0.0}, "decay must be above 0 and at most 1, got 0.0"),
         ({"decay": 1.5}, "decay must be above 0 and at most 1, got 1.5"),
@@ -126,6 +135,14 @@ def test_every_token_is_masked_with_probability_t():
 def test_values_out_of_range_speak(changes, message):
     with pytest.raises(ValueError, match=message):
         PretrainConfig(**changes)
+
+
+def test_the_same_configuration_written_in_another_way_is_equal():
+    assert PretrainConfig(task_kwargs={}) == PretrainConfig(task_kwargs=None) == PretrainConfig()
+    assert PretrainConfig(heads=2, kv_heads=2) == PretrainConfig(heads=2)
+    assert PretrainConfig(heads=2, kv_heads=1) != PretrainConfig(heads=2)
+    assert PretrainConfig().variants == [{}]
+    assert PretrainConfig(task_kwargs=MIXTURE).variants == MIXTURE
 
 
 def test_a_task_that_cannot_write_is_refused(tmp_path, monkeypatch):
@@ -155,14 +172,13 @@ def test_the_rates_warm_up_hold_and_fall(tmp_path):
 
 
 def test_examples_are_the_training_problems_padded_with_end_tokens(tmp_path):
-    run = pretrainer(tmp_path)
+    run = pretrainer(tmp_path, batch_size=4)
     task = load_task("arithmetic", "train")
-    assert run.task.split == "train"
-    prompts, answers = run.examples.batch(20, 5)
+    prompts, answers = run.examples.batch(5)
     eos = run.tokenizer.eos_token_id
-    assert answers.shape == (5, task.completion_length)
+    assert answers.shape == (4, task.completion_length)
     assert (prompts[:, 0] >= 0).any()  # as wide as the longest, no wider
-    for at in range(5):
+    for at in range(4):
         problem = task.problem(20 + at)
         assert run.tokenizer.decode(prompts[at][prompts[at] >= 0].tolist()).count(problem.prompt) == 1
         padding = (prompts[at] < 0).tolist()
@@ -171,24 +187,47 @@ def test_examples_are_the_training_problems_padded_with_end_tokens(tmp_path):
         end = row.index(eos)
         assert row[end:] == [eos] * (task.completion_length - end)
         assert task.score(run.tokenizer.decode(row[:end]), problem) == 1.0
-    again = run.examples.batch(20, 5)
+    again = run.examples.batch(5)
     assert torch.equal(again[0], prompts)
     assert torch.equal(again[1], answers)
+
+
+def test_batches_of_a_mixture_take_turns(tmp_path):
+    run = pretrainer(tmp_path, task_kwargs=MIXTURE)
+    tasks = [load_task("arithmetic", "train", **kwargs) for kwargs in MIXTURE]
+    for number in range(4):
+        task = tasks[number % 2]
+        prompts, answers = run.examples.batch(number)
+        assert answers.shape == (4, task.completion_length)
+        for at in range(4):
+            text = run.tokenizer.decode(prompts[at][prompts[at] >= 0].tolist())
+            assert text.count(task.problem(4 * number + at).prompt) == 1
+    assert [tasks[0].completion_length, tasks[1].completion_length] == [48, 80]
+
+
+def test_a_mixture_knows_the_words_of_all_its_members(tmp_path):
+    run = pretrainer(tmp_path, task="sudoku", task_kwargs=[{"size": 4}, {"size": 6}])
+    prompts, answers = zip(*(run.examples.batch(number) for number in range(2)), strict=True)
+    assert [rows.shape[1] for rows in answers] == [16, 36]
+    assert all((rows != run.tokenizer.unk_token_id).all() for rows in (*prompts, *answers))
 
 
 def test_the_prompt_is_tokenised_as_at_decoding_time(tmp_path):
     run = pretrainer(tmp_path)
     backend = load_backend(run.save_checkpoint())
-    prompts, _ = run.examples.batch(0, 6)
-    for at in range(6):
-        assert prompts[at][prompts[at] >= 0].tolist() == backend.encode_prompt(run.task.problem(at).prompt)
+    prompts, _ = run.examples.batch(0)
+    for at in range(4):
+        prompt = load_task("arithmetic", "train").problem(at).prompt
+        assert prompts[at][prompts[at] >= 0].tolist() == backend.encode_prompt(prompt)
 
 
 # Runs ------------------------------------------------------------------------------------------------------
 
 
-def test_a_short_run_learns(tmp_path):
-    run = pretrainer(tmp_path, steps=60, batch_size=8, learning_rate=2e-2, adam_learning_rate=2e-2)
+@every_layout
+def test_a_short_run_learns(tmp_path, layout):
+    rates = {"learning_rate": 2e-2, "adam_learning_rate": 2e-2}
+    run = pretrainer(tmp_path, layout=layout, steps=60, batch_size=8, **rates)
     steps, losses = zip(*run.train(), strict=True)
     assert steps == tuple(range(1, 61))
     assert np.mean(losses[-10:]) < 0.75 * np.mean(losses[:3])
@@ -196,11 +235,12 @@ def test_a_short_run_learns(tmp_path):
     assert list(pretrainer(tmp_path, **{k: getattr(run.config, k) for k in CHANGED}).train()) == []
 
 
-CHANGED = ("steps", "batch_size", "learning_rate", "adam_learning_rate")
+CHANGED = ("layout", "steps", "batch_size", "learning_rate", "adam_learning_rate")
 
 
-def test_a_checkpoint_is_complete_and_loads(tmp_path):
-    run = pretrainer(tmp_path / "run", steps=3)
+@every_layout
+def test_a_checkpoint_is_complete_and_loads(tmp_path, layout):
+    run = pretrainer(tmp_path / "run", steps=3, layout=layout, kv_heads=1)
     list(run.train())
     directory = run.save_checkpoint()
     assert directory == tmp_path / "run"
@@ -213,47 +253,63 @@ def test_a_checkpoint_is_complete_and_loads(tmp_path):
         "training_state.pt",
     }
     stored = load_file(directory / "model.safetensors")
-    trained = to_llada_names(run.model.state_dict())
+    trained = run.family.checkpoint_names(run.model.state_dict())
     assert stored.keys() == trained.keys()
-    assert all(name.startswith(PREFIX) for name in stored)
+    assert (PREFIX + "ff_out.weight" in stored) == (layout == "llada")
+    assert ("model.layers.0.self_attn.q_proj.bias" in stored) == (layout == "dream")
     for name, tensor in trained.items():
         assert torch.equal(stored[name], tensor.bfloat16()), name
     backend = load_backend(directory)
     row = (
         backend.encode_prompt("Sam has 20 coins, finds 4, halves them. Total?") + [backend.mask_token_id] * 5
     )
-    logits = backend.model(input_ids=torch.tensor([row])).logits[0]
-    torch.testing.assert_close(logits, ReferenceLLaDA(directory)(row), atol=1e-5, rtol=1e-5)
+    prediction = backend.predict(
+        torch.tensor([row]), torch.ones(1, len(row)), slice(-5, None), statistics=("hidden",)
+    )
+    expected = REFERENCES[layout](directory).hidden(row)[-5:]
+    torch.testing.assert_close(prediction.statistics["hidden"][0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_training_computes_the_model_that_decoding_computes(tmp_path):
-    """What the training forward sees of a padded batch is what the loaded checkpoint predicts."""
-    run = pretrainer(tmp_path, steps=1)
-    prompts, answers = run.examples.batch(0, 4)
-    backend = load_backend(run.save_checkpoint())
-    real = prompts >= 0
-    tokens = torch.cat([prompts.clamp(min=0), torch.full_like(answers, run.mask_token_id)], dim=1)
-    attention = torch.cat([real, torch.ones_like(answers, dtype=torch.bool)], dim=1).long()
-    with torch.no_grad():
-        run.model.load_state_dict({k: v.bfloat16().float() for k, v in run.model.state_dict().items()})
-        training = run.model(input_ids=tokens, attention_mask=attention).logits
-    decoding = backend.model(input_ids=tokens, attention_mask=attention).logits
-    torch.testing.assert_close(training[:, -48:], decoding[:, -48:], atol=1e-5, rtol=1e-5)
+@every_layout
+def test_the_loss_is_that_of_what_decoding_would_predict(tmp_path, layout):
+    """The loss of a step, recomputed from the reference's logits: row by row, without padding."""
+    run = pretrainer(tmp_path, layout=layout, kv_heads=1)
+    weights = {name: 6 * tensor for name, tensor in run.model.state_dict().items()}  # so that rows differ
+    run.model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in weights.items()})
+    reference = REFERENCES[layout](run.save_checkpoint())
+    prompts, answers = run.examples.batch(0)
+    masked, t = complementary_masks(4, 48, torch.Generator().manual_seed(0))
+    losses = []
+    for row in range(8):
+        prompt, answer = prompts[row % 4], answers[row % 4]
+        noisy = answer.masked_fill(masked[row], run.mask_token_id)
+        logits = reference([*prompt[prompt >= 0].tolist(), *noisy.tolist()])[-48:]
+        losses.append(
+            masked_cross_entropy(logits[masked[row]], answer[None], masked[row][None], t[row][None])
+        )
+    expected = float(torch.stack(losses).mean())
+    assert run._step() == pytest.approx(expected, rel=2e-3)  # it trains in bfloat16
+    wrong = dataclasses.replace(run.family, shift_logits=not run.family.shift_logits)
+    again = pretrainer(tmp_path / "again", layout=layout, kv_heads=1)
+    again.model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in weights.items()})
+    again.family = wrong
+    assert again._step() != pytest.approx(expected, rel=2e-3)
 
 
 @pytest.mark.parametrize("stops", [(2,), (1, 3, 4)])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, stops):
-    whole = pretrainer(tmp_path / "whole")
+    changes = {"layout": "dream", "task_kwargs": MIXTURE}
+    whole = pretrainer(tmp_path / "whole", **changes)
     losses = dict(whole.train())
     seen = {}
     for stop in stops:
-        part = pretrainer(tmp_path / "parts")
+        part = pretrainer(tmp_path / "parts", **changes)
         for step, loss in part.train(save_every=-1.0):
             seen[step] = loss
             if step == stop:
                 break  # killed right after a save
     torch.rand(7)  # whatever else the process draws
-    last = pretrainer(tmp_path / "parts")
+    last = pretrainer(tmp_path / "parts", **changes)
     assert last.step == stops[-1]
     seen |= dict(last.train())
     assert seen == losses
@@ -273,8 +329,12 @@ def test_a_run_can_go_on_from_a_checkpoint(tmp_path):
     list(second.train())
     assert second.step == 6
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.items())  # frozen as ever
-    with pytest.raises((ValueError, RuntimeError), match="size mismatch"):
-        pretrainer(tmp_path / "third", width=32, init_from=checkpoint)
+    for changes, message in (
+        ({"width": 32}, "size mismatch"),
+        ({"layout": "dream"}, r"q_proj\.bias"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            pretrainer(tmp_path / "third", init_from=checkpoint, **changes)
 
 
 def test_work_after_the_last_save_is_done_again(tmp_path):
@@ -307,6 +367,8 @@ def test_seeds_differ(tmp_path):
         ({"width": 32, "seed": 3}, "width, seed"),
         ({"learning_rate": 1e-3}, "learning_rate"),
         ({"task_kwargs": {"seed": 1}}, "task_kwargs"),
+        ({"task_kwargs": [{}, {"max_steps": 8}]}, "task_kwargs"),
+        ({"layout": "dream", "kv_heads": 1}, "layout, kv_heads"),
     ],
 )
 def test_another_configuration_does_not_resume(tmp_path, changes, named):
@@ -316,12 +378,25 @@ def test_another_configuration_does_not_resume(tmp_path, changes, named):
         pretrainer(tmp_path, **changes)
 
 
-def test_the_model_card_tells_what_was_done(tmp_path):
-    run = pretrainer(tmp_path / "tiny-mine", steps=2)
+def test_a_run_from_before_there_were_layouts_goes_on(tmp_path):
+    run = pretrainer(tmp_path)
+    next(run.train(save_every=-1.0))
+    state = torch.load(tmp_path / "training_state.pt", weights_only=True)
+    del state["config"]["layout"], state["config"]["kv_heads"]
+    state["config"]["task_kwargs"] = None
+    torch.save(state, tmp_path / "training_state.pt")
+    assert pretrainer(tmp_path, task_kwargs={}).step == 1
+
+
+@every_layout
+def test_the_model_card_tells_what_was_done(tmp_path, layout):
+    run = pretrainer(tmp_path / "tiny-mine", steps=2, layout=layout, task_kwargs=MIXTURE)
     list(run.train())
     metrics = [
         {
             "agent": "confidence",
+            "task_kwargs": {"max_steps": 8},
+            "completion_length": 80,
             "block_length": 16,
             "episodes": 40,
             "accuracy": 0.125,
@@ -335,17 +410,22 @@ def test_the_model_card_tells_what_was_done(tmp_path):
     assert record["parameters"] == sum(parameter.numel() for parameter in run.model.parameters())
     card = (tmp_path / "tiny-mine" / "README.md").read_text()
     assert "# tiny-mine" in card
-    assert "| confidence | 16 | 40 | 0.125 (0.050 to 0.260) |" in card
+    assert '| {"max_steps": 8} | confidence | 80 | 16 | 40 | 0.125 (0.050 to 0.260) |' in card
+    published = {"llada": "GSAI-ML/LLaDA-8B-Instruct", "dream": "Dream-org/Dream-v0-Instruct-7B"}
+    assert f"in the layout of {published[layout]}:" in card
     assert f"{record['parameters']:,}" in card
 
 
-def test_the_command_on_the_model_card_is_the_run(tmp_path):
+@pytest.mark.parametrize("task_kwargs", [{"size": 6}, [{"size": 4}, {"size": 6}]])
+def test_the_command_on_the_model_card_is_the_run(tmp_path, task_kwargs):
     from dllm_gym.cli import app
 
-    first = pretrainer(tmp_path / "the first", task="sudoku").save_checkpoint()
+    shape = {"layout": "dream", "kv_heads": 1}
+    first = pretrainer(tmp_path / "the first", task="sudoku", **shape).save_checkpoint()
     changes = {
+        **shape,
         "task": "sudoku",
-        "task_kwargs": {"size": 6},
+        "task_kwargs": task_kwargs,
         "learning_rate": 3e-3,
         "seed": 4,
         "warmup": 100,

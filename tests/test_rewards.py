@@ -1,4 +1,4 @@
-"""The three rewards against their formulas, and what a learner relies on."""
+"""The rewards against their formulas, and what a learner relies on."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dllm_gym.envs.rewards import REWARDS, additive, correctness, multiplicative
+from dllm_gym.envs.rewards import REWARDS, additive, correctness, multiplicative, multiplicative_paper
 
 ALPHAS = [0, 0.5, 1, 2]
 every_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS.keys())
@@ -15,7 +15,7 @@ every_alpha = pytest.mark.parametrize("alpha", ALPHAS)
 
 
 def test_names():
-    assert list(REWARDS) == ["multiplicative", "additive", "correctness"]
+    assert list(REWARDS) == ["multiplicative", "multiplicative-paper", "additive", "correctness"]
 
 
 @every_alpha
@@ -25,6 +25,9 @@ def test_formulas(score, steps, length, alpha):
     assert multiplicative(score, steps, length, alpha) == pytest.approx(
         score * ((length - steps + 1) / length) ** alpha
     )
+    assert multiplicative_paper(score, steps, length, alpha) == pytest.approx(
+        score * (1 - steps / length) ** alpha
+    )
     assert additive(score, steps, length, alpha) == pytest.approx(score - alpha * steps / length)
     assert correctness(score, steps, length, alpha) == score
 
@@ -32,7 +35,7 @@ def test_formulas(score, steps, length, alpha):
 @every_reward
 @given(
     score=st.sampled_from([0, 1, 0.3, np.float32(0.3), np.float64(1), np.bool_(True)]),
-    steps=st.one_of(st.integers(1, 600), st.integers(1, 600).map(np.int64)),
+    steps=st.one_of(st.integers(1, 600), st.integers(1, 600).map(np.int64), st.floats(1, 600)),
     length=st.integers(1, 300),
     alpha=st.floats(0, 4),
 )
@@ -65,6 +68,12 @@ def test_multiplicative_puts_any_correct_answer_above_any_wrong_one(alpha, lengt
     slowest = multiplicative(1.0, length, length, alpha)
     assert slowest == pytest.approx(length**-alpha)
     assert slowest > multiplicative(0.0, 1, length, alpha) == 0.0
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1, 10])
+def test_the_papers_form_pays_nothing_for_the_last_step(alpha):
+    assert multiplicative_paper(1.0, 8, 8, alpha) == multiplicative_paper(1.0, 9, 8, alpha) == 0.0
+    assert multiplicative_paper(1.0, 1, 8, alpha) == pytest.approx((7 / 8) ** alpha)
 
 
 def test_additive_may_put_a_wrong_fast_answer_first():

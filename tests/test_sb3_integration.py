@@ -13,15 +13,14 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecMonitor, VecVideoRecorder
-from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 
 import dllm_gym
-import dllm_gym.backends
-import dllm_gym.tasks
 from dllm_agents import make_sb3_env
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.sb3 import UnmaskPolicy
 from dllm_agents.sb3.env import MONITORED
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 LENGTH = 6
 TOY = {"task": "toy", "backend": "toy"}
@@ -30,18 +29,6 @@ ALGORITHMS = [
     pytest.param(PPO, {"n_steps": 8, "batch_size": 32, "n_epochs": 2}, id="ppo"),
     pytest.param(A2C, {"n_steps": 8}, id="a2c"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setitem(dllm_gym.tasks._TASKS, "toy", ToyTask)
-    monkeypatch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
-    monkeypatch.setitem(
-        dllm_gym.backends._factories, "always-right", lambda: ScriptedBackend([4] + [0] * (LENGTH - 1))
-    )
-    yield
-    for key in [key for key in dllm_gym.backends._loaded if key[0] in ("toy", "always-right")]:
-        del dllm_gym.backends._loaded[key]
 
 
 def make_model(algorithm: Any = PPO, settings: Any = None, env: Any = None, **kwargs: Any) -> Any:
@@ -234,14 +221,15 @@ def test_it_is_a_monitored_batch_without_sub_environments():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"group_size": 3}, r"group_size 3 must be at least 1 and divide num_envs 4"),
-        ({"group_size": 0}, r"group_size 0 must be at least 1 and divide num_envs 4"),
-        ({"group_size": -2}, r"group_size -2 must be at least 1"),
-        ({"group_size": 8}, r"group_size 8 must be at least 1 and divide num_envs 4"),
+        ({"group_size": 0}, r"group_size must be 1 to num_envs, 4; got 0"),
+        ({"group_size": -2}, r"group_size must be 1 to num_envs, 4; got -2"),
+        ({"group_size": 8}, r"group_size must be 1 to num_envs, 4; got 8"),
+        ({"group_size": 2, "num_experts": -1}, r"num_experts must be at least 0, .* got -1"),
+        ({"num_experts": 1}, r"num_experts must be .* above 0 only in groups; got 1"),
         ({"num_envs": 0}, r"num_envs must be at least 1, got 0"),
         ({"num_envs": 0, "group_size": 2}, r"num_envs must be at least 1, got 0"),
         ({"block_length": 7}, r"block_length 7 exceeds completion_length 6"),
-        ({"alpha": -1.0}, r"alpha must be a finite number of at least 0, got -1.0"),
+        ({"alpha": -1.0}, r"alpha must be a finite number of at least 0, or a range .* got -1.0"),
         ({"task": "algebra"}, r"unknown task 'algebra'; known tasks: arithmetic"),
         ({"backend": "huge"}, r"unknown backend 'huge'; known: .*toy"),
         ({"split": "exam", "task": "arithmetic"}, r"unknown split 'exam'; choose one of train"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from toy_unmask import ToyUnmaskVectorEnv
 
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.sb3 import GymVecEnv, UnmaskPolicy
+from dllm_agents.sb3.policy import DPLSDistribution
 
 LENGTH = 6
 
@@ -128,10 +130,14 @@ def test_trains_saves_and_loads(tmp_path, algorithm, settings):
 
 
 def test_policy_saves_its_own_arguments(tmp_path):
-    policy = make_policy(features=("confidence", "mask"), heads=1, mlp_width=24, layers=2, initial_bias=-1.0)
+    policy = make_policy(
+        features=("confidence", "mask"), heads=1, mlp_width=24, layers=2, initial_bias=-1.0, sampler="dpls",
+        critic=False,
+    )  # fmt: skip
     policy.save(str(tmp_path / "policy.pt"))
     loaded = UnmaskPolicy.load(str(tmp_path / "policy.pt"), device="cpu")
     assert loaded.network_config == policy.network_config
+    assert loaded.sampler == "dpls"
     observation = {key: value.numpy() for key, value in make_observation().items()}
     assert np.array_equal(
         loaded.predict(observation, deterministic=True)[0], policy.predict(observation, deterministic=True)[0]
@@ -193,6 +199,63 @@ def test_kl_divergence_of_sb3_is_finite():
     assert torch.isfinite(divergence).all()
     assert (divergence[observation["action_mask"] == 0] == 0).all()
     assert divergence.sum() > 0
+
+
+# Ordered draws ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_ordered_draws_keep_their_order_and_likelihood(deterministic):
+    policy, observation = make_policy(sampler="dpls"), make_observation(40)
+    actions, _, log_prob = policy.forward(observation, deterministic=deterministic)
+    assert actions.max() > 1
+    for ranks, mask in zip(actions.tolist(), observation["action_mask"].tolist(), strict=True):
+        assert sorted(filter(None, ranks)) == list(range(1, sum(map(bool, ranks)) + 1))
+        assert all(bit or not rank for rank, bit in zip(ranks, mask, strict=True))
+    again, swapped = (
+        policy.evaluate_actions(observation, changed.float())[1]
+        for changed in (actions, torch.where(actions == 1, 2, torch.where(actions == 2, 1, actions)))
+    )
+    torch.testing.assert_close(again, log_prob, rtol=0, atol=0)
+    assert not torch.allclose(swapped, log_prob)
+
+
+def test_the_mode_of_ordered_draws_is_what_stop_is_less_probable_than():
+    distribution = DPLSDistribution(4).proba_distribution(
+        torch.tensor([[-1.0, 2.0, 1.0, 3.0], [-3.0, -1.0, -2.0, 5.0]]),
+        torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),
+    )
+    assert distribution.mode().tolist() == [[0, 2, 3, 1], [0, 1, 0, 0]]
+
+
+def test_entropy_of_ordered_draws_is_estimated_without_bias_and_so_is_its_gradient():
+    """Against the sum over all ordered selections of three positions."""
+    torch.manual_seed(0)
+    logits = torch.tensor([0.5, -1.0, 1.0], requires_grad=True)
+    orders = [order for m in (1, 2, 3) for order in permutations(range(3), m)]
+    ranks = torch.zeros(len(orders), 3)
+    for row, order in enumerate(orders):
+        for rank, k in enumerate(order, start=1):
+            ranks[row, k] = rank
+    exact = DPLSDistribution(3).proba_distribution(logits.expand(15, 3), torch.ones(15, 3))
+    log_prob = exact.log_prob(ranks)
+    entropy = -(log_prob.exp() * log_prob).sum()
+    (expected,) = torch.autograd.grad(entropy, logits)
+    draws = 40_000
+    sampled = DPLSDistribution(3).proba_distribution(logits.expand(draws, 3), torch.ones(draws, 3))
+    estimate = sampled.entropy().mean()
+    (found,) = torch.autograd.grad(estimate, logits)
+    assert estimate.item() == pytest.approx(entropy.item(), abs=0.02)
+    torch.testing.assert_close(found, expected, atol=0.02, rtol=0)
+    assert expected.abs().max() > 0.1
+
+
+def test_without_a_critic_values_are_zero():
+    policy, observation = make_policy(critic=False), make_observation()
+    assert policy.network.value_head is None
+    assert (
+        policy.forward(observation)[1].tolist() == policy.predict_values(observation).tolist() == [[0.0]] * 5
+    )
 
 
 def test_spaces_it_is_not_made_for():

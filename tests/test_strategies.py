@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_gym import strategies
-from dllm_gym.strategies import Strategy, make_strategy, register_strategy, strategy_names
+from dllm_gym.evaluation import as_agent, evaluate
+from dllm_gym.strategies import InBlocks, Strategy, make_strategy, register_strategy, strategy_names
 
 RULES = [
     ("random", {"k": 1}),
@@ -458,6 +459,63 @@ def test_own_strategy(monkeypatch):
     register_strategy("needy", lambda path: Everything())
     with pytest.raises(ValueError, match=r"'needy': missing a required argument: 'path'; it accepts path"):
         make_strategy("needy")
+
+
+# Block by block --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["fast-dllm:threshold=0.8", "confidence:k=3", "random:k=4", "eb-sampler:gamma=0.3", "left-to-right:k=5"],
+)
+def test_in_blocks_is_the_rule_in_an_environment_with_blocks(text):
+    confined = InBlocks(as_agent(text), 16)
+    one = evaluate(confined, 5, task="arithmetic").records
+    other = evaluate(text, 5, task="arithmetic", block_length=16).records
+    assert one.completion == other.completion
+    assert np.array_equal(one.nfe, other.nfe)
+
+
+def test_in_blocks_of_an_environment_with_blocks():
+    """The smaller blocks count."""
+    confined = InBlocks(make_strategy("confidence", k=4), 8)
+    one = evaluate(confined, 3, task="arithmetic", block_length=24).records
+    other = evaluate("confidence:k=4", 3, task="arithmetic", block_length=8).records
+    assert one.completion == other.completion
+
+
+def test_in_blocks_draws_do_not_depend_on_the_batch_size():
+    results = [
+        evaluate(InBlocks(make_strategy("random", k=2), 16), 4, task="arithmetic", batch_size=size).records
+        for size in (4, 3)
+    ]
+    assert results[0].completion == results[1].completion
+
+
+@quick
+@given(
+    block_length=st.integers(1, 9), rows=st.lists(st.lists(st.booleans(), min_size=7, max_size=7), min_size=1)
+)
+def test_in_blocks_acts_in_the_first_block_with_candidates(block_length, rows):
+    candidates = np.array(rows, dtype=np.int8)
+    agent = InBlocks(make_strategy("left-to-right", k=7), block_length)  # takes all it may
+    actions = agent.act({"action_mask": candidates})
+    assert actions.dtype == np.int8
+    for row, action in zip(rows, actions.tolist(), strict=True):
+        free = [k for k in range(7) if row[k]]
+        block = [k for k in free if k // block_length == free[0] // block_length]
+        assert [k for k in range(7) if action[k]] == block
+    assert np.array_equal(agent.act({"action_mask": candidates[0]}), actions[0])
+
+
+def test_in_blocks_names_itself():
+    agent = InBlocks(make_strategy("margin", k=2), 8)
+    assert agent.label == "margin(k=2) in blocks of 8"
+    assert agent.parameters == {"k": 2, "in_blocks_of": 8}
+    assert agent.requires == ("margin",)
+    for wrong in (0, 1.5, True):
+        with pytest.raises(ValueError, match=f"block_length must be an integer >= 1, got {wrong}"):
+            InBlocks(make_strategy("margin", k=2), wrong)
 
 
 def test_import_is_light():

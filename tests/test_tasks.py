@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dllm_gym import tasks
-from dllm_gym.tasks import SPLITS, Problem, Task, load_task, register_task, task_names
+from dllm_gym.tasks import SPLITS, Problem, Task, arithmetic, load_task, register_task, task_names
 from dllm_gym.tasks.arithmetic import ArithmeticTask
 from dllm_gym.tasks.base import split_of
 from dllm_gym.tasks.sudoku import SudokuTask, is_valid_grid
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
-KINDS = [("arithmetic", {}), ("sudoku", {}), ("sudoku", {"size": 6})]
-every_kind = pytest.mark.parametrize(("name", "kwargs"), KINDS, ids=["arithmetic", "sudoku4", "sudoku6"])
+KINDS = {
+    "arithmetic": ("arithmetic", {}),
+    "longer": ("arithmetic", {"max_steps": 8}),
+    "sudoku4": ("sudoku", {}),
+    "sudoku6": ("sudoku", {"size": 6}),
+}
+LENGTHS = {"arithmetic": {5: 48, 6: 64, 7: 72, 8: 80}, "sudoku": {4: 16, 6: 36}}
+every_kind = pytest.mark.parametrize(("name", "kwargs"), KINDS.values(), ids=KINDS)
 quick = settings(max_examples=60, deadline=None)
 
 CONNECTIVES = {"So", "Then", "Next", "Now"}
@@ -59,7 +66,8 @@ def test_a_task_is_what_the_protocol_says(name, kwargs):
     task = load_task(name, **kwargs)
     assert isinstance(task, Task)
     assert (task.name, task.split, task.num_problems) == (name, "test", None)
-    assert task.completion_length == {"arithmetic": 48, "sudoku": kwargs.get("size", 4) ** 2}[name]
+    size = kwargs.get("size", 4) if name == "sudoku" else kwargs.get("max_steps", 5)
+    assert task.completion_length == LENGTHS[name][size]
     problem = task.problem(3)
     assert isinstance(problem, Problem)
     assert isinstance(problem.prompt, str)
@@ -86,10 +94,11 @@ def content(name, problem):
     [
         ("arithmetic", {}, 1400),
         ("arithmetic", {"two_digit_share": 1.0}, 200),
+        ("arithmetic", {"max_steps": 8}, 300),
         ("sudoku", {}, 300),
         ("sudoku", {"size": 6}, 100),
     ],
-    ids=["arithmetic", "harder", "sudoku4", "sudoku6"],
+    ids=["arithmetic", "harder", "longer", "sudoku4", "sudoku6"],
 )
 def test_splits_share_no_problem(name, kwargs, count):
     seen = {}
@@ -153,6 +162,7 @@ def test_a_registered_task_loads_by_name(monkeypatch):
 # Arithmetic ------------------------------------------------------------------------------------------------
 
 ARITHMETIC = ArithmeticTask("train")
+CHECKSUMS = {"train": 4239428274, "validation": 1016868401, "test": 1452796557}
 SAM = Problem(
     prompt="Sam has 20 coins, finds 4, loses 9, triples them. Total?",
     reference="45",
@@ -170,9 +180,11 @@ def words_of(text):
     index=st.integers(0, 2**31 - 2),
     seed=st.integers(0, 2**32 - 1),
     split=st.sampled_from(["train", "train", "test", "validation"]),
+    max_steps=st.sampled_from([2, 5, 5, 6, 7, 8]),
+    two_digit_share=st.sampled_from([0.15, 1.0]),
 )
-def test_what_arithmetic_writes_is_right_and_fits(index, seed, split):
-    task = ArithmeticTask(split)
+def test_what_arithmetic_writes_is_right_and_fits(index, seed, split, max_steps, two_digit_share):
+    task = ArithmeticTask(split, max_steps=max_steps, two_digit_share=two_digit_share)
     problem = task.problem(index)
     text = task.write(problem, np.random.default_rng(seed))
     assert task.score(text, problem) == 1.0
@@ -181,8 +193,65 @@ def test_what_arithmetic_writes_is_right_and_fits(index, seed, split):
     steps, words = len(problem.metadata["steps"]), words_of(text)
     tokens = sum(len(word) if word.isdigit() else 1 for word in words)
     longest = tokens + steps - sum(word in CONNECTIVES for word in words)
-    assert longest + 1 <= task.completion_length == 48
+    assert 2 <= steps <= max_steps
+    assert longest + 1 <= task.completion_length == LENGTHS["arithmetic"][max(max_steps, 5)]
     assert set(words_of(problem.prompt + text)) <= set(task.vocabulary) | set(map(str, range(100)))
+
+
+def test_the_default_problems_are_those_that_published_results_are_about():
+    """Three of them in full, and a checksum of many; models were trained on these and compared on these."""
+    task = ArithmeticTask("test")
+    assert task.problem(0) == Problem(
+        prompt="Eva has 22 books, gets 4, sells 9, buys 2, sells 9, halves them. Total?",
+        reference="5",
+        metadata={
+            "start": 22,
+            "steps": (("+", 4, 26), ("-", 9, 17), ("+", 2, 19), ("-", 9, 10), ("/", 2, 5)),
+        },
+    )
+    assert task.problem(1).prompt == "Max has 2 coins, spends 1, triples them, loses 1, spends 1. Total?"
+    assert task.problem(7).prompt == (
+        "Zoe has 24 cards, halves them, eats 9, wins 8, buys 8, spends 5. Total?"
+    )
+    prompts = {
+        split: "\n".join(ArithmeticTask(split).problem(index).prompt for index in range(500))
+        for split in SPLITS
+    }
+    assert {split: zlib.crc32(text.encode()) for split, text in prompts.items()} == CHECKSUMS
+    assert task.problem(0) == ArithmeticTask("test", max_steps=5).problem(0)
+
+
+def test_every_number_of_steps_up_to_the_most_is_drawn():
+    for max_steps in range(2, 9):
+        task = ArithmeticTask("train", max_steps=max_steps)
+        counts = [len(task.problem(index).metadata["steps"]) for index in range(200)]
+        assert set(counts) == set(range(2, max_steps + 1))
+        assert max(counts.count(steps) for steps in set(counts)) < 2 * 200 / (max_steps - 1) + 20
+
+
+@pytest.mark.parametrize("max_steps", [6, 7, 8])
+@pytest.mark.parametrize("two_digit_share", [0.15, 1.0])
+def test_hardly_a_long_chain_is_too_long_for_its_canvas(monkeypatch, max_steps, two_digit_share):
+    """So that longer problems are drawn from the same distribution, and drawing them cannot take forever."""
+    task = ArithmeticTask("train", max_steps=max_steps, two_digit_share=two_digit_share)
+    lengths = []
+
+    def counted(start, steps):
+        lengths.append(longest_wording(start, steps))
+        return lengths[-1]
+
+    longest_wording = arithmetic._longest_wording
+    monkeypatch.setattr(arithmetic, "_longest_wording", counted)
+    for index in range(400):
+        task.problem(index)
+    refused = sum(length >= task.completion_length for length in lengths) / len(lengths)
+    assert refused < (0.01 if two_digit_share < 1 else 0.1)
+
+
+@pytest.mark.parametrize("max_steps", [1, 0, -3, 9, 100, 2.5, "5", None, float("inf"), float("nan")])
+def test_another_number_of_steps_is_refused(max_steps):
+    with pytest.raises(ValueError, match="max_steps must be a whole number from 2 to 8, got"):
+        ArithmeticTask(max_steps=max_steps)
 
 
 @quick

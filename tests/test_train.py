@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +14,24 @@ import yaml
 from matplotlib.figure import Figure
 from stable_baselines3 import A2C, PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 
 import dllm_agents
 import dllm_agents.config
 import dllm_agents.sb3.grouped
+import dllm_agents.training
 import dllm_gym
-import dllm_gym.backends
-import dllm_gym.tasks
 from dllm_agents import load_policy, train
 from dllm_agents.checkpoint import read_description
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.sb3.grpo import GRPO
 from dllm_agents.training import _Run
+
+pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = {"task": "toy", "backend": "toy"}
 LENGTH = 6
 SHIPPED = sorted((Path(dllm_agents.config.__file__).parents[1] / "configs").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def toys():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(dllm_gym.tasks._TASKS, "toy", ToyTask)
-        patch.setitem(dllm_gym.backends._factories, "toy", ToyBackend)
-        patch.setitem(
-            dllm_gym.backends._factories, "always-right", lambda: ScriptedBackend([4] + [0] * (LENGTH - 1))
-        )
-        yield
-        for key in [key for key in dllm_gym.backends._loaded if key[0] in ("toy", "always-right")]:
-            del dllm_gym.backends._loaded[key]
 
 
 def tiny(**changes: Any) -> TrainConfig:
@@ -78,7 +67,7 @@ def weights(directory: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory, toys) -> Path:
     """A run that went through, for all tests that only look at it."""
     return train(tiny(), tmp_path_factory.mktemp("runs") / "finished", command="dllm-gym train ppo")
 
@@ -260,13 +249,14 @@ def test_nothing_is_left_of_the_atomic_writes(finished):
 
 @pytest.mark.parametrize(
     ("algorithm", "group_size", "kind"),
-    [("ppo", 4, GroupPPO), ("ppo", 1, PPO), ("a2c", 4, GroupA2C), ("a2c", 1, A2C)],
+    [("grpo", 4, GRPO), ("ppo", 4, GroupPPO), ("ppo", 1, PPO), ("a2c", 4, GroupA2C), ("a2c", 1, A2C)],
 )
 def test_every_algorithm(tmp_path, monkeypatch, algorithm, group_size, kind):
     kinds = []
     build = _Run._build
     monkeypatch.setattr(_Run, "_build", lambda self: kinds.append(model := build(self)) or model)
-    settings = {"ppo": {"n_steps": 4, "batch_size": 32, "n_epochs": 1}, "a2c": {"n_steps": 4}}
+    minibatches = {"n_steps": 4, "batch_size": 32, "n_epochs": 1}
+    settings = {"grpo": {**minibatches, "ent_coef": 0.01}, "ppo": minibatches, "a2c": {"n_steps": 4}}
     config = tiny(
         algorithm=algorithm, group_size=group_size, algorithm_kwargs=settings[algorithm], total_timesteps=64
     )
@@ -274,7 +264,8 @@ def test_every_algorithm(tmp_path, monkeypatch, algorithm, group_size, kind):
     assert type(kinds[0]) is kind
     assert dllm_gym.evaluate(directory, 5, **TOY).episodes == 5
     tags = read_events(directory).Tags()["scalars"]
-    assert {"unmask/accuracy", "eval/accuracy_sample", "train/entropy_loss"} <= set(tags)
+    entropy = "train/entropy" if algorithm == "grpo" else "train/entropy_loss"
+    assert {"unmask/accuracy", "eval/accuracy_sample", "train/learning_rate", entropy} <= set(tags)
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -302,6 +293,146 @@ def test_learns(tmp_path):
     rows = read_metrics(directory)
     assert rows[-1]["sample"]["nfe_mean"] < 2 < rows[0]["sample"]["nfe_mean"]
     assert dllm_gym.evaluate(str(directory), 20, **config.env).nfe_mean < 2
+
+
+def grpo(**changes: Any) -> TrainConfig:
+    """With all that GRPO has."""
+    settings = {
+        "algorithm": "grpo",
+        "env": {**TOY, "alpha": [0.5, 2.0]},
+        "algorithm_kwargs": {"n_steps": 4, "batch_size": 32, "kl_coef": 0.1},
+        "policy": {"width": 16, "initial_bias": -1.0, "critic": False},
+        "expert": "margin:k=3",
+        "num_experts": 1,
+        "expert_block_length": 3,
+    }
+    return tiny(**{**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory, toys) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dllm_agents.sb3.callbacks.pareto_figure", lambda *_: Figure(figsize=(0.1, 0.1)))
+        return train(grpo(), tmp_path_factory.mktemp("runs") / "steered")
+
+
+def test_steered_grpo(steered):
+    tags = read_events(steered).Tags()["scalars"]
+    assert {
+        "unmask/accuracy", "unmask/nfe", "eval/reward_sample", "eval/reward_deterministic", "train/loss",
+        "train/approx_kl", "train/clip_fraction", "train/reference_kl", "train/samples",
+        "train/zero_variance_groups", "rollout/ep_rew_mean", "rollout/success_rate",
+    } <= set(tags)  # fmt: skip
+    assert load_config(steered / "config.yaml") == grpo()
+    # what the expert reads is not what the policy needs
+    assert "margin" not in load_policy(steered / "best").requires
+
+
+def test_same_seed_same_steered_run(tmp_path, steered):
+    again = train(grpo(), tmp_path / "again")
+    assert torch.equal(weights(again / "last"), weights(steered / "last"))
+
+
+def test_a_policy_that_was_trained_on_ordered_draws_draws_them(tmp_path):
+    policy = {"width": 16, "sampler": "dpls", "critic": False}
+    config = grpo(policy=policy, expert=None, num_experts=0, expert_block_length=None)
+    directory = train(config, tmp_path / "run")
+    assert load_policy(directory / "best").decoding == "dpls"
+    result = dllm_gym.evaluate(load_policy(directory / "last"), 12, "validation", **config.env)
+    validation = read_metrics(directory)[-1]
+    assert result.nfe_mean == validation["sample"]["nfe_mean"]
+    assert result.accuracy == validation["sample"]["accuracy"]
+
+
+def test_a_policy_for_every_budget(tmp_path):
+    policy = {"width": 16, "features": ["confidence", "mask", "progress", "target_steps"], "critic": False}
+    env = {**TOY, "target_steps": [1, 6]}
+    config = grpo(env=env, policy=policy, expert=None, num_experts=0, expert_block_length=None)
+    directory = train(config, tmp_path / "run")
+    assert "target_steps" in load_policy(directory / "best").requires
+    result = dllm_gym.evaluate(f"{directory}:target_steps=3", 5, **TOY)
+    assert result.label == "run (sample, target_steps=3)"
+
+
+# Warm start -------------------------------------------------------------------------------------------------
+
+
+def test_imitation_comes_first_and_counts(tmp_path, monkeypatch):
+    calls = []
+    imitate = dllm_agents.training.imitate
+
+    def watch(model: Any, expert: Any, steps: int) -> float:
+        calls.append((model.num_timesteps, expert.label, steps))
+        return imitate(model, expert, steps)
+
+    monkeypatch.setattr(dllm_agents.training, "imitate", watch)
+    config = grpo(num_experts=0, imitation_steps=64, total_timesteps=128)
+    directory = train(config, tmp_path / "run")
+    assert calls == [(0, "margin(k=3) in blocks of 3", 64)]
+    assert 128 <= read_metrics(directory)[-1]["timesteps"] < 160
+    train(config, directory, resume=True)
+    assert len(calls) == 1
+
+
+def test_mere_imitation_is_evaluated_and_saved(tmp_path):
+    config = tiny(
+        expert="fast-dllm:threshold=0", imitation_steps=1600, total_timesteps=1600, learning_rate=1e-2
+    )
+    directory = train(config, tmp_path / "run")
+    (row,) = read_metrics(directory)
+    assert row["timesteps"] == 1600
+    assert row["deterministic"]["nfe_mean"] < 1.5  # as the expert, which reveals everything at once
+    assert dllm_gym.evaluate(directory, 5, **TOY).nfe_mean < 2
+    train(config, directory, resume=True)
+    assert read_metrics(directory) == [row]
+
+
+def test_time_for_imitation_counts(tmp_path, monkeypatch):
+    deadlines = []
+    monkeypatch.setattr(dllm_agents.training, "imitate", lambda *_: time.sleep(0.3))
+    init = dllm_agents.training.Deadline.__init__
+    monkeypatch.setattr(
+        dllm_agents.training.Deadline,
+        "__init__",
+        lambda self, left: deadlines.append(left) or init(self, left),
+    )
+    train(tiny(expert="random", imitation_steps=1, total_timesteps=32, max_minutes=1.0), tmp_path / "run")
+    assert 0.5 < deadlines[0] <= 1 - 0.3 / 60
+
+
+def test_init_from_goes_on_from_a_saved_policy(tmp_path, finished, monkeypatch):
+    starts = []
+    begin = _Run._begin_with_a_saved_policy
+
+    def watch(self: Any) -> None:
+        begin(self)
+        starts.append(
+            torch.cat([parameter.flatten() for parameter in self.model.policy.network.parameters()])
+        )
+
+    monkeypatch.setattr(_Run, "_begin_with_a_saved_policy", watch)
+    config = tiny(init_from=str(finished / "best"), total_timesteps=64)
+    directory = train(config, tmp_path / "run")
+    assert torch.equal(starts[0], weights(finished / "best"))
+    assert not torch.equal(starts[0], weights(directory / "last"))
+    train(config, directory, resume=True)
+    assert len(starts) == 1
+
+
+def test_init_from_something_else_leaves_nothing_behind(tmp_path, finished):
+    for policy, message in (
+        ({"width": 32}, "width 16 instead of 32, mlp_width 64 instead of 128"),
+        (
+            {"width": 16, "features": ["confidence", "mask"]},
+            r"features .* instead of \('confidence', 'mask'\)",
+        ),
+        ({"width": 16, "critic": False}, "value_head True instead of False"),
+    ):
+        with pytest.raises(ValueError, match=rf"cannot go on from the policy .*best: it has {message}$"):
+            train(tiny(init_from=str(finished / "best"), policy=policy), tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no policy at nowhere"):
+        train(tiny(init_from="nowhere"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_config_by_path(tmp_path):
@@ -418,6 +549,27 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path):
     train(config, directory, resume=True)
     assert torch.equal(weights(directory / "last"), before)
     assert read_metrics(directory) == rows
+
+
+def test_resume_grpo_with_its_experts_and_its_reference(tmp_path, monkeypatch):
+    directory, config = tmp_path / "run", grpo()
+    references = []
+    learn = GRPO._setup_learn
+
+    def watch(self: Any, *args: Any) -> Any:
+        done = learn(self, *args)
+        references.append(torch.cat([parameter.flatten() for parameter in self._reference.parameters()]))
+        return done
+
+    monkeypatch.setattr(GRPO, "_setup_learn", watch)
+    train_until(config, directory, 1, monkeypatch)
+    before = torch.load(directory / "training_state.pt", weights_only=True)
+    train(config, directory, resume=True)
+    rows = read_metrics(directory)
+    assert rows[0] == before["history"][0]
+    assert rows[-1]["timesteps"] >= 192
+    assert torch.equal(references[0], references[1])
+    assert not torch.equal(references[0], weights(directory / "last"))
 
 
 def test_resume_with_tuples(tmp_path):

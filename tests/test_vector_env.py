@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_backend import MASK, ScriptedBackend, ToyBackend, ToyTask
 
+from dllm_gym.envs.rewards import REWARDS
 from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
-EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha")
+EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha", "target_steps")
+RANGES = {"alpha": (0.1, 10.0), "target_steps": (1, 8), "observe": ("tokens", "alpha", "target_steps")}
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.value)
 
 
@@ -144,8 +146,10 @@ toy_configurations = st.fixed_dictionaries(
         "stop_at_eos": st.booleans(),
         "temperature": st.sampled_from([0.0, 0.7]),
         "observe": st.sampled_from([("tokens",), EVERYTHING]),
-        "reward": st.sampled_from(["multiplicative", "additive", "correctness"]),
-        "alpha": st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        "reward": st.sampled_from(list(REWARDS)),
+        "reward_metric": st.sampled_from([None, "written"]),
+        "alpha": st.sampled_from([0.0, 0.5, 1.0, 2.0, (0.1, 10.0)]),
+        "target_steps": st.sampled_from([1, 3, (1, 8)]),
     }
 )
 seeds = st.one_of(st.integers(0, 2**40), st.lists(st.integers(0, 2**40), min_size=4, max_size=4))
@@ -418,9 +422,10 @@ def test_rows_of_a_group_get_the_same_problems_in_the_same_order(mode, group_siz
 
 
 @every_mode
-def test_a_group_is_single_environments_with_the_seed_of_its_first_row(mode):
-    env = toys(4, mode, group_size=2)
-    plain = toys(4, mode)
+@pytest.mark.parametrize("kwargs", [{}, RANGES], ids=["", "ranges"])
+def test_a_group_is_single_environments_with_the_seed_of_its_first_row(mode, kwargs):
+    env = toys(4, mode, group_size=2, **kwargs)
+    plain = toys(4, mode, **kwargs)
     assert_same(env.reset(seed=11), plain.reset(seed=[11, 11, 13, 13]))
     rng = np.random.default_rng(0)
     over = np.zeros(4, dtype=bool)

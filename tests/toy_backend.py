@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dllm_gym.backends.base import Prediction
 from dllm_gym.tasks import Problem
+from dllm_gym.tasks.base import check_split
 
 MASK, EOS, PAD = 10, 11, 12
 
@@ -23,6 +24,7 @@ class ToyBackend:
     """
 
     mask_token_id, eos_token_id, pad_token_id, vocab_size = MASK, EOS, PAD, 13
+    hidden_width = 3
     device = torch.device("cpu")
 
     def __init__(self) -> None:
@@ -73,6 +75,7 @@ class ToyBackend:
             "entropy": _unit(_mix(cells + np.uint64(1))) * np.float32(2.5),
             "margin": _unit(_mix(cells + np.uint64(2))),
             "top_k": np.stack([_unit(cells) / np.float32(k + 1) for k in range(top_k)], axis=-1),
+            "hidden": np.stack([1 - 2 * _unit(_mix(cells + np.uint64(3 + h))) for h in range(3)], axis=-1),
         }
         return Prediction(
             torch.from_numpy(np.array([*range(10), EOS])[drawn % np.uint64(11)]),
@@ -101,7 +104,7 @@ class ToyTask:
     name, completion_length = "toy", 6
 
     def __init__(self, split: str = "train", num_problems: int | None = 50) -> None:
-        self.split, self.num_problems = split, num_problems
+        self.split, self.num_problems = check_split(split), num_problems
 
     def problem(self, index: int) -> Problem:
         if not 0 <= index < (self.num_problems or 2**31):

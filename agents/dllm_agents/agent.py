@@ -9,14 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dllm_agents.distributions import bernoulli_mode, sample_bernoulli, with_argmax_fallback
+from dllm_agents.distributions import (
+    adjust_logits,
+    bernoulli_mode,
+    sample_bernoulli,
+    sample_dpls,
+    with_argmax_fallback,
+)
 from dllm_agents.networks import UnmaskTransformer
 
-DECODINGS = ("sample", "deterministic")
+DECODINGS = ("sample", "deterministic", "bernoulli", "dpls")
+KNOBS = ("alpha", "target_steps")
 
 
 class LearnedPolicy:
-    """Acts with an ``UnmaskTransformer``; every step of a row that has candidates reveals something.
+    """Acts with an ``UnmaskTransformer``.
 
     Each row of the batch has its own random generator, so its draws depend neither on its neighbours nor
     on the batch size.
@@ -25,7 +32,13 @@ class LearnedPolicy:
         network: The policy network; it is used as it is, so its current weights count.
         decoding: ``"sample"`` draws from the masked Bernoulli, and takes the largest logit if nothing was
             drawn (the paper's Bernoulli-argmax); ``"deterministic"`` reveals what has probability > 0.5,
-            with the same fallback.
+            with the same fallback; ``"bernoulli"`` draws without a fallback, so that a step may reveal
+            nothing (make the environment with ``on_empty="noop"`` to let it); ``"dpls"`` draws from Dynamic
+            Plackett-Luce, which always reveals something.
+        temperature: The policy's own (not the dLLM's): logits are divided by it.
+        beta: Reveal probabilities are multiplied by it, up to 1 (paper, "beta scaling"); 1 for ``dpls``.
+        knobs: Values a conditioned policy is told instead of the environment's, such as
+            ``{"target_steps": 8}``; names out of ``KNOBS``.
         name: Shown in tables and plots.
         seed: Row r draws from ``default_rng([seed, r])`` unless ``seed(rows, seeds)`` says otherwise.
 
@@ -35,20 +48,44 @@ class LearnedPolicy:
         requires: The observation keys ``act`` reads.
 
     Raises:
-        ValueError: For an unknown decoding.
+        ValueError: For an unknown decoding, a temperature or beta that is not positive, a beta with
+            ``dpls``, or a knob the network does not read.
     """
 
     def __init__(
-        self, network: UnmaskTransformer, *, decoding: str = "sample", name: str = "policy", seed: int = 0
+        self,
+        network: UnmaskTransformer,
+        *,
+        decoding: str = "sample",
+        temperature: float = 1.0,
+        beta: float = 1.0,
+        knobs: Mapping[str, float] | None = None,
+        name: str = "policy",
+        seed: int = 0,
     ) -> None:
         if decoding not in DECODINGS:
             raise ValueError(f"unknown decoding {decoding!r}; known: {', '.join(DECODINGS)}")
+        for parameter, value in (("temperature", temperature), ("beta", beta)):
+            if not value > 0:
+                raise ValueError(f"{parameter} must be above 0, got {value!r}")
+        if decoding == "dpls" and beta != 1:
+            raise ValueError(f"beta scales reveal probabilities, which dpls has none of; got beta {beta}")
+        self.knobs = dict(knobs or {})
+        for knob in self.knobs:
+            if knob not in KNOBS or knob not in network.config.requires:
+                readable = ", ".join(key for key in KNOBS if key in network.config.requires) or "none"
+                raise ValueError(f"{name} has no knob {knob!r}; it has {readable}")
         self.network = network
-        self.decoding = decoding
+        self.decoding, self.temperature, self.beta = decoding, temperature, beta
         self.name = name
-        self.label = f"{name} ({decoding})"
         self.parameters: dict[str, Any] = {"decoding": decoding}
-        self.requires = tuple(dict.fromkeys((*network.config.requires, "action_mask")))
+        options = {"temperature": temperature, "beta": beta}
+        self.parameters |= {key: value for key, value in options.items() if value != 1}
+        self.parameters |= self.knobs
+        shown = [f"{key}={value:g}" for key, value in self.parameters.items() if key != "decoding"]
+        self.label = f"{name} ({', '.join([decoding, *shown])})"
+        needed = (*network.config.requires, "action_mask")
+        self.requires = tuple(key for key in dict.fromkeys(needed) if key not in self.knobs)
         self._seed = seed
         self._generators: dict[int, np.random.Generator] = {}
 
@@ -72,22 +109,33 @@ class LearnedPolicy:
         inputs = {key: torch.tensor(observation[key], device=device) for key in self.requires}
         if single:
             inputs = {key: value[None] for key, value in inputs.items()}
-        logits, action_mask = self.network(inputs), inputs["action_mask"]
+        action_mask = inputs["action_mask"]
+        for key, value in self.knobs.items():
+            inputs[key] = torch.full((len(action_mask), 1), value, device=device)
+        logits = self.network(inputs)
         if logits.isnan().any():
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"
             )
-        if self.decoding == "deterministic":
-            actions = bernoulli_mode(logits, action_mask)
-        else:
-            uniforms = torch.as_tensor(self._uniforms(action_mask.cpu().numpy()), device=device)
-            actions = sample_bernoulli(logits, action_mask, uniforms=uniforms)
-            actions = with_argmax_fallback(actions, logits, action_mask)
+        actions = self._choose(adjust_logits(logits, self.temperature, self.beta), action_mask)
         array: NDArray[np.int8] = actions.cpu().numpy()
         return array[0] if single else array
 
+    def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+        if self.decoding == "deterministic":
+            return bernoulli_mode(logits, action_mask)
+        uniforms = torch.as_tensor(self._uniforms(action_mask.cpu().numpy()), device=logits.device)
+        if self.decoding == "dpls":
+            return (sample_dpls(logits, action_mask, uniforms=uniforms) != 0).to(torch.int8)
+        actions = sample_bernoulli(logits, action_mask, uniforms=uniforms)
+        if self.decoding == "sample":
+            actions = with_argmax_fallback(actions, logits, action_mask)
+        return actions
+
     def _uniforms(self, action_mask: NDArray[Any]) -> NDArray[np.float32]:
-        uniforms = np.zeros(action_mask.shape, dtype=np.float32)
+        """Numbers in [0, 1) from the generators of rows with candidates; dpls needs one more, for STOP."""
+        rows, length = action_mask.shape
+        uniforms = np.zeros((rows, length + (self.decoding == "dpls")), dtype=np.float32)
         for row in np.flatnonzero(action_mask.any(axis=1)).tolist():
             generator = self._generators.get(row)
             if generator is None:

@@ -11,23 +11,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
+from dllm_agents.released import read_released_policy
+from dllm_agents.tensors import check_tensors, read_tensors
 from dllm_gym.files import write_atomically, write_json
 
 FORMAT = "dllm_agents.policy"
 FORMAT_VERSION = 1
 WEIGHTS = "policy.safetensors"
 DESCRIPTION = "policy.json"
+SHIPPED = Path(__file__).parent / "policies"
 
 
 def save_policy(
-    path: str | Path, network: UnmaskTransformer, metadata: Mapping[str, Any] | None = None
+    path: str | Path,
+    network: UnmaskTransformer,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    decoding: str = "sample",
 ) -> Path:
     """Writes ``network`` into the directory ``path``, replacing what a former call wrote there.
 
@@ -35,6 +39,7 @@ def save_policy(
         path: The directory; created if needed.
         network: The policy network, its value head included.
         metadata: JSON-able facts about the policy: training command, seed, metrics.
+        decoding: What it was trained to do, the default when it is loaded: ``sample`` or ``dpls``.
 
     Returns:
         The directory.
@@ -44,6 +49,7 @@ def save_policy(
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "network": dataclasses.asdict(network.config),
+        "decoding": decoding,
         "metadata": dict(metadata or {}),
     }
     # The description goes first: metadata that JSON cannot hold fails before anything is written.
@@ -54,27 +60,74 @@ def save_policy(
 
 
 def load_policy(
-    path: str | Path, *, decoding: str = "sample", name: str = "policy", seed: int = 0
+    path: str | Path,
+    *,
+    format: str = "dllm_agents",
+    time_period: float | None = None,
+    decoding: str | None = None,
+    name: str = "policy",
+    seed: int = 0,
+    **options: Any,
 ) -> LearnedPolicy:
-    """Reads a policy that ``save_policy`` wrote.
+    """Reads a policy that ``save_policy`` wrote, or one trained with the released code of arXiv 2512.09106.
+
+    The ``network`` of the latter maps an observation with the keys ``mask``, ``confidence`` and
+    ``progress`` (steps used / L) to the logits it gave there; ``confidence`` is ``top_k`` if it was trained
+    on several per position. In training it saw the dLLM's own confidence at revealed positions: make the
+    environment with ``revealed_confidence="model"``. If it was trained with ``policy_full_context=False``
+    it attended to the active block alone, as our network does not: then its logits are the same only with
+    one block.
 
     Args:
-        path: The directory, or one of the two files in it.
-        decoding: See ``LearnedPolicy``, like the arguments that follow.
-        name: See there.
+        path: The directory, one of the two files in it, or the name of a shipped policy; for
+            ``"ml-rl-dllm"`` the ``model.safetensors`` or its directory.
+        format: ``"dllm_agents"`` or ``"ml-rl-dllm"``.
+        time_period: Only for ``"ml-rl-dllm"``, whose files do not hold it: the ``policy_time_period`` of
+            the training run. None is 1, which all configurations shipped with that code have.
+        decoding: See ``LearnedPolicy``; None is what the policy was trained to do.
+        name: See there, like the arguments that follow.
+        **options: ``temperature``, ``beta`` and ``knobs``.
         seed: See there.
 
     Raises:
         FileNotFoundError: If there is no policy.
-        ValueError: If the files are damaged, come from another format, or don't fit together.
+        ValueError: If the files are damaged, come from another format, or don't fit together; for an
+            unknown format, or a ``time_period`` where the file holds it.
     """
-    directory = Path(path)
-    if directory.name in (WEIGHTS, DESCRIPTION):
-        directory = directory.parent
-    network = UnmaskTransformer(_config(read_description(directory), directory / DESCRIPTION))
-    network.load_state_dict(_weights(directory / WEIGHTS, network.state_dict()))
+    if format == "ml-rl-dllm":
+        network = read_released_policy(path, 1.0 if time_period is None else time_period)
+    elif format != "dllm_agents":
+        raise ValueError(f"unknown format {format!r}; known: dllm_agents, ml-rl-dllm")
+    elif time_period is not None:
+        raise ValueError(f"time_period {time_period} is for format='ml-rl-dllm'; our own files hold it")
+    else:
+        directory = _directory_of(path)
+        network = _read_own_policy(directory)
+        # files from before there was a choice do not say
+        decoding = decoding or read_description(directory).get("decoding")
     network.eval()
-    return LearnedPolicy(network, decoding=decoding, name=name, seed=seed)
+    return LearnedPolicy(network, decoding=decoding or "sample", name=name, seed=seed, **options)
+
+
+def shipped_policies() -> dict[str, Path]:
+    """The policies that come with the package, by name, and their directories."""
+    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{DESCRIPTION}"))}
+
+
+def _directory_of(path: str | Path) -> Path:
+    if str(path) in shipped_policies():
+        return shipped_policies()[str(path)]
+    directory = Path(path)
+    return directory.parent if directory.name in (WEIGHTS, DESCRIPTION) else directory
+
+
+def _read_own_policy(directory: Path) -> UnmaskTransformer:
+    network = UnmaskTransformer(_config(read_description(directory), directory / DESCRIPTION))
+    tensors = read_tensors(directory / WEIGHTS)
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    check_tensors(directory / WEIGHTS, tensors, expected)
+    network.load_state_dict(tensors)
+    return network
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
@@ -115,22 +168,3 @@ def _config(description: Mapping[str, Any], path: Path) -> UnmaskTransformerConf
         return UnmaskTransformerConfig(**fields)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
-    missing, unexpected = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
-    if missing or unexpected:
-        raise ValueError(f"{path} does not fit its configuration: missing {missing}, unexpected {unexpected}")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{tuple(tensor.shape)}, expected {tuple(expected[name].shape)}"
-            raise ValueError(f"{path}: tensor {name!r} has shape {shapes}")
-        if not torch.isfinite(tensor).all():
-            raise ValueError(f"{path}: tensor {name!r} holds NaN or infinite values")
-    return tensors

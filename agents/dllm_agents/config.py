@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-ALGORITHMS = ("ppo", "a2c")
+ALGORITHMS = ("grpo", "ppo", "a2c")
 
 # In an installed package the files lie inside it, in a checkout beside it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
@@ -22,7 +22,7 @@ class TrainConfig:
     """Everything that determines a training run.
 
     Attributes:
-        algorithm: ``ppo`` or ``a2c``.
+        algorithm: ``grpo``, ``ppo`` or ``a2c``.
         env: Arguments of ``UnmaskEnv``: task, backend, block_length, alpha, ...
         num_envs: Rows decoded at once.
         group_size: Episodes per problem. Above 1 the baseline is the mean reward of the other episodes on
@@ -33,13 +33,19 @@ class TrainConfig:
         learning_rate: At the start.
         final_learning_rate: At the end; linear in between.
         algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm.
-        policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, ...
+        policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
+            read is observed automatically.
+        init_from: A saved policy, or the name of a shipped one, to take the first weights from.
+        expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
+        num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
+        imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
+        expert_block_length: Confines the expert to one block after another.
         eval_every: Environment steps between evaluations.
         eval_episodes: Validation problems per evaluation.
         seed: Seeds weights, problems and sampling.
     """
 
-    algorithm: str = "ppo"
+    algorithm: str = "grpo"
     env: Mapping[str, Any] = field(default_factory=dict)
     num_envs: int = 128
     group_size: int = 8
@@ -49,6 +55,11 @@ class TrainConfig:
     final_learning_rate: float = 0.0
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
+    init_from: str | None = None
+    expert: str | None = None
+    num_experts: int = 0
+    imitation_steps: int = 0
+    expert_block_length: int | None = None
     eval_every: int = 65_536
     eval_episodes: int = 256
     seed: int = 0
@@ -58,8 +69,9 @@ class TrainConfig:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
         for name in ("num_envs", "group_size", "total_timesteps", "eval_every", "eval_episodes"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+            _check_whole(name, value, 1)
+        for name in ("num_experts", "imitation_steps"):
+            _check_whole(name, getattr(self, name), 0)
         for name in ("learning_rate", "final_learning_rate"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < 1:
@@ -71,8 +83,29 @@ class TrainConfig:
         for name in ("env", "algorithm_kwargs", "policy"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
-        if self.num_envs % self.group_size:
-            raise ValueError(f"group_size {self.group_size} must divide num_envs {self.num_envs}")
+        if self.group_size > self.num_envs:
+            raise ValueError(f"group_size {self.group_size} must not exceed num_envs {self.num_envs}")
+        if self.algorithm == "grpo" and self.group_size == 1:
+            raise ValueError("grpo needs a group_size of at least 2, got 1")
+        self._check_expert()
+
+    def _check_expert(self) -> None:
+        if self.num_experts and self.algorithm != "grpo":
+            raise ValueError(f"num_experts is for grpo, got {self.num_experts} with {self.algorithm}")
+        if (self.expert is not None) != bool(self.num_experts or self.imitation_steps):
+            raise ValueError(
+                f"expert {self.expert!r} goes together with num_experts or imitation_steps, "
+                f"got {self.num_experts} and {self.imitation_steps}"
+            )
+        if self.imitation_steps > self.total_timesteps:
+            raise ValueError(
+                f"imitation_steps {self.imitation_steps} exceeds total_timesteps {self.total_timesteps}"
+            )
+        if self.policy.get("sampler") == "dpls" and (self.expert is not None or self.group_size == 1):
+            raise ValueError(
+                f"sampler 'dpls' needs groups and no expert, "
+                f"got group_size {self.group_size} and expert {self.expert!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for YAML and JSON."""
@@ -123,6 +156,11 @@ def load_config(path: str | Path) -> TrainConfig:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def _with_numbers(value: Any) -> Any:

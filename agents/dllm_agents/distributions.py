@@ -1,10 +1,15 @@
-"""The masked Bernoulli: independent reveal decisions over the positions that may be revealed now.
+"""Distributions over unmask actions: the masked Bernoulli and Dynamic Plackett-Luce (DPLS).
+
+The Bernoulli decides independently for every position that may be revealed now; DPLS draws an ordered
+list of them, at least one, until a STOP item comes up.
 
 Symbols are the paper's (arXiv 2512.09106): b^k is the logit of position k, C the set of candidates
 (``action_mask`` = 1), u the action. All tensors are ``(B, L)`` unless stated otherwise.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -75,3 +80,71 @@ def bernoulli_mode(logits: Tensor, action_mask: Tensor) -> Tensor:
     """u^k = 1 where sigmoid(b^k) > 0.5, k in C, with the argmax fallback so that no step is wasted; int8."""
     chosen = (masked_logits(logits, action_mask) > 0).to(torch.int8)
     return with_argmax_fallback(chosen, logits, action_mask)
+
+
+def adjust_logits(logits: Tensor, temperature: float = 1.0, beta: float = 1.0) -> Tensor:
+    """Logits of the reveal probability s' = min(1, beta sigmoid(b / temperature)).
+
+    Policy temperature and beta scaling are test-time knobs (arXiv 2512.09106): a low temperature sharpens
+    decisions, beta above 1 reveals more per step, below 1 less.
+    """
+    logits = logits / temperature
+    if beta == 1.0:
+        return logits
+    log_p = (F.logsigmoid(logits) + math.log(beta)).clamp(max=-1e-6)
+    return log_p - torch.log(-torch.expm1(log_p))
+
+
+def sample_dpls(
+    logits: Tensor, action_mask: Tensor, stop_logit: float = 0.0, *, uniforms: Tensor | None = None
+) -> Tensor:
+    """Draws an ordered selection from Dynamic Plackett-Luce (arXiv 2512.09106, appendix).
+
+    The first pick is drawn from softmax(b) over C; then picks go on without replacement from the rest and
+    a STOP item of logit ``stop_logit``, until STOP comes up. Drawn as a race: k arrives at an exponential
+    time of rate exp(b^k), and STOP starts when the first has arrived, because exponential times have no
+    memory.
+
+    Args:
+        logits: b.
+        action_mask: 1 for k in C.
+        stop_logit: Logit of STOP.
+        uniforms: ``(B, L + 1)`` numbers in [0, 1) to use instead of drawing, the last column for STOP.
+
+    Returns:
+        ``(B, L)`` int16: 0 where nothing is revealed, j at the j-th pick. The order is part of the action,
+        because its probability depends on it.
+    """
+    batch, length = logits.shape
+    if uniforms is None:
+        uniforms = torch.rand(batch, length + 1, device=logits.device)
+    waiting = -torch.log1p(-uniforms)  # (B, L + 1), exponential with rate 1
+    candidates = action_mask != 0
+    log_times = (waiting[:, :-1].clamp(min=1e-30).log() - logits).masked_fill(~candidates, torch.inf)
+    first = log_times.amin(-1, keepdim=True)
+    stop = torch.logaddexp(first, waiting[:, -1:].clamp(min=1e-30).log() - stop_logit)
+    picked = candidates & ((log_times < stop) | (log_times == first))
+    ranks = log_times.argsort(-1).argsort(-1) + 1
+    return torch.where(picked, ranks, 0).to(torch.int16)
+
+
+def dpls_log_prob(logits: Tensor, action_mask: Tensor, ranks: Tensor, stop_logit: float = 0.0) -> Tensor:
+    """Exact log-probability ``(B,)`` of ordered selections as ``sample_dpls`` returns them.
+
+    log pi = [b_s1 - lse(C)] + sum over j = 2..m of [b_sj - lse(C_j + STOP)] + [b_stop - lse(C_m+1 + STOP)],
+    C_j being C without the first j - 1 picks and lse log-sum-exp; 0 for a row without candidates.
+    """
+    ranks = ranks.long()
+    length = logits.shape[-1]
+    order = torch.where(ranks > 0, ranks, length + 1).argsort(dim=-1, stable=True)  # picks first, in order
+    b = masked_logits(logits, action_mask).gather(-1, order)  # (B, L) by rank
+    rest = b.flip(-1).logcumsumexp(-1).flip(-1)  # lse of everything from this rank on
+    stop = torch.full_like(rest[:, :1], stop_logit)
+    with_stop = torch.logaddexp(rest, stop)
+    count = (ranks > 0).sum(-1, keepdim=True)  # (B, 1)
+    rank = torch.arange(length, device=logits.device)
+    denominator = torch.where(rank == 0, rest, with_stop)
+    picks = torch.where(rank < count, b - denominator, 0.0).sum(-1)
+    # nothing is left after the last rank: STOP is certain there
+    after = torch.cat([with_stop, stop], dim=-1).gather(-1, count).squeeze(-1)
+    return torch.where(count.squeeze(-1) > 0, picks + stop_logit - after, 0.0)

@@ -2,7 +2,8 @@
 
 The architecture is that of arXiv 2512.09106 (section 4 and appendix; released code apple/ml-rl-dllm,
 ``common/models/policy_layers.py``): the network never sees tokens, only how confident the dLLM is at each
-position, which positions are still masked, and how many steps were used.
+position, which positions are still masked, and how many steps were used. Other inputs can be added and
+these left out, for ablations and for policies that serve many speeds.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ def _log_confidence_gap(observation: Observation) -> Tensor:
     return (1.0 - observation["confidence"].float()).clamp(min=1e-6).log10() * -0.5
 
 
-# Feature name -> (observation key it reads, how it becomes one real number per position).
+# Feature name -> (observation key it reads, how it becomes one real number per position; k for ``top_k``).
 POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
     "confidence": ("confidence", lambda observation: observation["confidence"].float()),
     "log_confidence_gap": ("confidence", _log_confidence_gap),
     "action_mask": ("action_mask", lambda observation: observation["action_mask"].float()),
     "entropy": ("entropy", lambda observation: observation["entropy"].float()),
     "margin": ("margin", lambda observation: observation["margin"].float()),
+    "top_k": ("top_k", lambda observation: observation["top_k"].float()),
 }
-# Features that modulate the blocks instead of entering the input projection.
-CONDITION_FEATURES = ("mask", "progress")
+# A vector per position: it has an input projection of its own.
+VECTOR_FEATURES = ("hidden",)
+# Features that modulate the blocks instead of entering an input projection.
+CONDITION_FEATURES = ("mask", "progress", "alpha", "target_steps")
 
 DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
 
@@ -41,8 +45,10 @@ class UnmaskTransformerConfig:
     """Sizes and inputs of an ``UnmaskTransformer``. The defaults are the paper's where it has a value.
 
     Attributes:
-        features: Inputs, out of ``POSITION_FEATURES`` (one column of the input projection each, in this
-            order) and ``CONDITION_FEATURES``. The paper's are ``("confidence", "mask", "progress")``.
+        features: Inputs, out of ``POSITION_FEATURES`` (columns of the input projection, in this order),
+            ``VECTOR_FEATURES`` and ``CONDITION_FEATURES``. The paper's are
+            ``("confidence", "mask", "progress")``; its ablations leave out ``progress`` or ``mask``, put
+            ``top_k`` in the place of ``confidence``, or ``hidden``.
         width: Size of a position's hidden state.
         heads: Number of attention heads; each gets ``width / heads`` channels, an even number.
         mlp_width: Hidden size of the feed-forward branch; None stands for ``4 * width``.
@@ -51,6 +57,9 @@ class UnmaskTransformerConfig:
             steps. The slowest is monotone over an episode; with 0.01 the fastest turns once in about
             0.07 L steps, which separates single steps at L = 48 and is still smooth at L = 256. The
             released code uses 1, where all frequencies coincide.
+        round_time: Whether the sinusoids of the progress are rounded to bfloat16, as in the released code.
+        top_k: How many of the observation's probabilities the feature ``top_k`` takes, the largest first.
+        hidden_width: Size of the dLLM's hidden state; the feature ``hidden`` needs it, nothing else does.
         initial_bias: Bias of the output: an untrained policy reveals a position with probability
             around sigmoid(-2) = 0.12 (paper, "smart initialisation").
         value_head: Whether there is a critic on top of the shared trunk.
@@ -65,6 +74,9 @@ class UnmaskTransformerConfig:
     mlp_width: int | None = None
     layers: int = 1
     time_period: float = 0.01
+    round_time: bool = False
+    top_k: int = 8
+    hidden_width: int | None = None
     initial_bias: float = -2.0
     value_head: bool = False
 
@@ -72,18 +84,24 @@ class UnmaskTransformerConfig:
         if self.mlp_width is None:
             object.__setattr__(self, "mlp_width", 4 * self.width)
         object.__setattr__(self, "features", tuple(self.features))
-        known = (*POSITION_FEATURES, *CONDITION_FEATURES)
+        inputs = (*POSITION_FEATURES, *VECTOR_FEATURES)
+        known = (*inputs, *CONDITION_FEATURES)
         unknown = [name for name in self.features if name not in known]
         if unknown:
             raise ValueError(f"unknown features {unknown}; known: {', '.join(known)}")
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"features must not repeat, got {self.features}")
-        if "mask" not in self.features or not self.columns:
+        if not set(self.features) & set(inputs):
+            raise ValueError(f"features must include one of {', '.join(inputs)}; got {self.features}")
+        if (self.hidden_width is not None) != ("hidden" in self.features):
             raise ValueError(
-                f"features must include 'mask' and one of {', '.join(POSITION_FEATURES)}; got {self.features}"
+                f"the feature 'hidden' and hidden_width go together, "
+                f"got features {self.features} and hidden_width {self.hidden_width}"
             )
-        for name in ("width", "heads", "mlp_width", "layers"):
+        for name in ("width", "heads", "mlp_width", "layers", "top_k", "hidden_width"):
             value = getattr(self, name)
+            if name == "hidden_width" and value is None:
+                continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if self.width % (2 * self.heads):
@@ -96,33 +114,65 @@ class UnmaskTransformerConfig:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The features that are columns of the input projection."""
+        """The features that are columns of the input projection; ``top_k`` is several."""
         return tuple(name for name in self.features if name in POSITION_FEATURES)
+
+    @property
+    def num_columns(self) -> int:
+        """The number of columns of the input projection."""
+        return sum(self.top_k if name == "top_k" else 1 for name in self.columns)
 
     @property
     def requires(self) -> tuple[str, ...]:
         """The observation keys the network reads."""
         keys = [POSITION_FEATURES[name][0] if name in POSITION_FEATURES else name for name in self.features]
+        if self.value_head:
+            keys.append("mask")
         return tuple(dict.fromkeys(keys))
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the progress through a small MLP, as in DiT (facebookresearch/DiT, ``models.py``)."""
+    """Sinusoids of a number through a small MLP, as in DiT (facebookresearch/DiT, ``models.py``).
+
+    Args:
+        width: Size D of the embedding.
+        period: The D / 2 frequencies run from 1 towards 1 / period.
+        rounded: Whether the sinusoids are rounded to bfloat16.
+    """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, period: float) -> None:
+    def __init__(self, width: int, period: float, rounded: bool = False) -> None:
         super().__init__()
+        self.rounded = rounded
         half = width // 2
         frequencies = period ** (-torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, progress: Tensor) -> Tensor:
+    def forward(self, value: Tensor) -> Tensor:
         """Maps ``(B, 1)`` to ``(B, D)``."""
-        angles = progress.float() * self.frequencies  # (B, D / 2)
-        output: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))  # (B, D)
+        angles = value.float() * self.frequencies  # (B, D / 2)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, D)
+        if self.rounded:
+            sinusoids = sinusoids.bfloat16().float()
+        output: Tensor = self.mlp(sinusoids)
         return output
+
+
+class SettingEmbedding(TimeEmbedding):
+    """Embedding of a number >= 0 that matters by its ratios: ``alpha`` and ``target_steps``.
+
+    The sinusoids are of half the ``log1p``, with frequencies from 1 towards 20: the slowest is monotone up
+    to 500, the fastest turns once when a large number grows by the factor 1.9.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, period=0.05)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Maps ``(B, 1)`` to ``(B, D)``."""
+        return super().forward(value.float().log1p() / 2)
 
 
 def rotary_angles(length: int, head_width: int, device: torch.device) -> Tensor:
@@ -173,12 +223,18 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, selector: Tensor, rotation: Tensor) -> Tensor:
-        """Maps ``(B, L, D)`` to the same shape; ``selector`` is one-hot over the two conditions."""
-        # The condition of a position is one of two vectors of its row, for revealed and for masked: project
-        # the two (B, 2, D), then pick one per position.
-        modulation = selector @ self.modulation(condition)  # (B, L, 2) @ (B, 2, 6D)
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)  # (B, L, D) each
+    def forward(self, x: Tensor, condition: Tensor, selector: Tensor | None, rotation: Tensor) -> Tensor:
+        """Maps ``(B, L, D)`` to the same shape.
+
+        The condition of a position is one of two vectors of its row, for revealed and for masked:
+        ``condition`` is ``(B, 2, D)`` and ``selector`` ``(B, L, 2)``, one-hot. Without a selector all
+        positions share one: ``condition`` is ``(B, 1, D)``. If it is the same in all rows, ``condition`` has
+        no batch dimension.
+        """
+        modulation = self.modulation(condition)
+        if selector is not None:
+            modulation = selector @ modulation  # (B, L, 2) @ (B, 2, 6D): projected first, then picked
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)  # (B, L or 1, D) each
         y = self.attention(torch.addcmul(shift1, self.attention_norm(x), 1 + scale1), rotation)
         x = torch.addcmul(x, 1 + gate1, y)
         y = self.mlp(torch.addcmul(shift2, self.mlp_norm(x), 1 + scale2))
@@ -207,16 +263,25 @@ class UnmaskTransformer(nn.Module):
     There is no absolute position in it, so it runs at any completion length, and every position is
     scored in the light of all others. With ``features=("confidence", "mask", "progress")`` it is the
     paper's network of 331,265 parameters.
+
+    Args:
+        config: Sizes and inputs.
     """
 
     def __init__(self, config: UnmaskTransformerConfig) -> None:
         super().__init__()
         self.config = config
         width, mlp_width = config.width, config.mlp_width or 4 * config.width
-        self.input_proj = nn.Linear(len(config.columns), width)
-        self.mask_embedding = nn.Embedding(2, width)
+        self.input_proj = nn.Linear(config.num_columns, width) if config.columns else None
+        self.hidden_proj = nn.Linear(config.hidden_width, width) if config.hidden_width else None
+        self.mask_embedding = nn.Embedding(2, width) if "mask" in config.features else None
         self.time_embedding = (
-            TimeEmbedding(width, config.time_period) if "progress" in config.features else None
+            TimeEmbedding(width, config.time_period, config.round_time)
+            if "progress" in config.features
+            else None
+        )
+        self.setting_embeddings = nn.ModuleDict(
+            {name: SettingEmbedding(width) for name in ("alpha", "target_steps") if name in config.features}
         )
         self.blocks = nn.ModuleList(Block(width, config.heads, mlp_width) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(width)
@@ -231,8 +296,16 @@ class UnmaskTransformer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, observation: Observation) -> Tensor:
-        """Logits ``(B, L)`` of a batched observation; whatever else the observation holds is ignored."""
-        return self._logits(self._trunk(observation, observation["mask"].float()))
+        """Logits ``(B, L)``, float32.
+
+        Args:
+            observation: The batched observation; it must hold ``config.requires``. What else it holds is
+                ignored.
+
+        Raises:
+            ValueError: If ``top_k`` or ``hidden`` is too narrow or of another dLLM.
+        """
+        return self._logits(self._trunk(observation))
 
     def forward_actor_critic(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``(B, L)`` and state values ``(B,)``.
@@ -242,22 +315,54 @@ class UnmaskTransformer(nn.Module):
         """
         if self.value_head is None:
             raise ValueError("this network has no value head; build it with value_head=True")
-        mask = observation["mask"].float()
-        x = self._trunk(observation, mask)
-        return self._logits(x), self.value_head(x, mask)
+        x = self._trunk(observation)
+        return self._logits(x), self.value_head(x, observation["mask"].float())
 
-    def _trunk(self, observation: Observation, mask: Tensor) -> Tensor:
-        columns = [POSITION_FEATURES[name][1](observation) for name in self.config.columns]
-        x = self.input_proj(torch.stack(columns, dim=-1))  # (B, L, F) -> (B, L, D)
-        condition = self.mask_embedding.weight  # (2, D)
+    def _trunk(self, observation: Observation) -> Tensor:
+        x = self._input(observation)  # (B, L, D)
+        selector: Tensor | None = None
+        if self.mask_embedding is not None:
+            condition = self.mask_embedding.weight  # (2, D)
+            mask = observation["mask"].float()
+            selector = torch.stack([1.0 - mask, mask], dim=-1)  # (B, L, 2)
+        else:
+            condition = x.new_zeros(1, self.config.width)
         if self.time_embedding is not None:
-            condition = condition + self.time_embedding(observation["progress"])[:, None]  # (B, 2, D)
-        selector = torch.stack([1.0 - mask, mask], dim=-1)  # (B, L, 2)
+            condition = condition + self.time_embedding(observation["progress"])[:, None]  # (B, 2 or 1, D)
+        for name, embedding in self.setting_embeddings.items():
+            condition = condition + embedding(observation[name])[:, None]
         rotation = rotary_angles(x.shape[1], self.config.width // self.config.heads, x.device)
         for block in self.blocks:
             x = block(x, condition, selector, rotation)
         output: Tensor = self.final_norm(x)
         return output
+
+    def _input(self, observation: Observation) -> Tensor:
+        parts: list[Tensor] = []
+        if self.input_proj is not None:
+            columns = [self._columns(name, observation) for name in self.config.columns]
+            parts.append(self.input_proj(torch.cat(columns, dim=-1)))  # (B, L, F) -> (B, L, D)
+        if self.hidden_proj is not None:
+            hidden, width = observation["hidden"], self.hidden_proj.in_features
+            if hidden.shape[-1] != width:
+                raise ValueError(
+                    f"the observation's hidden states have width {hidden.shape[-1]}, "
+                    f"this network is made for a dLLM of width {width}"
+                )
+            parts.append(self.hidden_proj(hidden.float()))
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    def _columns(self, name: str, observation: Observation) -> Tensor:
+        values = POSITION_FEATURES[name][1](observation)
+        if name != "top_k":
+            return values[..., None]  # (B, L, 1)
+        wanted = self.config.top_k
+        if values.shape[-1] < wanted:
+            raise ValueError(
+                f"the observation's top_k holds {values.shape[-1]} probabilities per position, this network "
+                f"reads {wanted}: make the environment with top_k={wanted}"
+            )
+        return values[..., :wanted]  # (B, L, k)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.output_proj(x)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,19 +16,57 @@ if TYPE_CHECKING:
 
 
 def load_agent(text: str) -> LearnedPolicy | None:
-    """A saved policy by the path of its directory or of its training run, whose best policy it takes.
+    """A shipped policy as ``policy:NAME``, or a saved one by the path of its directory or training run.
 
-    ``:sample`` or ``:deterministic`` behind the path chooses the decoding; the default is ``sample``.
+    Of a run it takes the best policy. Options may follow after a colon, separated by commas: a decoding
+    (``sample``, ``deterministic``, ``bernoulli``, ``dpls``), ``temperature=``, ``beta=``, and the knobs of a
+    conditioned policy, ``alpha=`` and ``target_steps=``: ``policy:arithmetic-any:target_steps=8``.
+
+    Raises:
+        ValueError: For an unknown shipped policy or option.
     """
-    from dllm_agents.checkpoint import DESCRIPTION, load_policy
+    from dllm_agents.checkpoint import DESCRIPTION, load_policy, shipped_policies
 
-    path, _, decoding = (
-        text.rpartition(":") if text.endswith((":sample", ":deterministic")) else (text, "", "")
-    )
-    for directory in (Path(path), Path(path) / "best"):
-        if (directory / DESCRIPTION).is_file():
-            return load_policy(directory, decoding=decoding or "sample", name=Path(path).name)
+    if text.startswith("policy:"):
+        name, _, options = text.removeprefix("policy:").partition(":")
+        if name not in shipped_policies():
+            raise ValueError(f"unknown policy {name!r}; shipped are: {', '.join(shipped_policies())}")
+        return load_policy(name, name=name, **_options(options))
+    path, colon, options = text.rpartition(":")
+    for place, given in ((Path(text), ""), *([(Path(path), options)] if colon else [])):
+        for directory in (place, place / "best"):
+            if (directory / DESCRIPTION).is_file():
+                return load_policy(directory, name=place.name, **_options(given))
     return None
+
+
+def agent_names() -> list[str]:
+    """What ``load_agent`` knows by name."""
+    from dllm_agents.checkpoint import shipped_policies
+
+    return [f"policy:{name}" for name in shipped_policies()]
+
+
+def _options(text: str) -> dict[str, Any]:
+    from dllm_agents.agent import DECODINGS, KNOBS
+
+    options: dict[str, Any] = {"knobs": {}}
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals and key in DECODINGS:
+            options["decoding"] = key
+            continue
+        try:
+            number = float(value)
+        except ValueError:
+            number = float("nan")
+        if key not in ("temperature", "beta", *KNOBS) or number != number:
+            raise ValueError(
+                f"cannot read the option {part!r} of a policy; write one of {', '.join(DECODINGS)}, "
+                f"or a number for temperature=, beta=, {'=, '.join(KNOBS)}="
+            )
+        (options["knobs"] if key in KNOBS else options)[key] = number
+    return options
 
 
 def register_commands(app: typer.Typer) -> None:
@@ -37,7 +75,7 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def _train(
-    algorithm: Annotated[str, typer.Argument(help="ppo or a2c.")],
+    algorithm: Annotated[str, typer.Argument(help="grpo, ppo or a2c.")],
     config: Annotated[
         str | None, typer.Option(help="Name of a configuration in agents/configs, or a YAML file.")
     ] = None,

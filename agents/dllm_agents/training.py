@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +20,25 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
-from dllm_agents.agent import DECODINGS
-from dllm_agents.checkpoint import save_policy
+from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import TrainConfig, load_config
-from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics
+from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
+from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.sb3.grpo import GRPO
+from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
-from dllm_gym.evaluation import EvaluationResult
+from dllm_gym.evaluation import EvaluationResult, as_agent
 from dllm_gym.files import write_atomically, write_json, write_text
+from dllm_gym.strategies import InBlocks
 
 CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 
 # (algorithm, whether in groups) -> class
 _CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
+    ("grpo", True): GRPO,
     ("ppo", False): PPO,
     ("ppo", True): GroupPPO,
     ("a2c", False): A2C,
@@ -73,11 +79,11 @@ def train(
 
 
 # Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
-_OWN_OF_ENV = ("group_size", "render_mode")
+_OWN_OF_ENV = ("group_size", "num_experts", "render_mode")
 _OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
 _OWN_OF_ALGORITHM = (
     "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
-    "rollout_buffer_class", "rollout_buffer_kwargs",
+    "rollout_buffer_class", "rollout_buffer_kwargs", "expert", "expert_block_length",
 )  # fmt: skip
 
 
@@ -94,27 +100,50 @@ class _Run:
         state = self._open(resume)
         self.model = self._build()
         if state is None:  # only now: a configuration that does not work leaves nothing behind
+            self._begin_with_a_saved_policy()
             self._save_state(0.0)  # before the configuration: what has one can be resumed
             write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
         else:
             self._restore(state)
 
+    def _begin_with_a_saved_policy(self) -> None:
+        source = self.config.init_from
+        if source is None:
+            return
+        saved = load_policy(source).network
+        network: Any = self.model.policy.network
+        theirs = asdict(saved.config)
+        differing = [
+            f"{name} {theirs[name]!r} instead of {value!r}"
+            for name, value in asdict(network.config).items()
+            if name != "initial_bias" and theirs[name] != value
+        ]
+        if differing:
+            raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
+        network.load_state_dict(saved.state_dict())
+
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
         config, self._started = self.config, time.monotonic()
+        self.model.set_logger(configure(str(self.directory), ["tensorboard"]))
+        begun_at = self.model.num_timesteps
+        if begun_at < config.imitation_steps:
+            imitate(self.model, self._expert, config.imitation_steps)
         evaluation = Evaluation(config.env, config.eval_every, config.eval_episodes, self._note)
         callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation]
         if config.max_minutes is not None:
-            callbacks.append(Deadline(config.max_minutes - self.seconds / 60))
+            callbacks.append(Deadline(config.max_minutes - self._elapsed() / 60))
         if self.progress:
             callbacks.append(Progress(config.total_timesteps))
-        self.model.set_logger(configure(str(self.directory), ["tensorboard"]))
-        remaining = config.total_timesteps - self.model.num_timesteps
-        if remaining > 0:
+        if begun_at < config.total_timesteps:
+            remaining = max(config.total_timesteps - self.model.num_timesteps, 0)  # 0 after mere imitation
             self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
             evaluation.evaluate()
         write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
         self.model.logger.close()
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._started
 
     def _open(self, resume: bool) -> dict[str, Any] | None:
         path = self.directory / CONFIG
@@ -140,12 +169,19 @@ class _Run:
         _refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
         _refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
         _refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
+        self._expert: Any = None if config.expert is None else as_agent(config.expert)
+        if config.expert is not None and config.expert_block_length is not None:
+            self._expert = InBlocks(self._expert, config.expert_block_length)
         env = make_sb3_env(
             config.num_envs,
             seed=config.seed,
             group_size=config.group_size,
-            **{"split": "train", **config.env},
+            num_experts=config.num_experts,
+            **{"split": "train", "observe": self._observed(), **config.env},
         )
+        steering: dict[str, Any] = {}
+        if config.num_experts:
+            steering = {"expert": config.expert, "expert_block_length": config.expert_block_length}
         schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
         return algorithm(
             UnmaskPolicy,
@@ -154,12 +190,20 @@ class _Run:
             policy_kwargs=dict(config.policy),
             seed=config.seed,
             device="cpu" if not torch.cuda.is_available() else "auto",
+            **steering,
             **config.algorithm_kwargs,
         )
 
+    def _observed(self) -> tuple[str, ...]:
+        """What the policy's features and the expert read besides the observations that are always there."""
+        features = self.config.policy.get("features", DEFAULT_FEATURES)
+        keys = [POSITION_FEATURES.get(name, (name,))[0] for name in features]
+        keys += getattr(self._expert, "requires", ())
+        return tuple(dict.fromkeys(keys))
+
     def _note(self, results: Mapping[str, EvaluationResult]) -> None:
         """Remembers an evaluation; saves the last policy, the best one and the state."""
-        elapsed = self.seconds + time.monotonic() - self._started
+        elapsed = self._elapsed()
         row: dict[str, Any] = {"timesteps": self.model.num_timesteps, "seconds": round(elapsed, 1)}
         for decoding, result in results.items():
             row[decoding] = {
@@ -179,12 +223,15 @@ class _Run:
     def _save_policy(self, name: str, row: Mapping[str, Any]) -> None:
         metadata = {"command": self.command, "config": self.config.to_dict(), "validation": dict(row)}
         network: Any = self.model.policy.network
-        save_policy(self.directory / name, network, metadata)
+        decoding = "dpls" if self.model.policy.sampler == "dpls" else "sample"
+        save_policy(self.directory / name, network, metadata, decoding=decoding)
 
     def _save_state(self, elapsed: float) -> None:
         tickets = getattr(self.model.env, "tickets", None)
+        reference = getattr(self.model, "_reference", None)
         state = {
             "policy": self.model.policy.state_dict(),
+            "reference": None if reference is None else reference.state_dict(),
             "optimizer": self.model.policy.optimizer.state_dict(),
             "timesteps": self.model.num_timesteps,
             "updates": self.model._n_updates,
@@ -198,6 +245,9 @@ class _Run:
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         model = self.model
+        if state.get("reference") is not None:
+            model.policy.load_state_dict(state["reference"])
+            model._reference = copy.deepcopy(model.policy)  # type: ignore[attr-defined]
         model.policy.load_state_dict(state["policy"])
         model.policy.optimizer.load_state_dict(state["optimizer"])
         model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
@@ -235,6 +285,6 @@ def _refuse_unknown(
 def _print_evaluation(row: Mapping[str, Any]) -> None:
     parts = [
         f"{decoding} {row[decoding]['accuracy']:.3f} @ {row[decoding]['nfe_mean']:.1f} steps"
-        for decoding in DECODINGS
+        for decoding in REPORTED
     ]
     print(f"\n{row['timesteps']:>9,} steps, {row['seconds']:>4.0f} s: {', '.join(parts)}", file=sys.stderr)

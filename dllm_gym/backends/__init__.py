@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.arguments import call_named
+
 if TYPE_CHECKING:
     from dllm_gym.backends.base import Backend, Prediction
 
@@ -69,16 +71,16 @@ def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
 
 def _build(name: str, kwargs: dict[str, Any]) -> Backend:
     if name in _factories:
-        return _factories[name](**kwargs)
+        registered: Backend = call_named(f"backend {name!r}", _factories[name], kwargs)
+        return registered
+    is_source = Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    if name not in embedded_names() and not is_source:
+        raise ValueError(
+            f"unknown backend {name!r}; known: {', '.join(backend_names())}; "
+            "or give a checkpoint directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct"
+        )
     from dllm_gym.backends.transformers_backend import TransformersBackend
 
-    if name in embedded_names():
-        return TransformersBackend(ASSETS / name, **kwargs)
-    if Path(name).is_dir():
-        return TransformersBackend(name, **kwargs)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        return TransformersBackend(name, **kwargs)
-    raise ValueError(
-        f"unknown backend {name!r}; known: {', '.join(backend_names())}; "
-        "or give a checkpoint directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct"
-    )
+    source = ASSETS / name if name in embedded_names() else name
+    loaded: Backend = call_named(f"backend {name!r}", TransformersBackend, {"source": source, **kwargs})
+    return loaded

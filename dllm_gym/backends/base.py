@@ -12,7 +12,7 @@ from torch import Tensor
 Message = Mapping[str, str]
 
 # What ``Backend.predict`` can compute besides token and confidence.
-STATISTICS = ("entropy", "margin", "top_k")
+STATISTICS = ("entropy", "margin", "top_k", "hidden")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Prediction:
         confidence: ``(B, K)`` float32 in [0, 1], the softmax probability of that token.
         statistics: The further statistics that were asked for, by name: ``entropy`` ``(B, K)`` float32
             in nats; ``margin`` ``(B, K)`` float32, largest minus second largest probability; ``top_k``
-            ``(B, K, k)`` float32, the k largest probabilities in descending order.
+            ``(B, K, k)`` float32, the k largest probabilities in descending order; ``hidden``
+            ``(B, K, H)`` float32, the state that the output head reads, after the last normalisation.
     """
 
     tokens: Tensor
@@ -35,6 +36,8 @@ class Prediction:
 @runtime_checkable
 class Backend(Protocol):
     """A frozen dLLM. Implement this to bring your own.
+
+    A backend that can give the statistic ``hidden`` has the further attribute ``hidden_width``, its size H.
 
     Attributes:
         mask_token_id: Id of the mask token.
@@ -94,6 +97,7 @@ def predict_from_logits(
     top_k: int = 8,
     temperature: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
+    hidden: Tensor | None = None,
 ) -> Prediction:
     """Turns logits into a ``Prediction``; the mathematics every backend shares.
 
@@ -107,10 +111,11 @@ def predict_from_logits(
         top_k: See there.
         temperature: See there.
         generators: See there.
+        hidden: ``(B, K, H)``, any float dtype, what the logits were made of; the statistic ``hidden``.
 
     Raises:
         ValueError: For NaN or infinite logits, an unknown statistic, a top_k out of range, a negative
-            temperature, or missing generators.
+            temperature, missing generators or missing hidden states.
     """
     unknown = set(statistics) - set(STATISTICS)
     if unknown:
@@ -144,6 +149,10 @@ def predict_from_logits(
     if "top_k" in statistics:
         top = (logits.topk(top_k, dim=-1).values - log_total[..., None]).exp()
         extra["top_k"] = top.clamp(max=1.0)
+    if "hidden" in statistics:
+        if hidden is None:
+            raise ValueError("the statistic 'hidden' was asked for, but this backend gives no hidden states")
+        extra["hidden"] = hidden.float()
     return Prediction(tokens, confidence, extra)
 
 

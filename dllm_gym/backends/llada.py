@@ -11,9 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.word_tokenizer import SpecialTokens
+
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaConfig
+
+PUBLISHED = "GSAI-ML/LLaDA-8B-Instruct"
+SPECIAL_TOKENS = SpecialTokens(
+    bos="<|startoftext|>", eos="<|endoftext|>", eot="<|eot_id|>", mask="<|mdm_mask|>"
+)
 
 # LLaDA name -> Llama name, as patterns for ``from_pretrained(key_mapping=...)``. Anchored: ``ff_out``
 # is the head at top level and the down projection inside a block. One capture group each, because
@@ -91,6 +98,7 @@ def llada_config(
     width: int,
     layers: int,
     heads: int,
+    kv_heads: int,
     mlp_width: int,
     rope_theta: float,
     max_length: int,
@@ -102,7 +110,7 @@ def llada_config(
     ``auto_map`` points at the publisher's repository, for those who load it with remote code; nothing
     here ever follows it.
     """
-    remote = "GSAI-ML/LLaDA-8B-Instruct--"
+    remote = PUBLISHED + "--"
     return {
         "activation_type": "silu",
         "alibi": False,
@@ -140,7 +148,7 @@ def llada_config(
         "model_type": "llada",
         "multi_query_attention": None,
         "n_heads": heads,
-        "n_kv_heads": heads,
+        "n_kv_heads": kv_heads,
         "n_layers": layers,
         "pad_token_id": eos_token_id,
         "precision": "amp_bf16",

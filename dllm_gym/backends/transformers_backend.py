@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dllm_gym.backends import cpu
 from dllm_gym.backends.base import Message, Prediction, predict_from_logits
-from dllm_gym.backends.families import family_of
+from dllm_gym.backends.families import Family, family_of
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -32,6 +32,7 @@ class TransformersBackend:
 
     Attributes:
         model: The transformers model.
+        hidden_width: Size of the model's hidden state.
         end_token_ids: Tokens after which a completion is over; contains ``eos_token_id``.
 
     Raises:
@@ -47,7 +48,7 @@ class TransformersBackend:
         dtype: str | None = None,
         attn_implementation: str | None = None,
     ) -> None:
-        from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+        import transformers
 
         config = _read_config(source)
         family = family_of(config, str(source))
@@ -57,7 +58,7 @@ class TransformersBackend:
             cpu.keep_freed_memory()
             cpu.register_attention()
         with _no_progress_bar():
-            model, loading = LlamaForCausalLM.from_pretrained(
+            model, loading = getattr(transformers, family.model_class).from_pretrained(
                 source,
                 config=family.translate(config),
                 key_mapping=dict(family.key_mapping),
@@ -69,15 +70,16 @@ class TransformersBackend:
             )
         _refuse_partial_loading(loading, str(source))
         self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = PreTrainedTokenizerFast.from_pretrained(source)
+        self.tokenizer = _load_tokenizer(source, family)
         self.mask_token_id: int = config["mask_token_id"]
         self.eos_token_id: int = config["eos_token_id"]
         self.pad_token_id: int = config["pad_token_id"]
         self.vocab_size: int = model.config.vocab_size
+        self.hidden_width: int = model.config.hidden_size
         self.max_length: int = model.config.max_position_embeddings
-        vocabulary = self.tokenizer.get_vocab()
-        extra = [vocabulary[token] for token in family.end_tokens if token in vocabulary]
-        self.end_token_ids = frozenset([self.eos_token_id, *extra])
+        end_of_turn = self.tokenizer.get_vocab().get(family.special_tokens.eot, self.eos_token_id)
+        self.end_token_ids = frozenset([self.eos_token_id, end_of_turn])
+        self._shift_logits = family.shift_logits
         self._lm_head = self.model.get_output_embeddings()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
@@ -137,14 +139,26 @@ class TransformersBackend:
             position_ids=torch.arange(-tokens.shape[1], 0, device=self.device)[None],
             use_cache=False,
         ).last_hidden_state
+        hidden = self._rows_about(hidden, attention_mask, positions)
         return predict_from_logits(
-            self._lm_head(hidden[:, positions]),
+            self._lm_head(hidden),
             self.mask_token_id,
             statistics=statistics,
             top_k=top_k,
             temperature=temperature,
             generators=generators,
+            hidden=hidden,
         )
+
+    def _rows_about(self, hidden: Tensor, attention_mask: Tensor, positions: slice | Tensor) -> Tensor:
+        """The rows ``(B, K, D)`` of ``hidden`` ``(B, T, D)`` that predict the tokens at ``positions``."""
+        if not self._shift_logits:
+            return hidden[:, positions]
+        columns = torch.arange(hidden.shape[1], device=self.device)[positions]  # (K,)
+        # the first token of a sequence has no row before it and is predicted by its own
+        first = attention_mask.to(self.device).argmax(1)  # (B,)
+        rows = torch.maximum(columns[None] - 1, first[:, None])  # (B, K)
+        return hidden[torch.arange(len(hidden), device=self.device)[:, None], rows]
 
 
 def _read_config(source: str | Path) -> dict[str, Any]:
@@ -159,6 +173,18 @@ def _read_config(source: str | Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no JSON object")
     return config
+
+
+def _load_tokenizer(source: str | Path, family: Family) -> Any:
+    import transformers
+    from transformers.utils import cached_file
+
+    try:
+        cached_file(source, "tokenizer.json")
+        name = "PreTrainedTokenizerFast"
+    except OSError:  # Dream publishes Qwen2's vocabulary and merges instead
+        name = family.tokenizer_class
+    return getattr(transformers, name).from_pretrained(source)
 
 
 def _resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:

@@ -66,11 +66,15 @@ class Canvas:
         self.just_revealed[row] = False
         self.steps[row] = 0
 
-    def selectable(self) -> BoolArray:
-        """``(N, L)``: masked and inside the first block that still holds a mask."""
+    def in_active_block(self) -> BoolArray:
+        """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""
         active_block = self._block_of[self.masked.argmax(axis=1)]  # (N,)
-        selectable: BoolArray = self.masked & (self._block_of == active_block[:, None])
-        return selectable
+        inside: BoolArray = self._block_of == active_block[:, None]
+        return inside
+
+    def selectable(self) -> BoolArray:
+        """``(N, L)``: masked and inside the active block."""
+        return self.masked & self.in_active_block()
 
     def apply(self, rows: IntArray, selected: BoolArray, tokens: IntArray) -> None:
         """Reveals positions and counts a step.

@@ -25,10 +25,12 @@ from dllm_gym.tasks import Problem, Task, load_task
 Observation = dict[str, NDArray[Any]]
 
 ON_EMPTY = ("best", "noop")
+REVEALED_CONFIDENCE = ("one", "model")
+VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
-OBSERVE = (*STATISTICS, "tokens", "alpha")
+OBSERVE = (*STATISTICS, "tokens", "alpha", "target_steps")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
-_AT_REVEALED = {"entropy": 0.0, "margin": 1.0, "top_k": 0.0}
+_AT_REVEALED = {"entropy": 0.0, "margin": 1.0, "top_k": 0.0, "hidden": 0.0}
 
 
 class Engine:
@@ -41,7 +43,11 @@ class Engine:
         noise_rngs: Per row, the generator that token noise is seeded from.
         draw_problem: Gives the index of the next problem for a row; replace it to hand out problems in
             another way.
+        draw_knobs: Gives two numbers in [0, 1) for a row: where in their ranges alpha and target_steps of
+            its episode lie. Asked after ``draw_problem``, and only if there is a range.
         indices: ``(N,)`` int64, the problem each row is at.
+        alphas: ``(N,)`` float64, alpha of each row's episode.
+        targets: ``(N,)`` float64, target_steps of each row's episode.
     """
 
     def __init__(
@@ -55,12 +61,16 @@ class Engine:
         split: str = "train",
         completion_length: int | None = None,
         block_length: int | None = None,
-        alpha: float = 1.0,
+        alpha: float | Sequence[float] = 1.0,
+        target_steps: float | Sequence[float] = 1.0,
         reward: str = "multiplicative",
+        reward_metric: str | None = None,
         on_empty: str = "best",
         temperature: float = 0.0,
         observe: Sequence[str] = (),
         top_k: int = 8,
+        revealed_confidence: str = "one",
+        view: str = "completion",
         stop_at_eos: bool = False,
         group_size: int = 1,
     ) -> None:
@@ -76,20 +86,32 @@ class Engine:
         self.block_length = _positive("block_length", self.length if block_length is None else block_length)
         if self.block_length > self.length:
             raise ValueError(f"block_length {self.block_length} exceeds completion_length {self.length}")
-        self.alpha = _not_negative("alpha", alpha)
+        self.alpha = _number_or_range("alpha", alpha, 0.0)
+        self.target_steps = _number_or_range("target_steps", target_steps, 1.0)
         self.temperature = _not_negative("temperature", temperature)
         self.on_empty = _one_of("on_empty", on_empty, ON_EMPTY)
-        self.reward = REWARDS[_one_of("reward", reward, REWARDS)]
+        self.reward = _one_of("reward", reward, REWARDS)
+        self.metric_names = tuple(self.task.metrics("", self.task.problem(0)))
+        if reward_metric is not None:
+            _one_of("reward_metric", reward_metric, self.metric_names)
+        self.reward_metric = reward_metric
         self.observe = _observation_keys(observe)
         self.top_k = _positive("top_k", top_k)
         if "top_k" in self.observe and self.top_k > self.backend.vocab_size:
             vocabulary = self.backend.vocab_size
             raise ValueError(f"top_k {self.top_k} exceeds the dLLM's vocabulary of {vocabulary} tokens")
+        if "hidden" in self.observe and not hasattr(self.backend, "hidden_width"):
+            raise ValueError(
+                f"observation 'hidden' needs a dLLM that shows its hidden states; "
+                f"{type(self.backend).__name__} has no attribute hidden_width"
+            )
+        sizes = {"top_k": (self.top_k,), "hidden": (getattr(self.backend, "hidden_width", 0),)}
+        self.revealed_confidence = _one_of("revealed_confidence", revealed_confidence, REVEALED_CONFIDENCE)
+        self.view = _one_of("view", view, VIEWS)
         self.group_size = _positive("group_size", group_size)
         if num_rows % self.group_size:
             raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
         self.stop_at_eos = stop_at_eos
-        self.metric_names: tuple[str, ...] = ()
         self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
@@ -107,12 +129,16 @@ class Engine:
         self.ignored_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.problem_rngs = [np.random.default_rng(row) for row in range(num_rows)]
         self.noise_rngs = [np.random.default_rng([row, 1]) for row in range(num_rows)]
+        self.alphas = np.full(num_rows, self.alpha[0])
+        self.targets = np.full(num_rows, self.target_steps[0])
+        self._has_range = any(low < high for low, high in (self.alpha, self.target_steps))
         self.draw_problem: Callable[[int], int] = self._draw_from_row_generator
+        self.draw_knobs: Callable[[int], NDArray[np.float64]] = lambda row: self.problem_rngs[row].random(2)
         self._token_generators: list[Any] = [None] * num_rows
         self._tokens: IntArray = np.zeros((num_rows, self.length), dtype=np.int64)
         self._predicted: Observation = {"confidence": np.zeros((num_rows, self.length), dtype=np.float32)}
         for name in self._statistics:
-            shape = (num_rows, self.length, self.top_k) if name == "top_k" else (num_rows, self.length)
+            shape = (num_rows, self.length, *sizes.get(name, ()))
             self._predicted[name] = np.zeros(shape, dtype=np.float32)
 
     # Episodes
@@ -135,6 +161,10 @@ class Engine:
             self.indices[row] = index
             self.problems[row] = problem
             self.empty_actions[row] = self.ignored_actions[row] = 0
+            if self._has_range:
+                alpha, target = self.draw_knobs(row)
+                self.alphas[row] = _log_uniform(self.alpha, alpha)
+                self.targets[row] = _log_uniform(self.target_steps, target)
             self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
@@ -183,21 +213,27 @@ class Engine:
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""
         masked = self.canvas.masked
+        shown = masked if self.revealed_confidence == "one" else np.ones_like(masked)
+        if self.view == "block":
+            inside = self.canvas.in_active_block()
+            masked, shown = masked & inside, shown & inside
         observation: Observation = {
             "action_mask": self.canvas.selectable().astype(np.int8),
-            "confidence": np.where(masked, self._predicted["confidence"], np.float32(1.0)),
+            "confidence": np.where(shown, self._predicted["confidence"], np.float32(1.0)),
             "mask": masked.astype(np.int8),
             "progress": (self.canvas.steps[:, None] / self.length).astype(np.float32),
         }
         for name in self._statistics:
-            shown = masked if self._predicted[name].ndim == 2 else masked[..., None]
-            observation[name] = np.where(shown, self._predicted[name], np.float32(_AT_REVEALED[name]))
+            where = shown if self._predicted[name].ndim == 2 else shown[..., None]
+            observation[name] = np.where(where, self._predicted[name], np.float32(_AT_REVEALED[name]))
         if "top_k" in observation:
-            observation["top_k"][~masked, 0] = 1.0
+            observation["top_k"][~shown, 0] = 1.0
         if "tokens" in self.observe:
             observation["tokens"] = self.canvas.completions()
         if "alpha" in self.observe:
-            observation["alpha"] = np.full((self.num_rows, 1), self.alpha, dtype=np.float32)
+            observation["alpha"] = self.alphas[:, None].astype(np.float32)
+        if "target_steps" in self.observe:
+            observation["target_steps"] = self.targets[:, None].astype(np.float32)
         return observation
 
     def outcome(self, row: int) -> tuple[float, dict[str, Any]]:
@@ -207,6 +243,7 @@ class Engine:
         completion = self.backend.decode(self._completion(row))
         score = float(self.task.score(completion, problem))
         steps = int(self.canvas.steps[row])
+        metrics = self.task.metrics(completion, problem)
         info = {
             "is_success": score >= 1.0,
             "score": score,
@@ -215,18 +252,16 @@ class Engine:
             "problem": int(self.indices[row]),
             "empty_actions": int(self.empty_actions[row]),
             "ignored_actions": int(self.ignored_actions[row]),
-            **self._metrics(completion, problem),
+            **metrics,
         }
-        return self.reward(score, steps, self.length, self.alpha), info
+        paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
+        # steps up to the target cost no more than one
+        priced_steps = max(steps - self.targets[row] + 1.0, 1.0)
+        return REWARDS[self.reward](paid_for, priced_steps, self.length, self.alphas[row]), info
 
     def _completion(self, row: int) -> list[int]:
         ids: list[int] = self.canvas.completions(np.array([row]))[0].tolist()
         return ids
-
-    def _metrics(self, completion: str, problem: Problem) -> dict[str, float]:
-        metrics = self.task.metrics(completion, problem)
-        self.metric_names = tuple(metrics)
-        return metrics
 
     def description(self) -> dict[str, Any]:
         """Everything that determines an episode besides the agent, as JSON values."""
@@ -238,10 +273,14 @@ class Engine:
             "split": self.task.split,
             "completion_length": self.length,
             "block_length": self.block_length,
-            "alpha": self.alpha,
-            "reward": self.reward.__name__,
+            "alpha": _shown(self.alpha),
+            "target_steps": _shown(self.target_steps),
+            "reward": self.reward,
+            "reward_metric": self.reward_metric,
             "on_empty": self.on_empty,
             "temperature": self.temperature,
+            "revealed_confidence": self.revealed_confidence,
+            "view": self.view,
             "stop_at_eos": self.stop_at_eos,
         }
 
@@ -277,7 +316,11 @@ class Engine:
             "tokens": spaces.Box(0, vocabulary - 1, (length,), np.int64),
             # any finite number; Gymnasium's checker warns of infinite bounds
             "alpha": spaces.Box(0.0, np.finfo(np.float32).max, (1,), np.float32),
+            "target_steps": spaces.Box(1.0, np.finfo(np.float32).max, (1,), np.float32),
         }
+        if "hidden" in self.observe:
+            largest, width = np.finfo(np.float32).max, self.backend.hidden_width  # type: ignore[attr-defined]
+            optional["hidden"] = spaces.Box(-largest, largest, (length, width), np.float32)
         return spaces.Dict(
             {
                 "confidence": spaces.Box(0.0, 1.0, (length,), np.float32),
@@ -318,6 +361,27 @@ def _not_negative(name: str, value: Any) -> float:
     if not (_is_number(value) and math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
     return float(value)
+
+
+def _number_or_range(name: str, value: Any, minimum: float) -> tuple[float, float]:
+    """A number as a range of one point; a pair (low, high) as it is."""
+    pair = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value, value)
+    numbers = all(_is_number(v) and math.isfinite(v) and v >= minimum for v in pair)
+    if not numbers or len(pair) != 2 or pair[0] > pair[1] or (pair[0] < pair[1] and pair[0] <= 0):
+        raise ValueError(
+            f"{name} must be a finite number of at least {minimum:g}, or a range (low, high) of such numbers "
+            f"with 0 < low <= high, got {value!r}"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def _log_uniform(ends: tuple[float, float], at: float) -> float:
+    low, high = ends
+    return low if low == high else low * (high / low) ** float(at)
+
+
+def _shown(ends: tuple[float, float]) -> float | list[float]:
+    return ends[0] if ends[0] == ends[1] else list(ends)
 
 
 def _one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) -> str:

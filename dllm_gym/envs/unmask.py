@@ -63,15 +63,29 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     | `entropy`     | `Box(0, log V, (L,), float32)` | of the prediction, in nats; 0 where revealed         |
     | `margin`      | `Box(0, 1, (L,), float32)`     | largest minus second probability; 1 where revealed   |
     | `top_k`       | `Box(0, 1, (L, k), float32)`   | the k largest probabilities; 1, 0, ... where revealed |
+    | `hidden`      | `Box(-3.4e38, 3.4e38, (L, H), float32)` | its last hidden state; 0 where revealed |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
-    | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the reward                         |
+    | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
+    | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the steps that are free in this episode            |
+
+    All `L` positions are shown, those behind the active block included; only `action_mask` knows of
+    blocks. `view="block"` hides everything outside the active block: it looks revealed (`mask` 0,
+    `confidence` 1 and so on), but for `tokens`. At revealed positions the dLLM predicts, too;
+    `revealed_confidence="model"` shows what: the probability there of its own prediction, whatever token
+    stands there, and likewise for the other statistics. Such predictions are of the last forward, and
+    none follows the last action of an episode.
 
     ## Rewards
     0 until the episode ends, then with r the task's score in [0, 1] and n the steps used:
 
-    - `multiplicative` (default): `r * ((L - n + 1) / L) ** alpha`
+    - `multiplicative` (default): `r * ((L - n + 1) / L) ** alpha`, the form of the paper's released code
+    - `multiplicative-paper`: `r * (1 - n / L) ** alpha`, the form of its text: 0 for L steps
     - `additive`: `r - alpha * n / L`
     - `correctness`: `r`
+
+    With `target_steps` above 1, steps up to the target cost no more than one: n is replaced by
+    `max(n - target_steps + 1, 1)`. Where `alpha` or `target_steps` is a range, every episode draws its
+    own value, log-uniformly; observe it, and one policy learns the whole frontier.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
@@ -105,14 +119,19 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `completion_length=None`: L; `None` takes the task's own.
     - `block_length=None`: semi-autoregressive decoding in blocks of this length, from left to right;
       `None` is full diffusion, one block of length L.
-    - `alpha=1.0`: exponent (or factor) of the step price.
+    - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
+    - `target_steps=1`: steps that are free, or a range `(low, high)`.
     - `reward="multiplicative"`: see Rewards.
+    - `reward_metric=None`: r is this metric of the task instead of its score, such as `answer_correct` of
+      `arithmetic`, which ignores the derivation. `is_success` and `score` stay what they are.
     - `on_empty="best"`: an action that selects nothing reveals the most confident selectable position;
       `"noop"` reveals nothing and spends the step (the dLLM is not run again: nothing has changed).
     - `temperature=0.0`: dLLM token temperature. Above 0 tokens are drawn, with noise from the
       environment's generator, and confidence is the probability of the drawn token.
     - `observe=()`: further observation keys, see above.
     - `top_k=8`: k of the observation `top_k`.
+    - `revealed_confidence="one"`: `confidence` is 1 at revealed positions; `"model"`: what the dLLM says.
+    - `view="completion"`: every position is shown; `"block"`: the active block only.
     - `stop_at_eos=False`: see Episode End.
     - `group_size=1`: in the vector environment, that many consecutive sub-environments get the same
       sequence of problems.
@@ -146,12 +165,16 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         split: str = "train",
         completion_length: int | None = None,
         block_length: int | None = None,
-        alpha: float = 1.0,
+        alpha: float | Sequence[float] = 1.0,
+        target_steps: float | Sequence[float] = 1.0,
         reward: str = "multiplicative",
+        reward_metric: str | None = None,
         on_empty: str = "best",
         temperature: float = 0.0,
         observe: Sequence[str] = (),
         top_k: int = 8,
+        revealed_confidence: str = "one",
+        view: str = "completion",
         stop_at_eos: bool = False,
         group_size: int = 1,
         render_mode: str | None = None,
@@ -168,11 +191,15 @@ class UnmaskEnv(gym.Env[Observation, Action]):
             completion_length=completion_length,
             block_length=block_length,
             alpha=alpha,
+            target_steps=target_steps,
             reward=reward,
+            reward_metric=reward_metric,
             on_empty=on_empty,
             temperature=temperature,
             observe=observe,
             top_k=top_k,
+            revealed_confidence=revealed_confidence,
+            view=view,
             stop_at_eos=stop_at_eos,
             group_size=group_size,
         )

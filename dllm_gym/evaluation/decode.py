@@ -46,6 +46,7 @@ def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0)
         seeds = [_episode_seed(seed, problems[positions[row]]) for row in rows]
         for row, own in zip(rows, seeds, strict=True):
             engine.noise_rngs[row] = np.random.default_rng([own, 1])
+            engine.problem_rngs[row] = np.random.default_rng([own, 2])  # alpha and target, if drawn
         engine.start(rows, [problems[position] for position in positions[rows]])
         if len(rows) and hasattr(agent, "seed"):
             agent.seed(rows, seeds)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-from dllm_gym.strategies.base import Strategy
+from dllm_gym.arguments import call_named
+from dllm_gym.strategies.base import InBlocks, Strategy
 from dllm_gym.strategies.rules import (
     Confidence,
     EBSampler,
@@ -18,7 +18,7 @@ from dllm_gym.strategies.rules import (
     Random,
 )
 
-__all__ = ["Strategy", "make_strategy", "register_strategy", "strategy_names"]
+__all__ = ["InBlocks", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
 
 _RULES = (Random, Confidence, Margin, Entropy, LeftToRight, FastDLLM, FastDLLMFactor, EBSampler)
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
@@ -46,11 +46,5 @@ def make_strategy(name: str, **parameters: Any) -> Strategy:
     """
     if name not in _STRATEGIES:
         raise ValueError(f"unknown strategy {name!r}; known strategies: {', '.join(strategy_names())}")
-    factory = _STRATEGIES[name]
-    signature = inspect.signature(factory)
-    try:
-        signature.bind(**parameters)
-    except TypeError as error:
-        accepted = ", ".join(signature.parameters) or "no parameters"
-        raise ValueError(f"strategy {name!r}: {error}; it accepts {accepted}") from error
-    return factory(**parameters)
+    strategy: Strategy = call_named(f"strategy {name!r}", _STRATEGIES[name], parameters)
+    return strategy

@@ -108,6 +108,37 @@ class Strategy(ABC):
         raise ValueError(f"strategy {self.name!r} reads observation[{key!r}]; {remedy}")
 
 
+class InBlocks:
+    """Confines an agent to one block after another, whatever the environment would allow.
+
+    In full diffusion this decodes semi-autoregressively: only the first block that still has a candidate is
+    shown as selectable.
+
+    Args:
+        agent: Anything with ``act``.
+        block_length: Positions per block, an integer >= 1.
+    """
+
+    def __init__(self, agent: Any, block_length: int) -> None:
+        self.agent, self.block_length = agent, check_integer("block_length", block_length, minimum=1)
+        self.name = agent.name
+        self.label = f"{agent.label} in blocks of {block_length}"
+        self.parameters = {**agent.parameters, "in_blocks_of": block_length}
+        self.requires = tuple(getattr(agent, "requires", ()))
+        for method in ("seed", "reset"):
+            if hasattr(agent, method):
+                setattr(self, method, getattr(agent, method))
+
+    def act(self, observation: Mapping[str, ArrayLike]) -> NDArray[np.int8]:
+        """The agent's action where all candidates outside the active block are hidden from it."""
+        candidates = np.asarray(observation["action_mask"]) != 0  # (B, L)
+        block = np.arange(candidates.shape[-1]) // self.block_length
+        active = block[candidates.argmax(axis=-1)]
+        inside = candidates & (block == active[..., None])
+        action: NDArray[np.int8] = self.agent.act({**observation, "action_mask": inside.astype(np.int8)})
+        return action
+
+
 def rank(cost: FloatArray | IntArray, candidates: BoolArray) -> IntArray:
     """Positions in the order a rule takes them: candidates by ascending cost, then all others.
 

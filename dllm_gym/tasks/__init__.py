@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dllm_gym.arguments import call_named
 from dllm_gym.tasks.arithmetic import ArithmeticTask
 from dllm_gym.tasks.base import SPLITS, GenerativeTask, Problem, Task
 from dllm_gym.tasks.sudoku import SudokuTask
@@ -33,9 +34,9 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
         **kwargs: The task's own parameters.
 
     Raises:
-        ValueError: For an unknown name, split or parameter value.
+        ValueError: For an unknown name, split, parameter or parameter value.
     """
     if name not in _TASKS:
         raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
-    task: Task = _TASKS[name](split=split, **kwargs)
+    task: Task = call_named(f"task {name!r}", _TASKS[name], {"split": split, **kwargs})
     return task

@@ -38,7 +38,7 @@ Step = tuple[str, int, int]  # operator, right operand, result
 
 
 class ArithmeticTask:
-    """Chains of 2 to 5 additions, subtractions, doublings, triplings and halvings within 1 to 99.
+    """Chains of additions, subtractions, doublings, triplings and halvings within 1 to 99.
 
     The scorer checks the **whole derivation**: every equation true, every left side the previous
     result, operators and operands those of the problem in order, the final answer the last result.
@@ -50,13 +50,13 @@ class ArithmeticTask:
         seed: Another seed is another sequence of problems.
         two_digit_share: Share of additions and subtractions whose operand may have two digits; more of
             them make harder problems.
+        max_steps: A problem has 2 to this many operations; at most 8. More than 5 get a longer canvas.
 
     Raises:
-        ValueError: For an unknown split or a share outside [0, 1].
+        ValueError: For an unknown split, a share outside [0, 1] or another number of steps.
     """
 
     name = "arithmetic"
-    completion_length = 48
     num_problems = None
     vocabulary = (
         *"0123456789",
@@ -69,17 +69,24 @@ class ArithmeticTask:
         *(verb for verbs in _VERBS.values() for verb in verbs),
     )
 
-    def __init__(self, split: str = "train", seed: int = 0, two_digit_share: float = 0.15) -> None:
+    def __init__(
+        self, split: str = "train", seed: int = 0, two_digit_share: float = 0.15, max_steps: int = 5
+    ) -> None:
         if not 0.0 <= two_digit_share <= 1.0:
             raise ValueError(f"two_digit_share must lie in [0, 1], got {two_digit_share!r}")
+        if max_steps not in range(2, 9):
+            raise ValueError(f"max_steps must be a whole number from 2 to 8, got {max_steps!r}")
         self.split = check_split(split)
         self.seed = seed
         self.two_digit_share = two_digit_share
+        self.max_steps = int(max_steps)
+        # 8 and more keep nearly every chain that is drawn; 48 refuses most of those with 5 operations
+        self.completion_length = 48 if max_steps <= 5 else 8 * (self.max_steps + 2)
 
     def problem(self, index: int) -> Problem:
         """Problem ``index`` of the split. ``metadata``: ``start`` and ``steps`` (op, operand, result)."""
         rng = problem_rng(self.seed, check_index(index, None))
-        num_steps = int(rng.integers(2, 6))
+        num_steps = int(rng.integers(2, self.max_steps + 1))
         while True:
             start, steps = _draw_chain(num_steps, self.two_digit_share, rng)
             content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)

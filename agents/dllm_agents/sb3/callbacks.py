@@ -13,11 +13,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 from stable_baselines3.common.utils import obs_as_tensor
 
-from dllm_agents.agent import DECODINGS, LearnedPolicy
+from dllm_agents.agent import LearnedPolicy
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.evaluation import EvaluationResult, compare, evaluate
 from dllm_gym.evaluation.plots import pareto_figure
 from dllm_gym.strategies import make_strategy
+
+# What was trained, as far as it draws, and its deterministic counterpart.
+REPORTED = ("sample", "deterministic")
 
 _NO_STDOUT = ("stdout", "log", "json", "csv")
 
@@ -31,6 +34,8 @@ class RolloutMetrics(BaseCallback):
 
     def _on_step(self) -> bool:
         infos, dones = self.locals["infos"], self.locals["dones"]
+        if "expert_rows" in self.locals:  # what experts do says nothing about the policy
+            dones = dones & ~self.locals["expert_rows"]
         self._episodes += [infos[row] for row in np.flatnonzero(dones)]
         return True
 
@@ -46,6 +51,9 @@ class RolloutMetrics(BaseCallback):
             self.logger.record("unmask/empty_action_rate", float(empty / nfe.sum()))
             self._episodes.clear()
         observation: Any = self.model._last_obs
+        tickets = getattr(self.training_env, "tickets", None)
+        if tickets is not None:
+            observation = {key: value[~tickets.is_expert()] for key, value in observation.items()}
         candidates = observation["action_mask"].sum()
         with torch.no_grad():
             tensors: Any = obs_as_tensor(observation, self.model.device)
@@ -96,11 +104,12 @@ class Evaluation(BaseCallback):
         """Evaluates now."""
         network = cast(UnmaskPolicy, self.model.policy).network
         network.eval()
+        own = "dpls" if cast(UnmaskPolicy, self.model.policy).sampler == "dpls" else "sample"
         results = {
-            decoding: evaluate(
+            name: evaluate(
                 LearnedPolicy(network, decoding=decoding), self._episodes, "validation", **self._env_kwargs
             )
-            for decoding in DECODINGS
+            for name, decoding in zip(REPORTED, (own, "deterministic"), strict=True)
         }
         for decoding, result in results.items():
             self.logger.record(f"eval/accuracy_{decoding}", result.accuracy)

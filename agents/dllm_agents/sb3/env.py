@@ -19,6 +19,7 @@ def make_sb3_env(
     *,
     seed: int = 0,
     group_size: int = 1,
+    num_experts: int = 0,
     render_mode: str | None = None,
     **env_kwargs: Any,
 ) -> VecMonitor:
@@ -27,23 +28,30 @@ def make_sb3_env(
     Args:
         num_envs: Rows decoded at once.
         seed: Row i is seeded with ``seed + i``.
-        group_size: Above 1, every problem is decoded by that many rows, as ``GroupPPO`` and ``GroupA2C``
-            need it; free rows take the next problem in turn.
+        group_size: Above 1, every problem is decoded by that many rows, as ``GRPO``, ``GroupPPO`` and
+            ``GroupA2C`` need it; free rows take the next problem in turn.
+        num_experts: So many further rows decode every problem as an expert does, for ``GRPO(expert=...)``.
         render_mode: As in ``UnmaskEnv``.
         **env_kwargs: Arguments of ``UnmaskEnv``, such as ``task``, ``block_length``, ``alpha``.
 
     Raises:
         ValueError: For arguments out of range, naming what is accepted.
     """
-    if group_size < 1 or num_envs % group_size:
-        raise ValueError(f"group_size {group_size} must be at least 1 and divide num_envs {num_envs}")
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+    if not 1 <= group_size <= num_envs:
+        raise ValueError(f"group_size must be 1 to num_envs, {num_envs}; got {group_size}")
+    if num_experts < 0 or (num_experts and group_size == 1):
+        raise ValueError(f"num_experts must be at least 0, and above 0 only in groups; got {num_experts}")
     env = gym.make_vec(
         dllm_gym.ENV_ID, num_envs=num_envs, autoreset_mode="SameStep", render_mode=render_mode, **env_kwargs
     )
     adapter = GymVecEnv(env)
     if group_size > 1:
         engine = env.unwrapped.engine  # type: ignore[attr-defined]
-        adapter.tickets = Tickets(group_size, num_envs, engine.task.num_problems, seed)  # type: ignore[attr-defined]
-        engine.draw_problem = adapter.tickets  # type: ignore[attr-defined]
+        places = group_size + num_experts
+        tickets = Tickets(places, num_envs, engine.task.num_problems, seed, num_experts)
+        adapter.tickets = tickets  # type: ignore[attr-defined]
+        engine.draw_problem, engine.draw_knobs = tickets, tickets.knobs
     adapter.seed(seed)
     return VecMonitor(adapter, info_keywords=MONITORED)

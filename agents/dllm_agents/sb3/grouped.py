@@ -1,4 +1,4 @@
-"""PPO and A2C on whole episodes with a baseline per problem instead of a critic.
+"""Whole episodes in groups on the same problem: what GRPO needs, and PPO and A2C with a baseline per problem.
 
 The reward of an episode depends mostly on how hard its problem is, which a critic that sees only
 confidences cannot know. Decoding every problem ``group_size`` times gives the baseline for free: an
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import BaseBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -34,18 +34,21 @@ class Tickets:
     ticket, so groups complete soon after they begin and no row ever waits.
 
     Args:
-        group_size: Episodes per problem.
+        group_size: Episodes per problem, those of experts included.
         num_rows: Number of rows that take tickets.
         num_problems: Of the task; ``None`` for a task without end.
-        seed: Determines the problem of every group.
+        seed: Determines the problem of every group, and alpha and target_steps where they are drawn.
+        num_experts: How many episodes of each group, its last ones, are an expert's.
 
     Attributes:
         current: ``(num_rows,)`` int64, the ticket each row is at.
         next: The next ticket to be handed out.
     """
 
-    def __init__(self, group_size: int, num_rows: int, num_problems: int | None, seed: int) -> None:
-        self.group_size = group_size
+    def __init__(
+        self, group_size: int, num_rows: int, num_problems: int | None, seed: int, num_experts: int = 0
+    ) -> None:
+        self.group_size, self.num_experts = group_size, num_experts
         self.current = np.full(num_rows, -1)
         self.next = 0
         self._num_problems = num_problems or _ENDLESS
@@ -57,6 +60,15 @@ class Tickets:
         self.current[row] = ticket
         group = ticket // self.group_size
         return int(np.random.default_rng([self._seed, group]).integers(self._num_problems))
+
+    def knobs(self, row: int) -> NDArray[np.float64]:
+        """Two numbers in [0, 1), the same for all rows of a group: see ``Engine.draw_knobs``."""
+        return np.random.default_rng([self._seed, int(self.current[row]) // self.group_size, 1]).random(2)
+
+    def is_expert(self) -> NDArray[np.bool_]:
+        """``(num_rows,)``: which rows are at an expert's episode."""
+        expert: NDArray[np.bool_] = self.current % self.group_size >= self.group_size - self.num_experts
+        return expert
 
     def begin_group(self) -> None:
         """Leaves the rest of the last group, as its other episodes were lost when all rows restart."""
@@ -71,21 +83,50 @@ class _Episode:
     first: int
     last: int
     reward: float
+    expert: bool
 
 
-def leave_one_out_advantages(rewards: NDArray[np.float64]) -> NDArray[np.float64]:
-    """``R_i - mean of the others``, for the rewards ``(G,)`` of one group."""
+BASELINES = ("mean", "leave-one-out")
+SCALES = ("none", "group", "batch")
+
+
+def group_advantages(rewards: NDArray[np.float64], baseline: str, scale: str) -> NDArray[np.float64]:
+    """Advantages of the episodes of one group from their rewards ``(G,)``.
+
+    Args:
+        rewards: R.
+        baseline: ``mean``: R_i - mean(R), GRPO's. ``leave-one-out``: R_i - mean of the others, which is
+            G / (G - 1) times that.
+        scale: ``group`` divides by the group's standard deviation; anything else does not.
+    """
     size = len(rewards)
-    advantages: NDArray[np.float64] = (rewards - rewards.mean()) * size / (size - 1)
-    return advantages
+    advantages: NDArray[np.float64] = rewards - rewards.mean()
+    if baseline == "leave-one-out":
+        advantages = advantages * size / (size - 1)
+    return advantages / (rewards.std() + 1e-6) if scale == "group" else advantages
+
+
+class GroupSamples(NamedTuple):
+    """A batch of steps for an update; the first six fields are those SB3's algorithms read.
+
+    ``weights`` makes a mean over steps a mean over episodes; ``expert`` marks steps of experts.
+    """
+
+    observations: dict[str, torch.Tensor]
+    actions: torch.Tensor
+    old_values: torch.Tensor
+    old_log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    weights: torch.Tensor
+    expert: torch.Tensor
 
 
 class GroupRolloutBuffer(BaseBuffer):
     """Holds the steps of episodes until the group they belong to is complete, then hands them out.
 
     A drop-in for SB3's rollout buffer as far as ``train`` is concerned. Every step of an episode gets the
-    episode's advantage, since the only reward comes at its end and is not discounted; advantages are
-    divided by their standard deviation over the rollout.
+    episode's advantage, since the only reward comes at its end and is not discounted.
 
     Args:
         buffer_size: Steps per rollout.
@@ -96,6 +137,13 @@ class GroupRolloutBuffer(BaseBuffer):
         gamma: Likewise.
         n_envs: Number of rows.
         group_size: Episodes per problem.
+        baseline: See ``group_advantages``.
+        scale: See there; ``batch`` divides by the standard deviation over all steps of the rollout.
+        drop_flat: Leave out groups whose episodes all earned the same: without advantage there is nothing
+            to learn from them.
+
+    Raises:
+        ValueError: For an unknown baseline or scale.
     """
 
     def __init__(
@@ -108,9 +156,15 @@ class GroupRolloutBuffer(BaseBuffer):
         gamma: float = 1.0,
         n_envs: int = 1,
         group_size: int = 8,
+        baseline: str = "leave-one-out",
+        scale: str = "batch",
+        drop_flat: bool = False,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
-        self.group_size = group_size
+        for name, value, choices in (("baseline", baseline, BASELINES), ("scale", scale, SCALES)):
+            if value not in choices:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        self.group_size, self.baseline, self.scale, self.drop_flat = group_size, baseline, scale, drop_flat
         self._history: list[dict[str, NDArray[Any]]] = []  # one entry per step, arrays (N, ...)
         self._forgotten = 0  # steps dropped from the front of the history
         self._started = np.zeros(n_envs, dtype=np.int64)  # step at which each row's episode began
@@ -134,39 +188,49 @@ class GroupRolloutBuffer(BaseBuffer):
         """Appends one step of all rows: observations by key, ``actions``, ``values``, ``log_probs``."""
         self._history.append(step)
 
-    def finish(self, row: int, ticket: int, reward: float) -> None:
+    def finish(self, row: int, ticket: int, reward: float, expert: bool = False) -> None:
         """Notes that a row's episode ended with the last step added."""
         last = self._forgotten + len(self._history) - 1
         group = self._groups.setdefault(ticket // self.group_size, [])
-        group.append(_Episode(row, int(self._started[row]), last, reward))
+        group.append(_Episode(row, int(self._started[row]), last, reward, expert))
         self._started[row] = last + 1
 
     def complete(self) -> int:
-        """Turns all complete groups into samples; returns how many samples there are."""
+        """Turns all complete groups into samples; returns how many steps they had, flat ones included."""
         done = [key for key, group in self._groups.items() if len(group) == self.group_size]
-        episodes, advantages = [], []
-        flat = 0
+        if not done:
+            return 0
+        episodes: list[_Episode] = []
+        advantages: list[NDArray[np.float64]] = [np.zeros(0)]
+        flat = total = 0
         for key in done:
             group = self._groups.pop(key)
             rewards = np.array([episode.reward for episode in group])
-            flat += bool(np.ptp(rewards) < 1e-9)
-            episodes += group
-            advantages.append(leave_one_out_advantages(rewards))
-        if not done:
-            return 0
+            is_flat = bool(np.ptp(rewards) < 1e-9)
+            flat += is_flat
+            total += sum(episode.last - episode.first + 1 for episode in group)
+            if not (is_flat and self.drop_flat):
+                episodes += group
+                advantages.append(group_advantages(rewards, self.baseline, self.scale))
         self.zero_variance = flat / len(done)
-        lengths = [episode.last - episode.first + 1 for episode in episodes]
-        steps = np.concatenate([np.arange(e.first, e.last + 1) for e in episodes]) - self._forgotten  # (S,)
-        rows = np.repeat([episode.row for episode in episodes], lengths)  # (S,)
+        lengths = np.array([episode.last - episode.first + 1 for episode in episodes], dtype=np.int64)
+        ranges = [np.arange(episode.first, episode.last + 1) for episode in episodes]
+        steps = np.concatenate([np.zeros(0, dtype=np.int64), *ranges]) - self._forgotten  # (S,)
+        rows = np.repeat(np.array([episode.row for episode in episodes], dtype=np.int64), lengths)  # (S,)
         stacked = {key: np.stack([step[key] for step in self._history]) for key in self._history[0]}
         self._samples = {key: array[steps, rows] for key, array in stacked.items()}
-        scaled = np.repeat(np.concatenate(advantages), lengths)
-        self._samples["advantages"] = (scaled / (scaled.std() + 1e-8)).astype(np.float32)
+        spread = np.repeat(np.concatenate(advantages), lengths)
+        if self.scale == "batch":
+            spread = spread / ((spread.std() if len(spread) else 0.0) + 1e-8)
+        self._samples["advantages"] = spread.astype(np.float32)
+        mean_length = len(steps) / max(len(lengths), 1)
+        self._samples["weights"] = np.repeat(mean_length / lengths, lengths).astype(np.float32)
+        self._samples["expert"] = np.repeat(np.array([e.expert for e in episodes], dtype=bool), lengths)
         self.values = self._samples["values"]
         self.returns = np.repeat([episode.reward for episode in episodes], lengths).astype(np.float32)
         self._samples["returns"] = self.returns
         self._forget()
-        return len(rows)
+        return total
 
     def _forget(self) -> None:
         pending = [episode.first for group in self._groups.values() for episode in group]
@@ -174,7 +238,7 @@ class GroupRolloutBuffer(BaseBuffer):
         del self._history[: keep_from - self._forgotten]
         self._forgotten = keep_from
 
-    def get(self, batch_size: int | None = None) -> Generator[DictRolloutBufferSamples, None, None]:
+    def get(self, batch_size: int | None = None) -> Generator[GroupSamples, None, None]:
         """Yields the samples once, shuffled, in batches of ``batch_size`` (``None``: all at once)."""
         size = len(self.returns) if self._samples else 0
         order = torch.randperm(size).numpy()
@@ -183,16 +247,18 @@ class GroupRolloutBuffer(BaseBuffer):
 
     def _get_samples(  # type: ignore[override]  # SB3 types it for flat observations
         self, batch_inds: NDArray[np.int64], env: Any = None
-    ) -> DictRolloutBufferSamples:
+    ) -> GroupSamples:
         batch = {key: self.to_torch(array[batch_inds]) for key, array in self._samples.items()}
-        special = ("actions", "values", "log_probs", "advantages", "returns")
-        return DictRolloutBufferSamples(
+        special = ("actions", "values", "log_probs", "advantages", "returns", "weights", "expert")
+        return GroupSamples(
             observations={key: value for key, value in batch.items() if key not in special},
             actions=batch["actions"].float(),
             old_values=batch["values"],
             old_log_prob=batch["log_probs"],
             advantages=batch["advantages"],
             returns=batch["returns"],
+            weights=batch["weights"],
+            expert=batch["expert"],
         )
 
 
@@ -204,11 +270,12 @@ class GroupedRollouts(OnPolicyAlgorithm):
     """
 
     rollout_buffer: GroupRolloutBuffer  # type: ignore[assignment]
+    expert: Any = None  # who plays the expert episodes, if there are any
 
     def _setup_model(self) -> None:
         self.rollout_buffer_class = GroupRolloutBuffer  # type: ignore[assignment]
         if self.env is not None or "group_size" not in self.rollout_buffer_kwargs:  # else loaded to predict
-            self.rollout_buffer_kwargs = {"group_size": self._tickets().group_size}
+            self.rollout_buffer_kwargs["group_size"] = self._tickets().group_size
         super()._setup_model()
 
     def _setup_learn(
@@ -230,6 +297,11 @@ class GroupedRollouts(OnPolicyAlgorithm):
         tickets = getattr(self.env, "tickets", None)
         if not isinstance(tickets, Tickets):
             raise ValueError(f"{type(self).__name__} needs an environment made by make_sb3_env(group_size=8)")
+        if (tickets.num_experts > 0) != (self.expert is not None):
+            raise ValueError(
+                f"expert {self.expert!r} and an environment with num_experts={tickets.num_experts} "
+                "do not go together: give both or none"
+            )
         return tickets
 
     def collect_rollouts(
@@ -241,31 +313,42 @@ class GroupedRollouts(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        steps = samples = 0
-        while steps < n_rollout_steps or not samples:
+        steps = ready = 0
+        while steps < n_rollout_steps or not ready:
             observation: Any = self._last_obs
+            expert_rows = tickets.is_expert()
             with torch.no_grad():
-                actions, values, log_probs = self.policy(obs_as_tensor(observation, self.device))
+                actions, values, log_probs = self._act(observation, expert_rows)
             step = {"actions": actions, "values": values.flatten(), "log_probs": log_probs}
             arrays = {key: tensor.cpu().numpy() for key, tensor in step.items()}
             before = tickets.current.copy()
-            self._last_obs, rewards, dones, infos = env.step(arrays["actions"])  # type: ignore[assignment]
+            bits = (arrays["actions"] != 0).astype(np.int8)  # what may be more than bits carries an order
+            self._last_obs, rewards, dones, infos = env.step(bits)  # type: ignore[assignment]
             rollout_buffer.add({**observation, **arrays})
             for row in np.flatnonzero(dones):
-                rollout_buffer.finish(int(row), int(before[row]), float(rewards[row]))
+                ticket, expert = int(before[row]), bool(expert_rows[row])
+                rollout_buffer.finish(int(row), ticket, float(rewards[row]), expert)
             self.num_timesteps += env.num_envs
             steps += 1
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos, dones)
+            own = np.flatnonzero(~expert_rows)  # experts are in no statistic
+            self._update_info_buffer([infos[row] for row in own], dones[own])
             if steps >= n_rollout_steps:
-                samples = rollout_buffer.complete()
+                ready = rollout_buffer.complete()
         self._last_episode_starts = dones
-        self.logger.record("train/samples", samples)
+        self.logger.record("train/samples", len(rollout_buffer.returns))
         self.logger.record("train/zero_variance_groups", rollout_buffer.zero_variance)
         callback.on_rollout_end()
         return True
+
+    def _act(
+        self, observation: dict[str, NDArray[Any]], expert_rows: NDArray[np.bool_]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Actions ``(N, L)``, values ``(N, 1)`` and log-probabilities ``(N,)`` of one step."""
+        actions, values, log_probs = self.policy(obs_as_tensor(observation, self.device))
+        return actions, values, log_probs
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "rollout_buffer"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.distributions import BernoulliDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -15,8 +16,10 @@ from dllm_agents.distributions import (
     bernoulli_entropy,
     bernoulli_log_prob,
     bernoulli_mode,
+    dpls_log_prob,
     masked_logits,
     sample_bernoulli,
+    sample_dpls,
 )
 from dllm_agents.networks import DEFAULT_FEATURES, UnmaskTransformer, UnmaskTransformerConfig
 
@@ -58,6 +61,42 @@ class MaskedBernoulliDistribution(BernoulliDistribution):
         return bernoulli_mode(self.logits, self.action_mask)
 
 
+class DPLSDistribution(MaskedBernoulliDistribution):
+    """Dynamic Plackett-Luce: an ordered draw without replacement that always reveals at least one position.
+
+    An action is ``(B, L)``: 0 where nothing is revealed, j at the j-th pick. The order belongs to the
+    likelihood; whoever steps an environment with it passes ``actions != 0``, as ``predict`` does. Of the
+    algorithms only those that learn from groups do.
+    """
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Exact log-probability of the ordered draw, ``(B,)``."""
+        return dpls_log_prob(self.logits, self.action_mask, actions)
+
+    def entropy(self) -> Tensor:
+        """An unbiased one-sample estimate, ``(B,)``, as is its gradient; there is no closed form."""
+        log_prob = self.log_prob(self.sample())
+        value = log_prob.detach()
+        # the gradient of log_prob alone is 0 on average: that of the entropy is -E[log pi grad log pi]
+        return -value * (1 + log_prob - value)
+
+    def sample(self) -> Tensor:
+        """A draw, ``(B, L)`` int16."""
+        return sample_dpls(self.logits, self.action_mask)
+
+    def mode(self) -> Tensor:
+        """Everything that STOP is less probable than, in descending order; at least one; ``(B, L)`` int16."""
+        chosen = bernoulli_mode(self.logits, self.action_mask) != 0  # STOP's logit is 0
+        ranks = (-masked_logits(self.logits, self.action_mask)).argsort(-1).argsort(-1) + 1
+        return (ranks * chosen).short()
+
+
+SAMPLERS: dict[str, type[MaskedBernoulliDistribution]] = {
+    "bernoulli": MaskedBernoulliDistribution,
+    "dpls": DPLSDistribution,
+}
+
+
 class UnmaskPolicy(ActorCriticPolicy):
     """Actor and critic on one ``UnmaskTransformer``: ``PPO(UnmaskPolicy, env)`` and nothing else is needed.
 
@@ -73,7 +112,9 @@ class UnmaskPolicy(ActorCriticPolicy):
         heads: See there.
         mlp_width: See there.
         layers: See there.
-        initial_bias: See there.
+        initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
+        sampler: ``bernoulli``, or ``dpls`` for Dynamic Plackett-Luce.
+        critic: Whether there is a value head; without one all values are 0.
         **kwargs: SB3's own, such as ``optimizer_class`` and ``optimizer_kwargs``.
 
     Raises:
@@ -92,8 +133,13 @@ class UnmaskPolicy(ActorCriticPolicy):
         mlp_width: int | None = None,
         layers: int = 1,
         initial_bias: float = -2.0,
+        sampler: str = "bernoulli",
+        critic: bool = True,
         **kwargs: Any,
     ) -> None:
+        if sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
+        self.sampler = sampler
         self.network_config = UnmaskTransformerConfig(
             features=tuple(features),
             width=width,
@@ -101,13 +147,15 @@ class UnmaskPolicy(ActorCriticPolicy):
             mlp_width=mlp_width,
             layers=layers,
             initial_bias=initial_bias,
-            value_head=True,
+            value_head=critic,
+            top_k=_last_axis(observation_space, "top_k") if "top_k" in features else 8,
+            hidden_width=_last_axis(observation_space, "hidden") if "hidden" in features else None,
         )
         _check_spaces(observation_space, action_space, (*self.network_config.requires, "action_mask"))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.action_dist = MaskedBernoulliDistribution(self.action_space.shape[0])  # type: ignore[index]
+        self.action_dist = SAMPLERS[self.sampler](self.action_space.shape[0])  # type: ignore[index]
         self.network = UnmaskTransformer(self.network_config)
         self.optimizer = self.optimizer_class(
             self.parameters(),
@@ -125,6 +173,8 @@ class UnmaskPolicy(ActorCriticPolicy):
             "mlp_width": config.mlp_width,
             "layers": config.layers,
             "initial_bias": config.initial_bias,
+            "sampler": self.sampler,
+            "critic": config.value_head,
         }
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -141,23 +191,37 @@ class UnmaskPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> MaskedBernoulliDistribution:
         """The action distribution at ``obs``."""
         observation = cast("dict[str, Tensor]", obs)
-        return _distribution(self.network(observation), observation)
+        return self._distribution(self.network(observation), observation)
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values ``(B, 1)``; finite at the end of an episode, too."""
         return self._actor_critic(obs)[1]
 
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
+        # what acts in an environment needs bits, no draw order
+        return (super()._predict(observation, deterministic) != 0).to(torch.int8)
+
     def _actor_critic(self, obs: PyTorchObs) -> tuple[MaskedBernoulliDistribution, Tensor]:
         # SB3's preprocessing is left out: it would one-hot encode keys that nobody reads, and the network
         # converts the ones it does read to float itself.
         observation = cast("dict[str, Tensor]", obs)
-        logits, values = self.network.forward_actor_critic(observation)
-        return _distribution(logits, observation), values[:, None]
+        if self.network.value_head is None:
+            logits = self.network(observation)
+            values = logits.new_zeros(len(logits))
+        else:
+            logits, values = self.network.forward_actor_critic(observation)
+        return self._distribution(logits, observation), values[:, None]
+
+    def _distribution(self, logits: Tensor, observation: dict[str, Tensor]) -> MaskedBernoulliDistribution:
+        distribution = SAMPLERS[self.sampler](logits.shape[-1])
+        return distribution.proba_distribution(logits, observation["action_mask"])
 
 
-def _distribution(logits: Tensor, observation: dict[str, Tensor]) -> MaskedBernoulliDistribution:
-    distribution = MaskedBernoulliDistribution(logits.shape[-1])
-    return distribution.proba_distribution(logits, observation["action_mask"])
+def _last_axis(space: spaces.Space[Any], key: str) -> int:
+    part = space.spaces.get(key) if isinstance(space, spaces.Dict) else None
+    if part is None or part.shape is None:
+        raise ValueError(f"the feature {key!r} needs the observation {key!r}: observe=({key!r},)")
+    return int(part.shape[-1])
 
 
 def _check_spaces(

@@ -1,0 +1,251 @@
+"""GRPO, group relative policy optimisation (arXiv 2402.03300), as arXiv 2512.09106 uses it for unmasking."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from torch import Tensor
+
+from dllm_agents.sb3.grouped import GroupedRollouts, GroupSamples
+from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
+from dllm_gym.evaluation import as_agent
+from dllm_gym.strategies import InBlocks
+
+LOSS_AVERAGES = ("sequence", "step")
+
+
+def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
+    """``min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`` for ratios of whole step actions, ``(B,)``."""
+    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
+
+
+def steered_log_prob(log_prob: Tensor, expert: Tensor, policy_share: float) -> Tensor:
+    """Log-probability under the mixture of policy and expert, on the expert's own steps.
+
+    log( G/(G+E) pi(u) + E/(G+E) ) where ``expert`` is set (arXiv 2512.09106, expert steering; all E expert
+    episodes of a group are one rule's), the plain log-probability elsewhere. The mixture bounds the ratio
+    however improbable the policy finds what the expert did.
+
+    Args:
+        log_prob: ``(B,)``.
+        expert: ``(B,)`` bool.
+        policy_share: G / (G + E).
+    """
+    other = torch.full_like(log_prob, math.log(1 - policy_share) if policy_share < 1 else -torch.inf)
+    mixed = torch.logaddexp(log_prob + math.log(policy_share), other)
+    return torch.where(expert, mixed, log_prob)
+
+
+class GRPO(GroupedRollouts):
+    """Group relative policy optimisation without a critic.
+
+    Every problem is decoded by a group of G rows; an episode's advantage is its reward minus the mean of
+    its group, and the clipped surrogate of PPO is maximised with the ratio of the whole step action. A row
+    that finishes takes the next free place in a group, so no forward of the dLLM is spent on a finished
+    row; what is learned from are the groups that completed during ``n_steps`` steps of all rows.
+
+    The defaults are the recipe of arXiv 2512.09106 (mean baseline, no scaling, mean over steps within an
+    episode and then over episodes, two passes, no KL) but for clip range (0.5 there), learning rate (3e-5
+    there) and gradient clipping (0.2 there), which suit small policies on small dLLMs.
+
+    Args:
+        policy: ``UnmaskPolicy`` or a subclass; ``policy_kwargs={"critic": False}`` saves the value head.
+        env: From ``make_sb3_env(group_size=...)``.
+        learning_rate: Number or schedule.
+        n_steps: Steps of all rows between updates.
+        batch_size: Steps per minibatch.
+        n_epochs: Passes over the steps of a rollout (mu).
+        clip_range: Epsilon, number or schedule.
+        baseline: ``mean`` or ``leave-one-out``, see ``group_advantages``.
+        scale: What advantages are divided by: ``none``, the standard deviation of rewards in the ``group``,
+            or that of advantages in the ``batch``.
+        loss_average: ``sequence``: every episode weighs the same; ``step``: every step does.
+        ent_coef: Weight of the entropy bonus.
+        kl_coef: Weight of the divergence from the policy training began with (the estimator of arXiv
+            2402.03300, equation 4).
+        max_grad_norm: Gradients are clipped to this norm.
+        expert: A strategy (``"fast-dllm:threshold=0.9"``) that plays the expert episodes of every group;
+            needs ``make_sb3_env(num_experts=...)``.
+        expert_block_length: Confines the expert to one block after another.
+        stats_window_size: See ``stable_baselines3.PPO``, like the arguments that follow.
+        tensorboard_log: See there.
+        policy_kwargs: See there.
+        verbose: See there.
+        seed: See there.
+        device: See there.
+
+    Raises:
+        ValueError: For values out of range, an environment without groups, or an expert where the
+            environment plans no episodes for one (and the other way round).
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-3,
+        n_steps: int = 16,
+        batch_size: int = 512,
+        n_epochs: int = 2,
+        clip_range: float | Schedule = 0.2,
+        baseline: str = "mean",
+        scale: str = "none",
+        loss_average: str = "sequence",
+        ent_coef: float = 0.0,
+        kl_coef: float = 0.0,
+        max_grad_norm: float = 0.5,
+        expert: str | None = None,
+        expert_block_length: int | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        if loss_average not in LOSS_AVERAGES:
+            raise ValueError(
+                f"unknown loss_average {loss_average!r}; choose one of {', '.join(LOSS_AVERAGES)}"
+            )
+        for name, value, least in (("batch_size", batch_size, 1), ("n_epochs", n_epochs, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if kl_coef < 0:
+            raise ValueError(f"kl_coef must not be negative, got {kl_coef}")
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=1.0,
+            gae_lambda=1.0,
+            ent_coef=ent_coef,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_kwargs={
+                "baseline": baseline,
+                "scale": scale,
+                "drop_flat": kl_coef == 0 and ent_coef == 0,  # else they have something to say
+            },
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.MultiBinary,),
+        )
+        self.batch_size, self.n_epochs, self.clip_range = batch_size, n_epochs, clip_range
+        self.loss_average, self.kl_coef = loss_average, kl_coef
+        self.expert, self.expert_block_length = expert, expert_block_length
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._clip_schedule = FloatSchedule(self.clip_range)
+        self._reference: UnmaskPolicy | None = None
+        self._expert: Any = None
+        if self.expert is not None:
+            if isinstance(self.policy.action_dist, DPLSDistribution):
+                raise ValueError("an expert needs sampler 'bernoulli': a rule's bits have no draw order")
+            agent: Any = as_agent(self.expert)
+            block = self.expert_block_length
+            self._expert = agent if block is None else InBlocks(agent, block)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> Any:
+        if self.kl_coef > 0 and self._reference is None:
+            self._reference = copy.deepcopy(self.policy)  # type: ignore[assignment]
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _act(
+        self, observation: dict[str, NDArray[Any]], expert_rows: NDArray[np.bool_]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        actions, values, log_probs = super()._act(observation, expert_rows)
+        if expert_rows.any():
+            bits = torch.as_tensor(self._expert.act(observation), device=self.device)
+            rows = torch.as_tensor(expert_rows, device=self.device)
+            actions = torch.where(rows[:, None], bits, actions)
+            tensors: Any = obs_as_tensor(observation, self.device)
+            log_probs = self.policy.get_distribution(tensors).log_prob(actions)
+        return actions, values, log_probs
+
+    def train(self) -> None:
+        """Updates the policy on the groups of the last rollout."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        clip_range = self._clip_schedule(self._current_progress_remaining)
+        tickets = self._tickets()
+        policy_share = 1 - tickets.num_experts / tickets.group_size
+        logs: dict[str, list[float]] = {}
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                loss, facts = self._loss(batch, clip_range, policy_share)
+                self.policy.optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+                for name, value in facts.items():
+                    logs.setdefault(name, []).append(float(value))
+        self._n_updates += self.n_epochs
+        for name, values in logs.items():
+            self.logger.record(f"train/{name}", float(np.mean(values)))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/clip_range", clip_range)
+
+    def _loss(
+        self, batch: GroupSamples, clip_range: float, policy_share: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        observations: Any = batch.observations
+        distribution = self.policy.get_distribution(observations)
+        log_prob = distribution.log_prob(batch.actions)
+        new = steered_log_prob(log_prob, batch.expert, policy_share)
+        old = steered_log_prob(batch.old_log_prob, batch.expert, policy_share)
+        log_ratio = new - old
+        ratio = log_ratio.exp()
+        weights = batch.weights if self.loss_average == "sequence" else torch.ones_like(batch.weights)
+        loss = -(weights * clipped_surrogate(ratio, batch.advantages, clip_range)).mean()
+        facts = {
+            "policy_gradient_loss": loss.detach(),
+            "clip_fraction": ((ratio.detach() - 1).abs() > clip_range).float().mean(),
+            "approx_kl": (ratio.detach() - 1 - log_ratio.detach()).mean(),
+        }
+        if self.ent_coef:
+            entropy = distribution.entropy()
+            assert entropy is not None
+            loss = loss - self.ent_coef * (weights * entropy).mean()
+            facts["entropy"] = entropy.detach().mean()
+        if self._reference is not None:
+            with torch.no_grad():
+                reference = self._reference.get_distribution(observations).log_prob(batch.actions)
+            difference = reference - log_prob
+            divergence = difference.exp() - difference - 1
+            loss = loss + self.kl_coef * (weights * divergence).mean()
+            facts["reference_kl"] = divergence.detach().mean()
+        return loss, {"loss": loss.detach(), **facts}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_expert", "_reference"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []

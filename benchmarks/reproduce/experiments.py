@@ -1,0 +1,172 @@
+"""What is trained and what is evaluated: two tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dllm_agents.config import TrainConfig, find_config, load_config
+from dllm_gym.evaluation import default_sweep
+from dllm_gym.strategies import Strategy, make_strategy
+
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much everything costs.
+
+    Attributes:
+        name: Part of the directories.
+        seeds: Training seeds.
+        main_steps: Environment steps of the policy for full diffusion.
+        any_steps: Of the conditioned one.
+        semi_steps: Of the semi-autoregressive one.
+        alpha_steps: Of those that start from the first with another alpha.
+        ablation_steps: Of those that are only compared with each other.
+        eval_episodes: Validation problems while training.
+        problems: Test problems.
+    """
+
+    name: str
+    seeds: tuple[int, ...]
+    main_steps: int
+    any_steps: int
+    semi_steps: int
+    alpha_steps: int
+    ablation_steps: int
+    eval_episodes: int
+    problems: int
+
+
+FULL = Budget("full", SEEDS, 1_200_000, 500_000, 200_000, 150_000, 150_000, 256, 1000)
+QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 64, 100)
+
+PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
+
+
+def _without(*names: str) -> dict[str, Any]:
+    return {"features": [name for name in PAPER_FEATURES if name not in names]}
+
+
+def _plus(*names: str) -> dict[str, Any]:
+    return {"features": [*PAPER_FEATURES, *names]}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: a shipped configuration with changes (mappings are merged).
+
+    Attributes:
+        shipped: Its name in ``agents/configs``.
+        changes: Fields to replace.
+        steps: Which of the budget's numbers of steps it gets.
+        begins_with: The run whose policy of the same seed it starts from.
+    """
+
+    shipped: str
+    changes: dict[str, Any]
+    steps: str = "ablation_steps"
+    begins_with: str | None = None
+
+
+def _alpha(alpha: float) -> Run:
+    return Run("grpo-full", {"env": {"alpha": alpha}}, "alpha_steps", begins_with="full")
+
+
+# In the order they are trained: whatever another one begins with comes before it.
+RUNS: dict[str, Run] = {
+    "full": Run("grpo-full", {}, "main_steps"),
+    "any": Run("grpo-any", {}, "any_steps"),
+    "semi": Run("grpo-semi", {}, "semi_steps"),
+    "base": Run("grpo-full", {}),
+    "additive": Run("grpo-full", {"env": {"reward": "additive"}}),
+    "dpls": Run("grpo-full", {"policy": {"sampler": "dpls"}}),
+    "top-k": Run("grpo-full", {"policy": _plus("top_k")}),
+    "hidden": Run("grpo-full", {"policy": _plus("hidden")}),
+    # action_mask is the mask again in full diffusion, so dropping the mask drops it, too
+    "no-mask": Run("grpo-full", {"policy": _without("mask", "action_mask")}),
+    "no-time": Run("grpo-full", {"policy": _without("progress")}),
+    "steered": Run(
+        "grpo-full", {"expert": "fast-dllm:threshold=0.9", "expert_block_length": 8, "num_experts": 1}
+    ),
+    "answer-only": Run("grpo-full", {"env": {"reward_metric": "answer_correct"}}),
+    "ppo": Run("ppo-full", {}),
+    "a2c": Run("a2c-full", {}),
+    "alpha-0.3": _alpha(0.3),
+    "alpha-10": _alpha(10.0),
+    "sudoku": Run("grpo-full", {"env": {"task": "sudoku"}}),
+}
+
+
+def run_config(name: str, seed: int, budget: Budget) -> TrainConfig:
+    """The configuration of a run, but for ``init_from``, which depends on where the other run lies."""
+    run = RUNS[name]
+    config = load_config(find_config(run.shipped))
+    merged = {
+        key: {**getattr(config, key), **value} if isinstance(value, dict) else value
+        for key, value in run.changes.items()
+    }
+    steps = getattr(budget, run.steps)
+    evaluations = 8 if run.steps in ("main_steps", "any_steps") else 2
+    return config.updated(
+        **merged,
+        total_timesteps=steps,
+        eval_every=steps // evaluations,
+        eval_episodes=budget.eval_episodes,
+        seed=seed,
+    )
+
+
+# Where agents are evaluated: arguments of ``dllm_gym.evaluate``.
+_BF16 = {"backend_kwargs": {"dtype": "auto"}}
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "full": {"task": "arithmetic", **_BF16},
+    "semi": {"task": "arithmetic", "block_length": 8, **_BF16},
+    "dream": {"task": "arithmetic", "backend": "tiny-arithmetic-dream", **_BF16},
+    "long": {
+        "task": "arithmetic",
+        "task_kwargs": {"max_steps": 8},
+        "backend": "tiny-arithmetic-dream",
+        **_BF16,
+    },
+    "sudoku": {"task": "sudoku", **_BF16},
+}
+
+# Where policies are only transferred to: fewer settings, of the rules that make up the frontier.
+STRONG_RULES: dict[str, tuple[str, tuple[float, ...]]] = {
+    "confidence": ("k", (1, 2, 3, 4, 6, 8)),
+    "fast-dllm": ("threshold", (0.5, 0.7, 0.9, 0.99)),
+    "fast-dllm-factor": ("factor", (0.1, 0.5, 1.0, 2.0)),
+    "eb-sampler": ("gamma", (0.01, 0.1, 0.3, 1.0)),
+}
+
+
+def heuristics(environment: str) -> list[Strategy]:
+    """The rule-based strategies an environment's policies are compared with."""
+    if environment in ("full", "semi"):
+        return default_sweep()
+    return [
+        make_strategy(name, **{parameter: value})
+        for name, (parameter, values) in STRONG_RULES.items()
+        for value in values
+    ]
+
+
+DECODINGS = ("sample", "deterministic")
+BETAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+TARGETS = (1, 4, 8, 12, 16, 24)
+
+
+def evaluations() -> list[tuple[str, str, str]]:
+    """(environment, run, options of the agent) of everything that is evaluated for each training seed."""
+    elsewhere = ("semi", "any", "sudoku")
+    compared = [name for name in RUNS if name not in elsewhere]
+    jobs = [("full", name, "dpls" if name == "dpls" else "sample") for name in compared]
+    jobs += [("full", "full", "deterministic"), ("full", "base", "deterministic")]
+    jobs += [("full", "full", f"sample,beta={beta:g}") for beta in BETAS if beta != 1]
+    jobs += [("full", "any", f"{d},target_steps={target}") for target in TARGETS for d in DECODINGS]
+    jobs += [("semi", "semi", decoding) for decoding in DECODINGS]
+    jobs += [(e, "full", decoding) for e in ("dream", "long", "sudoku") for decoding in DECODINGS]
+    jobs += [("sudoku", "sudoku", decoding) for decoding in DECODINGS]
+    return jobs

@@ -1,0 +1,168 @@
+"""``results.md`` and its plots, from finished work."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from benchmarks.reproduce.claims import ALPHAS, CLAIMS, Claim, Evidence, Finding
+from benchmarks.reproduce.experiments import BETAS, DECODINGS, RUNS, TARGETS
+from benchmarks.reproduce.work import Workshop
+from dllm_gym.evaluation import EvaluationResult
+from dllm_gym.evaluation.plots import pareto_figure, save_figure
+from dllm_gym.files import write_json, write_text
+
+NOTES = Path(__file__).parent / "notes.md"  # what was found out about claims that fail; written by hand
+
+
+def write_report(workshop: Workshop, directory: Path, resamples: int = 2000) -> Path:
+    """Writes ``results.md``, ``results/*.png`` and ``results/claims.json`` under ``directory``."""
+    evidence = Evidence(workshop, resamples)
+    findings = [claim.find(evidence) for claim in CLAIMS]
+    results = directory / "results"
+    pictures = []
+    for name, draw in _PICTURES.items():
+        try:
+            save_figure(draw(evidence), results / f"{name}.png")
+        except FileNotFoundError:  # not everything in it was run yet
+            continue
+        pictures.append(name)
+    write_json(results / "claims.json", [_plain(*pair) for pair in zip(CLAIMS, findings, strict=True)])
+    path = directory / "results.md"
+    write_text(path, _text(workshop, findings, pictures))
+    return path
+
+
+def _plain(claim: Claim, finding: Finding) -> dict[str, object]:
+    return {
+        "number": claim.number,
+        "statement": claim.statement,
+        "verdict": finding.verdict,
+        "rule": finding.rule,
+        "rows": finding.rows,
+    }
+
+
+def _text(workshop: Workshop, findings: Sequence[Finding], pictures: Sequence[str]) -> str:
+    budget = workshop.budget
+    runs = "\n".join(
+        f"| {name} | {config.algorithm} | {config.total_timesteps:,} | {workshop.seconds(name)} |"
+        for name, config in ((name, workshop.config(name)) for name in RUNS)
+    )
+    pairs = list(zip(CLAIMS, findings, strict=True))
+    verdicts = "\n".join(
+        f"| {claim.number} | [{claim.statement}](#claim-{claim.number}) | **{finding.verdict}** |"
+        for claim, finding in pairs
+    )
+    notes = _notes()
+    sections = "\n\n".join(
+        f"## Claim {claim.number}\n\n{claim.statement}: **{finding.verdict}**.\n\n{_table(finding.rows)}\n\n"
+        f"Rule: {finding.rule}." + (f"\n\n{notes[claim.number]}" if claim.number in notes else "")
+        for claim, finding in pairs
+    )
+    shown = "\n\n".join(f"![{name}](results/{name}.png)" for name in pictures)
+    seeds = ", ".join(map(str, budget.seeds))
+    settings = len(workshop.heuristics("full"))
+    return f"""# The claims, tested
+
+Written by `make reproduce` (`python -m benchmarks.reproduce`); do not edit. Everything below comes from the
+embedded dLLMs, {budget.problems:,} test problems, the same for everyone, and training seeds {seeds}. On
+`arithmetic` an answer counts as right only if its whole derivation is. In brackets: 95 % intervals and
+p-values of a paired bootstrap over problems, and over seeds where seeds are pooled. "Over all heuristics"
+means over the upper concave hull of {settings} settings of eight rules at the same mean NFE (steps).
+*sample* draws from the policy (Bernoulli-argmax), *deterministic* reveals what has probability above 0.5.
+Rewards in comparisons are multiplicative with alpha 1. Verdicts follow from the numbers by the rule under
+each table.
+
+| | claim | verdict |
+|---|---|---|
+{verdicts}
+
+{shown}
+
+{sections}
+
+## What was trained
+
+Each seed in a process of one thread, {workshop.jobs} at a time; torch {torch.__version__} on
+{platform.machine()}. Seconds are wall-clock time with evaluations; for benchmarks see `benchmarks/`.
+
+| run | algorithm | environment steps | seconds per seed |
+|---|---|---|---|
+{runs}
+"""
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    lines.insert(1, "|" + "---|" * len(rows[0]))
+    return "\n".join(lines)
+
+
+def _notes() -> dict[int, str]:
+    """The parts of ``notes.md`` by claim: each begins with ``## Claim N``."""
+    if not NOTES.is_file():
+        return {}
+    parts = NOTES.read_text(encoding="utf-8").split("## Claim ")[1:]
+    return {int(part.split("\n", 1)[0]): part.split("\n", 1)[1].strip() for part in parts}
+
+
+def _pareto_figure(evidence: Evidence, run: str) -> Figure:
+    """All heuristics and the seeds of a run, where it was trained."""
+    rules = evidence.rules(run)
+    learned = [r for decoding in DECODINGS for r in evidence.learned(run, decoding, run)]
+    figure: Figure = pareto_figure([*rules, *learned], [False] * len(rules) + [True] * len(learned))
+    return figure
+
+
+def _frontier_figure(evidence: Evidence) -> Figure:
+    """Mean over seeds of accuracy against NFE for every way to choose a speed."""
+    figure = Figure(figsize=(8.0, 4.2), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rules = evidence.rules()
+    axes.scatter(
+        [r.nfe_mean for r in rules], [r.accuracy for r in rules], s=10, color="lightgrey", label="heuristics"
+    )
+    curves = {
+        "one policy, 1 to 24 free steps (sample)": [
+            evidence.learned("any", f"sample,target_steps={t}") for t in TARGETS
+        ],
+        "one policy (deterministic)": [
+            evidence.learned("any", f"deterministic,target_steps={t}") for t in TARGETS
+        ],
+        "alpha 1, beta scaling": [
+            evidence.learned("full", "sample" if b == 1 else f"sample,beta={b:g}") for b in BETAS
+        ],
+        "separate policies, alpha 0.3 to 10": [evidence.learned(run) for _, run in ALPHAS],
+    }
+    palette = mpl.colormaps["tab10"]
+    for at, (name, points) in enumerate(curves.items()):
+        _curve(axes, points, label=name, color=palette(at))
+    axes.set_xlabel("mean steps (NFE)")
+    axes.set_ylabel("accuracy, whole derivation")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    return figure
+
+
+def _curve(axes: object, points: Sequence[Sequence[EvaluationResult]], **style: object) -> None:
+    nfe = [float(np.mean([r.nfe_mean for r in seeds])) for seeds in points]
+    accuracy = [[r.accuracy for r in seeds] for seeds in points]
+    mean = [float(np.mean(values)) for values in accuracy]
+    spread = np.abs([[min(values), max(values)] for values in accuracy] - np.array(mean)[:, None]).T  # (2, P)
+    axes.errorbar(nfe, mean, yerr=spread, marker="o", markersize=4, capsize=2, **style)  # type: ignore[attr-defined]
+
+
+_PICTURES: dict[str, Callable[[Evidence], Figure]] = {
+    "full": lambda evidence: _pareto_figure(evidence, "full"),
+    "semi": lambda evidence: _pareto_figure(evidence, "semi"),
+    "frontier": _frontier_figure,
+}

@@ -1,0 +1,115 @@
+"""The warm start: a policy learns what a rule does before it learns what pays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import obs_as_tensor
+
+import dllm_gym
+from dllm_agents.agent import LearnedPolicy
+from dllm_agents.sb3 import UnmaskPolicy
+from dllm_agents.sb3.env import make_sb3_env
+from dllm_agents.sb3.grpo import GRPO
+from dllm_agents.sb3.imitation import imitate
+from dllm_gym.strategies import InBlocks, make_strategy
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+TOY = {"task": "toy", "backend": "toy"}
+
+
+def make_model(algorithm: Any = GRPO, env: Any = None, **policy: Any) -> Any:
+    env = make_sb3_env(16, group_size=4, **TOY) if env is None else env
+    policy = {"width": 16, **policy}
+    return algorithm(
+        UnmaskPolicy,
+        env,
+        learning_rate=1e-2,
+        n_steps=8,
+        batch_size=64,
+        policy_kwargs=policy,
+        seed=0,
+        device="cpu",
+    )
+
+
+def unlikelihood(model: Any, expert: Any, steps: int = 20) -> float:
+    """Mean negative log-likelihood of what the expert does, on problems of its own."""
+    env = make_sb3_env(16, seed=99, **TOY)
+    observation: Any = env.reset()
+    losses = []
+    for _ in range(steps):
+        actions = expert.act(observation)
+        with torch.no_grad():
+            distribution = model.policy.get_distribution(obs_as_tensor(observation, "cpu"))
+        losses.append(-distribution.log_prob(torch.as_tensor(actions)).mean().item())
+        observation, *_ = env.step(actions)
+    return float(np.mean(losses))
+
+
+@pytest.mark.parametrize(
+    "expert",
+    [make_strategy("fast-dllm", threshold=0.5), InBlocks(make_strategy("fast-dllm", threshold=0.3), 3)],
+    ids=lambda expert: expert.label,
+)
+def test_what_the_expert_does_becomes_likely(expert):
+    model = make_model()
+    before = unlikelihood(model, expert)
+    final = imitate(model, expert, 4000)
+    after = unlikelihood(model, expert)
+    assert after < before - 1
+    assert 0 < final < before - 1
+
+
+def test_it_decodes_like_the_expert():
+    expert = make_strategy("fast-dllm", threshold=0.5)
+    model = make_model()
+    imitate(model, expert, 6000)
+    policy = LearnedPolicy(model.policy.network.eval(), decoding="deterministic")
+    own, model_of = (dllm_gym.evaluate(agent, 50, **TOY).nfe_mean for agent in (policy, expert))
+    assert own == pytest.approx(model_of, rel=0.25)
+
+
+def test_on_the_embedded_dllm():
+    expert = make_strategy("fast-dllm", threshold=0.9)
+    model = make_model(env=make_sb3_env(8, group_size=4))
+    first = imitate(model, expert, 32)
+    later = imitate(model, expert, 480)
+    assert later < 0.5 * first
+
+
+@pytest.mark.parametrize("algorithm", [GRPO, PPO])
+def test_steps_count_and_learning_follows(algorithm):
+    model = make_model(algorithm)
+    expert = make_strategy("confidence", k=2)
+    imitate(model, expert, 100)
+    assert model.num_timesteps == 112  # whole steps of 16 rows
+    model.learn(100, reset_num_timesteps=False)
+    assert model.num_timesteps >= 212
+
+
+def test_learning_begins_with_new_episodes():
+    """In the middle of training, too; else the steps before and after would look like one episode."""
+
+    class First(BaseCallback):
+        def _on_step(self) -> bool:
+            progress.append(self.locals["observation"]["progress"].copy())
+            return True
+
+    model = make_model()
+    model.learn(200)
+    imitate(model, make_strategy("confidence", k=2), 100)
+    progress: list[np.ndarray] = []
+    model.learn(50, First(), reset_num_timesteps=False)
+    assert (progress[0] == 0).all()
+
+
+def test_ordered_draws_are_refused():
+    with pytest.raises(ValueError, match="imitation needs sampler 'bernoulli'"):
+        imitate(make_model(sampler="dpls"), make_strategy("confidence"), 10)
