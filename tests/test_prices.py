@@ -1,4 +1,4 @@
-"""What steps cost: free steps, ranges that every episode draws from, and what is paid for."""
+"""What steps cost: targets, ranges that every episode draws from, and what is paid for."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def drawn(env, episodes, knob, seed=0):
     return np.array([env.reset(seed=seed if at == 0 else None)[0][knob][0] for at in range(episodes)])
 
 
-# Free steps -----------------------------------------------------------------------------------------------
+# Target steps ---------------------------------------------------------------------------------------------
 
 
 @quick
@@ -49,17 +49,17 @@ def drawn(env, episodes, knob, seed=0):
     target=st.one_of(st.integers(1, 9), st.floats(1, 9)),
     parts=st.integers(1, 6),
 )
-def test_steps_up_to_the_target_cost_no_more_than_one(reward, alpha, target, parts):
+def test_the_price_is_on_missing_the_target(reward, alpha, target, parts):
     env = toy(backend=ScriptedBackend([3, 1, 4, 1, 5, 9]), reward=reward, alpha=alpha, target_steps=target)
     env.reset(seed=0)
     for part in np.array_split(np.arange(6), parts):
         _, paid, over, _, info = env.step(np.isin(np.arange(6), part))
     assert over
     assert info["nfe"] == parts
-    priced = max(parts - target + 1, 1)
+    priced = abs(parts - target) + 1
     expected = {
-        "multiplicative": 0.75 * ((6 - priced + 1) / 6) ** alpha,
-        "multiplicative-paper": 0.75 * (1 - priced / 6) ** alpha,
+        "multiplicative": 0.75 * ((6 - min(priced, 6) + 1) / 6) ** alpha,
+        "multiplicative-paper": 0.75 * max(1 - priced / 6, 0) ** alpha,
         "additive": 0.75 - alpha * priced / 6,
         "correctness": 0.75,
     }
@@ -67,7 +67,7 @@ def test_steps_up_to_the_target_cost_no_more_than_one(reward, alpha, target, par
     assert type(paid) is float
 
 
-def test_within_the_target_speed_is_not_paid():
+def test_the_target_pays_best():
     rewards = []
     for parts in range(1, 7):
         env = toy(backend=ScriptedBackend([4, 0, 0, 0, 0, 0]), target_steps=3)
@@ -75,8 +75,8 @@ def test_within_the_target_speed_is_not_paid():
         for part in np.array_split(np.arange(6), parts):
             _, paid, *_ = env.step(np.isin(np.arange(6), part))
         rewards.append(paid)
-    assert rewards[:3] == [1.0] * 3
-    assert rewards[2] > rewards[3] > rewards[4] > rewards[5]
+    assert rewards[0] < rewards[1] < rewards[2] == 1.0 > rewards[3] > rewards[4] > rewards[5]
+    assert rewards[1] == rewards[3]
 
 
 # Ranges ---------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_what_is_observed_is_what_is_paid_by(reward):
         for row in np.flatnonzero(over):
             final = infos["final_info"]
             alpha, target = (float(before[knob][row, 0]) for knob in KNOBS)
-            priced = max(final["nfe"][row] - target + 1, 1)
+            priced = abs(final["nfe"][row] - target) + 1
             expected = REWARDS[reward](final["score"][row], priced, 6, alpha)
             assert rewards[row] == pytest.approx(expected, rel=1e-5, abs=1e-6)
             for knob in KNOBS:

@@ -171,7 +171,7 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
             if "beta=" in options:
                 steps = 10.0 / float(options.split("=")[1])
             if "target_steps=" in options:
-                steps = 2.5 + 0.8 * float(options.split("=")[1])
+                steps = 1.0 + 0.8 * float(options.split("=")[1])
                 accuracy = min(0.98, 0.8 + 0.01 * steps)
             made = result(accuracy, steps, seed=seed, chain=0.5 if run == "answer-only" else 1.0)
             name = f"{workshop.policy(run, seed).name}:{options}"

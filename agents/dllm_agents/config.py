@@ -35,7 +35,8 @@ class TrainConfig:
         algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm.
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
             read is observed automatically.
-        init_from: A saved policy, or the name of a shipped one, to take the first weights from.
+        init_from: A saved policy, or the name of a shipped one, to take the first weights from. The new
+            policy may read ``alpha`` or ``target_steps`` besides, as the last of its features.
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.

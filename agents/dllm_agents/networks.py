@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -164,11 +165,15 @@ class SettingEmbedding(TimeEmbedding):
     """Embedding of a number >= 0 that matters by its ratios: ``alpha`` and ``target_steps``.
 
     The sinusoids are of half the ``log1p``, with frequencies from 1 towards 20: the slowest is monotone up
-    to 500, the fastest turns once when a large number grows by the factor 1.9.
+    to 500, the fastest turns once when a large number grows by the factor 1.9. It begins as zero, so that a
+    trained network to which it is added behaves as before.
     """
 
     def __init__(self, width: int) -> None:
         super().__init__(width, period=0.05)
+        last: Any = self.mlp[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, value: Tensor) -> Tensor:
         """Maps ``(B, 1)`` to ``(B, D)``."""

@@ -20,6 +20,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
 
+from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
@@ -113,6 +114,10 @@ class _Run:
         saved = load_policy(source).network
         network: Any = self.model.policy.network
         theirs = asdict(saved.config)
+        # a setting is an input that can be added: it begins without effect
+        settings = tuple(name for name in network.config.features if name in KNOBS)
+        added = tuple(name for name in settings if name not in saved.config.features)
+        theirs["features"] = (*saved.config.features, *added)
         differing = [
             f"{name} {theirs[name]!r} instead of {value!r}"
             for name, value in asdict(network.config).items()
@@ -120,7 +125,7 @@ class _Run:
         ]
         if differing:
             raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
-        network.load_state_dict(saved.state_dict())
+        network.load_state_dict({**network.state_dict(), **saved.state_dict()})
 
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""

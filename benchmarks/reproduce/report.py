@@ -132,16 +132,16 @@ def _frontier_figure(evidence: Evidence) -> Figure:
         [r.nfe_mean for r in rules], [r.accuracy for r in rules], s=10, color="lightgrey", label="heuristics"
     )
     curves = {
-        "one policy, 1 to 24 free steps (sample)": [
+        "one policy told 3 to 20 steps (sample)": [
             evidence.learned("any", f"sample,target_steps={t}") for t in TARGETS
         ],
-        "one policy (deterministic)": [
+        "the same (deterministic)": [
             evidence.learned("any", f"deterministic,target_steps={t}") for t in TARGETS
         ],
         "alpha 1, beta scaling": [
             evidence.learned("full", "sample" if b == 1 else f"sample,beta={b:g}") for b in BETAS
         ],
-        "separate policies, alpha 0.3 to 10": [evidence.learned(run) for _, run in ALPHAS],
+        "separate policies, alpha 0.3, 1, 10": [evidence.learned(run) for _, run in ALPHAS],
     }
     palette = mpl.colormaps["tab10"]
     for at, (name, points) in enumerate(curves.items()):

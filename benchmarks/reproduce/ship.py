@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.reproduce.experiments import run_config
+from benchmarks.reproduce.experiments import TARGETS, run_config
 from benchmarks.reproduce.work import Workshop
 from dllm_agents.checkpoint import SHIPPED, load_policy, read_description, save_policy
 
@@ -12,7 +12,7 @@ from dllm_agents.checkpoint import SHIPPED, load_policy, read_description, save_
 SHIPPED_RUNS = {
     "arithmetic-full": ("full", "full", ("sample", "deterministic")),
     "arithmetic-semi": ("semi", "semi", ("sample", "deterministic")),
-    "arithmetic-any": ("any", "full", tuple(f"sample,target_steps={t}" for t in (1, 4, 8, 12, 16))),
+    "arithmetic-any": ("any", "full", tuple(f"sample,target_steps={t}" for t in TARGETS)),
     "sudoku-full": ("sudoku", "sudoku", ("sample", "deterministic")),
 }
 
@@ -23,13 +23,12 @@ def ship(workshop: Workshop) -> list[Path]:
 
 
 def _ship(workshop: Workshop, name: str, run: str, environment: str, options: tuple[str, ...]) -> Path:
-    seeds = workshop.budget.seeds
-    saved = {seed: workshop.policy(run, seed) / "best" for seed in seeds}
+    saved = {seed: workshop.policy(run, seed) / "best" for seed in workshop.finished(run)}
     validation = {seed: read_description(path)["metadata"]["validation"] for seed, path in saved.items()}
-    best = max(seeds, key=lambda seed: float(validation[seed]["sample"]["reward_mean"]))
+    best = max(saved, key=lambda seed: float(validation[seed]["sample"]["reward_mean"]))
     test = {}
     for option in options:
-        result = workshop.learned(environment, run, option)[seeds.index(best)]
+        result = workshop.result(environment, f"{workshop.policy(run, best).name}:{option}")
         test[option] = {
             "accuracy": result.accuracy,
             "accuracy_ci95": result.accuracy_ci95,

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,14 @@ class Workshop:
             self.directory / "train" / f"{run}-{seed}-{_digest(run_config(run, seed, self.budget).to_dict())}"
         )
 
-    def train(self, runs: Iterable[str]) -> None:
+    def finished(self, run: str) -> list[int]:
+        """The seeds whose training is over."""
+        return [s for s in self.budget.seeds if (self.policy(run, s) / "metrics.json").is_file()]
+
+    def train(self, runs: Sequence[str]) -> None:
         """Trains what has not been trained; an interrupted run goes on."""
-        jobs = [(run, seed) for run in runs for seed in self.budget.seeds]
-        missing = [job for job in jobs if not (self.policy(*job) / "metrics.json").is_file()]
+        jobs = [(run, seed) for seed in self.budget.seeds for run in runs]
+        missing = [(run, seed) for run, seed in jobs if seed not in self.finished(run)]
         # first what others begin with
         for stage in (False, True):
             chosen = [job for job in missing if (RUNS[job[0]].begins_with is not None) is stage]
@@ -69,10 +73,9 @@ class Workshop:
             commands.append((f"heuristics in {environment}", ["--evaluate", environment, "heuristics", "0"]))
         for seed in self.budget.seeds:
             for environment in ENVIRONMENTS:
-                if any(job[0] == environment for job in evaluations()):
-                    commands.append(
-                        (f"seed {seed} in {environment}", ["--evaluate", environment, "learned", str(seed)])
-                    )
+                commands.append(
+                    (f"seed {seed} in {environment}", ["--evaluate", environment, "learned", str(seed)])
+                )
         module = ["--budget", self.budget.name, "--directory", str(self.directory)]
         missing = [
             (name, [*module, *c]) for name, c in commands if not self._evaluated(c[1], c[2], int(c[3]))
@@ -112,8 +115,8 @@ class Workshop:
 
     def seconds(self, run: str) -> str:
         """How long each seed of a run trained, as far as it did."""
-        files = [self.policy(run, seed) / "metrics.json" for seed in self.budget.seeds]
-        contents = [json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()]
+        files = [self.policy(run, seed) / "metrics.json" for seed in self.finished(run)]
+        contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         return ", ".join(f"{content['evaluations'][-1]['seconds']:.0f}" for content in contents)
 
     def _agents(self, environment: str, kind: str, seed: int) -> list[tuple[str, Any, str]]:
@@ -127,7 +130,7 @@ class Workshop:
                 f"{run}-{seed} ({options})",
             )
             for where, run, options in evaluations()
-            if where == environment
+            if where == environment and seed in self.finished(run)
         ]
 
     def _evaluated(self, environment: str, kind: str, seed: int) -> bool:

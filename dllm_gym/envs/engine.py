@@ -255,8 +255,7 @@ class Engine:
             **metrics,
         }
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
-        # steps up to the target cost no more than one
-        priced_steps = max(steps - self.targets[row] + 1.0, 1.0)
+        priced_steps = abs(steps - self.targets[row]) + 1.0  # the default target, 1, leaves them as they are
         return REWARDS[self.reward](paid_for, priced_steps, self.length, self.alphas[row]), info
 
     def _completion(self, row: int) -> list[int]:

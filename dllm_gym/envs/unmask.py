@@ -66,7 +66,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     | `hidden`      | `Box(-3.4e38, 3.4e38, (L, H), float32)` | its last hidden state; 0 where revealed |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
-    | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the steps that are free in this episode            |
+    | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the number of steps this episode should take       |
 
     All `L` positions are shown, those behind the active block included; only `action_mask` knows of
     blocks. `view="block"` hides everything outside the active block: it looks revealed (`mask` 0,
@@ -83,9 +83,9 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `additive`: `r - alpha * n / L`
     - `correctness`: `r`
 
-    With `target_steps` above 1, steps up to the target cost no more than one: n is replaced by
-    `max(n - target_steps + 1, 1)`. Where `alpha` or `target_steps` is a range, every episode draws its
-    own value, log-uniformly; observe it, and one policy learns the whole frontier.
+    With another `target_steps` than 1 the price is on missing it: n is replaced by
+    `abs(n - target_steps) + 1`. Where `alpha` or `target_steps` is a range, every episode draws its own
+    value, log-uniformly; observe it, and one policy learns the whole frontier.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
@@ -120,7 +120,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `block_length=None`: semi-autoregressive decoding in blocks of this length, from left to right;
       `None` is full diffusion, one block of length L.
     - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
-    - `target_steps=1`: steps that are free, or a range `(low, high)`.
+    - `target_steps=1`: number of steps to aim at, or a range `(low, high)`; with 1, the fewer the better.
     - `reward="multiplicative"`: see Rewards.
     - `reward_metric=None`: r is this metric of the task instead of its score, such as `answer_correct` of
       `arithmetic`, which ignores the derivation. `is_success` and `score` stay what they are.
