@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from benchmarks.reproduce.experiments import (
 )
 from benchmarks.reproduce.inference import Resampling, estimate, nfe, success
 from benchmarks.reproduce.report import write_report
-from benchmarks.reproduce.work import Workshop
+from benchmarks.reproduce.work import Workshop, _to_json
 from dllm_gym.evaluation import EpisodeRecords, EvaluationResult
 from dllm_gym.evaluation.statistics import envelope_gap
 from dllm_gym.files import write_json
@@ -151,7 +152,9 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
         for at, strategy in enumerate(heuristics(environment)):
             steps = 2.0 + at
             made = result(min(0.95, 0.3 + 0.02 * steps + home), steps, seed=at, agent=strategy.name)
-            write_json(workshop._file(environment, strategy.label), _plain(made, strategy.label))
+            write_json(
+                workshop._file(environment, strategy.label), _to_json(replace(made, label=strategy.label))
+            )
     said = {
         "semi": (0.97, 10.0),
         "additive": (0.0, 1.0),
@@ -175,23 +178,11 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
                 accuracy = min(0.98, 0.8 + 0.01 * steps)
             made = result(accuracy, steps, seed=seed, chain=0.5 if run == "answer-only" else 1.0)
             name = f"{workshop.policy(run, seed).name}:{options}"
-            write_json(workshop._file(environment, name), _plain(made, name))
+            write_json(workshop._file(environment, name), _to_json(replace(made, label=name)))
     for run in RUNS:
         for seed in SMALL.seeds:
             write_json(workshop.policy(run, seed) / "metrics.json", {"evaluations": [{"seconds": 12.0}]})
     return workshop
-
-
-def _plain(made: EvaluationResult, label: str) -> dict[str, object]:
-    records = made.records
-    columns = {
-        "problem": records.problem, "score": records.score, "success": records.success, "nfe": records.nfe,
-        "reward": records.reward, **records.metrics,
-    }  # fmt: skip
-    return {
-        "agent": made.agent, "parameters": {}, "label": label, "environment": dict(made.environment),
-        "episodes": PROBLEMS, "seed": 0, "columns": {key: value.tolist() for key, value in columns.items()},
-    }  # fmt: skip
 
 
 def test_what_agrees_with_the_paper_is_reproduced(tmp_path):

@@ -227,9 +227,8 @@ class _Run:
 
     def _save_policy(self, name: str, row: Mapping[str, Any]) -> None:
         metadata = {"command": self.command, "config": self.config.to_dict(), "validation": dict(row)}
-        network: Any = self.model.policy.network
-        decoding = "dpls" if self.model.policy.sampler == "dpls" else "sample"
-        save_policy(self.directory / name, network, metadata, decoding=decoding)
+        policy: Any = self.model.policy
+        save_policy(self.directory / name, policy.network, metadata, decoding=policy.decoding)
 
     def _save_state(self, elapsed: float) -> None:
         tickets = getattr(self.model.env, "tickets", None)

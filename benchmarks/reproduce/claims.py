@@ -62,11 +62,12 @@ class Evidence:
     def __init__(self, workshop: Workshop, resamples: int = 2000) -> None:
         self.workshop, self._resamples = workshop, resamples
         self._resamplings: dict[str, Resampling] = {}
+        self._rules: dict[str, list[EvaluationResult]] = {}
 
     def resampling(self, environment: str) -> Resampling:
         """The resamples of an environment's problems."""
         if environment not in self._resamplings:
-            problems = self.workshop.heuristics(environment)[0].episodes
+            problems = self.rules(environment)[0].episodes
             self._resamplings[environment] = Resampling(problems, self._resamples)
         return self._resamplings[environment]
 
@@ -78,7 +79,9 @@ class Evidence:
 
     def rules(self, environment: str = "full", only: str | None = None) -> list[EvaluationResult]:
         """The heuristics' evaluations, or those of one of them."""
-        return [r for r in self.workshop.heuristics(environment) if only in (None, r.agent)]
+        if environment not in self._rules:
+            self._rules[environment] = self.workshop.heuristics(environment)
+        return [r for r in self._rules[environment] if only in (None, r.agent)]
 
     def gap(
         self, results: Sequence[EvaluationResult], environment: str = "full", only: str | None = None
@@ -106,6 +109,10 @@ def _at(results: Sequence[EvaluationResult]) -> str:
 
 def _each(results: Sequence[EvaluationResult]) -> str:
     return ", ".join(f"{r.accuracy:.3f} @ {r.nfe_mean:.1f}" for r in results)
+
+
+def _verdict_above_zero(difference: Estimate) -> str:
+    return REPRODUCED if difference.low > 0 else NOT if difference.high < 0 else PARTLY
 
 
 def semi_autoregressive(evidence: Evidence) -> Finding:
@@ -209,7 +216,7 @@ def mask_matters_more_than_time(evidence: Evidence) -> Finding:
         rows.append([name, _each(evidence.learned(run)), evidence.better(run, "base").plain()])
     difference = evidence.better("no-time", "no-mask")
     rows.append(["time instead of mask", "", difference.plain()])
-    verdict = REPRODUCED if difference.low > 0 else NOT if difference.high < 0 else PARTLY
+    verdict = _verdict_above_zero(difference)
     rule = "reproduced if leaving out the mask costs more than leaving out the time (interval above 0)"
     return Finding(verdict, rule, rows)
 
@@ -226,7 +233,7 @@ def steering_helps(evidence: Evidence) -> Finding:
             difference.plain(),
         ]
     )
-    verdict = REPRODUCED if difference.low > 0 else NOT if difference.high < 0 else PARTLY
+    verdict = _verdict_above_zero(difference)
     rule = "reproduced if the interval lies above 0, not if below"
     return Finding(verdict, rule, rows)
 
@@ -344,7 +351,7 @@ def answer_only_corrupts(evidence: Evidence) -> Finding:
         rows.append([name, _each(results), f"{answer[0]:.3f}", f"{100 * corrupted[run][0]:.1f} %"])
     difference = estimate(corrupted["answer-only"] - corrupted["base"])
     rows.append(["difference in points", "", "", difference.points()])
-    verdict = REPRODUCED if difference.low > 0 else NOT if difference.high < 0 else PARTLY
+    verdict = _verdict_above_zero(difference)
     rule = "reproduced if rewarding the answer alone leaves more wrong chains under right answers"
     return Finding(verdict, rule, rows)
 

@@ -104,7 +104,7 @@ class Evaluation(BaseCallback):
         """Evaluates now."""
         network = cast(UnmaskPolicy, self.model.policy).network
         network.eval()
-        own = "dpls" if cast(UnmaskPolicy, self.model.policy).sampler == "dpls" else "sample"
+        own = cast(UnmaskPolicy, self.model.policy).decoding
         results = {
             name: evaluate(
                 LearnedPolicy(network, decoding=decoding), self._episodes, "validation", **self._env_kwargs

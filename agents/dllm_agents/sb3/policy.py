@@ -154,6 +154,11 @@ class UnmaskPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space, (*self.network_config.requires, "action_mask"))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
+    @property
+    def decoding(self) -> str:
+        """What ``LearnedPolicy`` calls drawing as this policy was trained to."""
+        return "dpls" if self.sampler == "dpls" else "sample"
+
     def _build(self, lr_schedule: Schedule) -> None:
         self.action_dist = SAMPLERS[self.sampler](self.action_space.shape[0])  # type: ignore[index]
         self.network = UnmaskTransformer(self.network_config)
