@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm_agents.config import TrainConfig, find_config, load_config
-from dllm_gym.evaluation import default_sweep
-from dllm_gym.strategies import Strategy, make_strategy
+from dllm_gym.evaluation import default_sweep, strategies_of
+from dllm_gym.strategies import Strategy
 
 SEEDS = (0, 1, 2)
 
@@ -146,11 +146,7 @@ def heuristics(environment: str) -> list[Strategy]:
     """The rule-based strategies an environment's policies are compared with."""
     if environment in ("full", "semi"):
         return default_sweep()
-    return [
-        make_strategy(name, **{parameter: value})
-        for name, (parameter, values) in STRONG_RULES.items()
-        for value in values
-    ]
+    return strategies_of(STRONG_RULES)
 
 
 DECODINGS = ("sample", "deterministic")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "compare",
     "default_sweep",
     "evaluate",
+    "strategies_of",
 ]
 
 # Every rule over its main parameter, from careful to hasty.
@@ -41,9 +42,14 @@ SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
 
 def default_sweep() -> list[Strategy]:
     """Every rule-based strategy at several values of its main parameter."""
+    return strategies_of(SWEEP)
+
+
+def strategies_of(sweep: Mapping[str, tuple[str, Sequence[float]]]) -> list[Strategy]:
+    """The strategies of a table that maps a rule's name to a parameter and its values."""
     return [
         make_strategy(name, **{parameter: value})
-        for name, (parameter, values) in SWEEP.items()
+        for name, (parameter, values) in sweep.items()
         for value in values
     ]
 
