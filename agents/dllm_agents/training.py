@@ -27,13 +27,12 @@ from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
 from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
-from dllm_agents.sb3.grpo import GRPO
+from dllm_agents.sb3.grpo import GRPO, expert_agent
 from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
-from dllm_gym.evaluation import EvaluationResult, as_agent
+from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_atomically, write_json, write_text
-from dllm_gym.strategies import InBlocks
 
 CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 
@@ -174,9 +173,9 @@ class _Run:
         _refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
         _refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
         _refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
-        self._expert: Any = None if config.expert is None else as_agent(config.expert)
-        if config.expert is not None and config.expert_block_length is not None:
-            self._expert = InBlocks(self._expert, config.expert_block_length)
+        self._expert: Any = None
+        if config.expert is not None:
+            self._expert = expert_agent(config.expert, config.expert_block_length)
         env = make_sb3_env(
             config.num_envs,
             seed=config.seed,

@@ -45,6 +45,12 @@ def steered_log_prob(log_prob: Tensor, expert: Tensor, policy_share: float) -> T
     return torch.where(expert, mixed, log_prob)
 
 
+def expert_agent(expert: str, block_length: int | None) -> Any:
+    """The strategy that plays an expert's episodes, one block after another if there is a block length."""
+    agent: Any = as_agent(expert)
+    return agent if block_length is None else InBlocks(agent, block_length)
+
+
 class GRPO(GroupedRollouts):
     """Group relative policy optimisation without a critic.
 
@@ -162,9 +168,7 @@ class GRPO(GroupedRollouts):
         if self.expert is not None:
             if isinstance(self.policy.action_dist, DPLSDistribution):
                 raise ValueError("an expert needs sampler 'bernoulli': a rule's bits have no draw order")
-            agent: Any = as_agent(self.expert)
-            block = self.expert_block_length
-            self._expert = agent if block is None else InBlocks(agent, block)
+            self._expert = expert_agent(self.expert, self.expert_block_length)
 
     def _setup_learn(
         self,
