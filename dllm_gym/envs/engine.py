@@ -255,7 +255,8 @@ class Engine:
             **metrics,
         }
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
-        priced_steps = abs(steps - self.targets[row]) + 1.0  # the default target, 1, leaves them as they are
+        target = self.targets[row]
+        priced_steps = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
         return REWARDS[self.reward](paid_for, priced_steps, self.length, self.alphas[row]), info
 
     def _completion(self, row: int) -> list[int]:

@@ -83,8 +83,8 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `additive`: `r - alpha * n / L`
     - `correctness`: `r`
 
-    With another `target_steps` than 1 the price is on missing it: n is replaced by
-    `abs(n - target_steps) + 1`. Where `alpha` or `target_steps` is a range, every episode draws its own
+    With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
+    is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every episode draws its own
     value, log-uniformly; observe it, and one policy learns the whole frontier.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
