@@ -84,8 +84,8 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `correctness`: `r`
 
     With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
-    is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every episode draws its own
-    value, log-uniformly; observe it, and one policy learns the whole frontier.
+    is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
+    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
