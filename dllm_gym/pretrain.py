@@ -363,7 +363,7 @@ tags: [masked-diffusion, {config["layout"]}, dllm-gym]
 ---
 # {name}
 
-A small masked diffusion language model in the layout of {family_named(config["layout"]).published}:
+A small masked diffusion language model in the layout of {family_named(config["layout"]).published[0]}:
 {record["parameters"]:,} parameters, trained on the task `{config["task"]}` of dllm_gym. It answers problems
 of that task and nothing else.
 
