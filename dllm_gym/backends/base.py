@@ -38,6 +38,8 @@ class Backend(Protocol):
     """A frozen dLLM. Implement this to bring your own.
 
     A backend that can give the statistic ``hidden`` has the further attribute ``hidden_width``, its size H.
+    One that attends in blocks has ``attention_block``, their length, and ``blocks_from``: ``sequence`` if
+    they are counted from the first token of the prompt, ``completion`` if from the first one after it.
 
     Attributes:
         mask_token_id: Id of the mask token.
@@ -79,7 +81,8 @@ class Backend(Protocol):
         Args:
             tokens: ``(B, P + L)`` int64, left-padded prompts followed by completions.
             attention_mask: ``(B, P + L)`` int64, 0 at padding.
-            positions: The columns to predict, a slice or ``(K,)`` int64.
+            positions: The columns to predict, a slice or ``(K,)`` int64. The first of them begins the
+                completion, where a dLLM counts blocks from there.
             statistics: Names out of ``STATISTICS``.
             top_k: k of the statistic ``top_k``.
             temperature: 0 takes the most probable token. Above 0, tokens are drawn from the tempered

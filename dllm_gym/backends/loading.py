@@ -68,15 +68,22 @@ def load_model(source: str | Path, family: Family, config: Mapping[str, Any], **
 
         register_checkpoint_conversion_mapping(translated.model_type, family.conversions(), overwrite=True)
     with _no_progress_bar():
-        model, loading = getattr(transformers, family.model_class).from_pretrained(
-            source,
-            config=translated,
-            key_mapping=dict(family.key_mapping),
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
-            output_loading_info=True,
-            **options,
-        )
+        try:
+            model, loading = getattr(transformers, family.model_class).from_pretrained(
+                source,
+                config=translated,
+                key_mapping=dict(family.key_mapping),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
+                output_loading_info=True,
+                **options,
+            )
+        except RuntimeError as error:  # of experts that are merged while loading; the names are in its report
+            if "conversion" not in str(error):
+                raise
+            raise ValueError(
+                f"{source} did not load completely: tensors to be merged are missing or of other shapes"
+            ) from error
     _refuse_partial_loading(loading, family.unused, str(source))
     return model.eval().requires_grad_(False)
 

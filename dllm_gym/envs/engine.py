@@ -83,9 +83,8 @@ class Engine:
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         length = self.task.completion_length if completion_length is None else completion_length
         self.length = _positive("completion_length", length)
-        self.block_length = _positive("block_length", self.length if block_length is None else block_length)
-        if self.block_length > self.length:
-            raise ValueError(f"block_length {self.block_length} exceeds completion_length {self.length}")
+        attention_block = getattr(self.backend, "attention_block", None)
+        self.block_length = _block_length(block_length, self.length, attention_block)
         self.alpha = _number_or_range("alpha", alpha, 0.0)
         self.target_steps = _number_or_range("target_steps", target_steps, 1.0)
         self.temperature = _not_negative("temperature", temperature)
@@ -120,6 +119,7 @@ class Engine:
             self.backend.mask_token_id,
             self.backend.pad_token_id,
             _end_tokens(self.backend) if stop_at_eos else None,
+            attention_block is not None and self.backend.blocks_from == "sequence",  # type: ignore[attr-defined]
         )
         self.observation_space = self._make_observation_space()
         self.action_space = spaces.MultiBinary(self.length)
@@ -301,6 +301,7 @@ class Engine:
             just_revealed=self.canvas.just_revealed[row].copy(),
             confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
             block_length=self.block_length,
+            block_offset=self.canvas.block_offset(row),
             step=int(self.canvas.steps[row]),
             max_steps=self.length,
             score=self.task.score(self.backend.decode(completion), problem) if finished else None,
@@ -329,6 +330,22 @@ class Engine:
                 **{name: optional[name] for name in self.observe},
             }
         )
+
+
+def _block_length(given: int | None, length: int, attention_block: int | None) -> int:
+    """The window of decoding: what the user says, as far as it fits how the dLLM attends."""
+    if given is None:
+        return attention_block or length
+    given = _positive("block_length", given)
+    if given > length:
+        raise ValueError(f"block_length {given} exceeds completion_length {length}")
+    if attention_block is not None and attention_block % given:
+        fitting = [size for size in range(1, attention_block + 1) if attention_block % size == 0]
+        raise ValueError(
+            f"block_length {given} does not fit this dLLM, which attends in blocks of {attention_block} and "
+            f"sees nothing behind the block it writes; choose one of {', '.join(map(str, fitting))}"
+        )
+    return given
 
 
 def _end_tokens(backend: Backend) -> frozenset[int]:

@@ -118,7 +118,10 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `split="train"`: which of the task's problems: `train`, `validation` or `test`.
     - `completion_length=None`: L; `None` takes the task's own.
     - `block_length=None`: semi-autoregressive decoding in blocks of this length, from left to right;
-      `None` is full diffusion, one block of length L.
+      `None` is full diffusion, one block of length L. Some dLLMs (SDAR, LLaDA2, Fast-dLLM v2, A2D-bd3lm)
+      attend block by block: nothing behind the block being written is seen, so `None` takes their own
+      blocks and only divisors of that length are accepted. Most of them count blocks from the first
+      token of the prompt, as their publishers do; then the first block of a completion may be shorter.
     - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
     - `target_steps=1`: number of steps to aim at, or a range `(low, high)`; with 1, the fewer the better.
     - `reward="multiplicative"`: see Rewards.
