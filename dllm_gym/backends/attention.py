@@ -22,7 +22,7 @@ def block_numbers(first: Tensor, length: int, block_length: int) -> Tensor:
 
 
 def block_causal_mask(
-    blocks: Tensor, attention_mask: Tensor, dtype: torch.dtype, first_query: int = 0
+    blocks: Tensor, attention_mask: Tensor, dtype: torch.dtype, queries: Tensor | None = None
 ) -> Tensor:
     """Attention where a token sees its own block and all before it, and no token sees padding.
 
@@ -34,12 +34,15 @@ def block_causal_mask(
         blocks: ``(B, T)``, see ``block_numbers``.
         attention_mask: ``(B, T)``, 0 at padding.
         dtype: Of the model; the smallest number it has hides.
-        first_query: Columns from here on ask, all are asked.
+        queries: ``(B, Q)`` int64, the columns that ask; ``None`` stands for all. All are asked.
 
     Returns:
-        ``(B, 1, T - first_query, T)``: 0 where seen, else the smallest number of ``dtype``.
+        ``(B, 1, Q, T)``: 0 where seen, else the smallest number of ``dtype``.
     """
     real = attention_mask.bool()  # (B, T)
-    seen = (blocks[:, None] <= blocks[:, first_query:, None]) & real[:, None]  # (B, Q, T)
-    seen |= ~real[:, first_query:, None]
+    asking, asking_real = blocks, real
+    if queries is not None:
+        asking, asking_real = blocks.gather(1, queries), real.gather(1, queries)
+    seen = (blocks[:, None] <= asking[:, :, None]) & real[:, None]  # (B, Q, T)
+    seen |= ~asking_real[:, :, None]
     return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]

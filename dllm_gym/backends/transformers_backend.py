@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from dllm_gym.backends import cpu
 from dllm_gym.backends.attention import block_causal_mask, block_numbers
-from dllm_gym.backends.base import Message, Prediction, predict_from_logits
+from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
 from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
@@ -20,6 +21,7 @@ from dllm_gym.backends.loading import (
     read_generation_config,
     resolve_dtype,
 )
+from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
 from dllm_gym.backends.token_ids import read_token_ids
 
 
@@ -44,6 +46,11 @@ class TransformersBackend:
         attention_block: Length of the blocks for families that attend block by block: a number, or
             ``"full"`` for attention in all directions. ``None`` takes what the checkpoint was published
             with.
+        cache: Keys and values that are not computed in every step: ``block`` for families that attend
+            block by block, which changes nothing inside the active block; for the others ``prefix`` or
+            ``dual`` of Fast-dLLM, which are approximate, see ``dllm_gym.backends.memory``.
+        residual_context: Residual Context Diffusion, for checkpoints trained for it: ``True`` or
+            ``cold`` to begin with plain masks, ``warm`` to begin with a first, uncounted forward.
 
     Attributes:
         family: The row of ``dllm_gym.backends.families`` that says how it is computed.
@@ -73,6 +80,8 @@ class TransformersBackend:
         compile: bool | Mapping[str, Any] = False,
         mask_token_id: int | None = None,
         attention_block: int | str | None = None,
+        cache: str | None = None,
+        residual_context: bool | str = False,
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError(f"give device or device_map, not both; got {device!r} and {device_map!r}")
@@ -118,6 +127,8 @@ class TransformersBackend:
         self._lm_head = self.model.get_output_embeddings()
         self.hidden_width: int = self._lm_head.in_features
         self.max_length: int = self.model.config.max_position_embeddings
+        self._cache = self._checked_cache(cache)
+        self._residual_start = self._checked_start(residual_context, config, str(source))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
@@ -199,17 +210,9 @@ class TransformersBackend:
         Raises:
             ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
         """
-        longest = int(attention_mask.sum(1).max())
-        if longest > self.max_length:
-            raise ValueError(f"prompt and completion take {longest} tokens; this dLLM has {self.max_length}")
         tokens, attention_mask = tokens.to(self.device), attention_mask.to(self.device)
         columns = torch.arange(tokens.shape[1], device=self.device)[positions]  # (K,)
-        first = attention_mask.argmax(1)  # (B,), of the sequence
-        rows = self._rows_about(columns, first)  # (B, K)
-        if self.family.rotary:
-            logits, hidden = self._forward_rotary(tokens, attention_mask, columns, first, rows)
-        else:
-            logits, hidden = self._forward_from_left(tokens, attention_mask, first, rows)
+        logits, hidden = self.forward(tokens, attention_mask, columns)
         return predict_from_logits(
             logits,
             self.mask_token_id,
@@ -220,25 +223,88 @@ class TransformersBackend:
             hidden=hidden,
         )
 
-    def _rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
-        """The rows ``(B, K)`` of the output that predict the tokens at ``columns`` ``(K,)``."""
+    def memory(self, num_rows: int, length: int) -> Memory | None:
+        """What ``cache`` or ``residual_context`` carries from step to step; ``None`` without them."""
+        if self._cache is not None:
+            return KeyValueMemory(self, self._cache, num_rows, length)
+        if self._residual_start is not None:
+            return ResidualMemory(self, self._residual_start, num_rows, length)
+        return None
+
+    def _checked_cache(self, cache: str | None) -> str | None:
+        if cache is None:
+            return None
+        if not self.family.rotary:
+            raise ValueError(f"{self.family.name} works without cache only, got {cache!r}")
+        fitting = ("prefix", "dual") if self.attention_block is None else ("block",)
+        if cache not in fitting:
+            attends = "in all directions" if self.attention_block is None else "block by block"
+            raise ValueError(
+                f"this dLLM attends {attends}: cache must be {' or '.join(fitting)}, got {cache!r}"
+            )
+        return cache
+
+    def _checked_start(self, given: bool | str, config: Mapping[str, Any], source: str) -> str | None:
+        if given is False:
+            return None
+        start = "cold" if given is True else given
+        if start not in STARTS:
+            raise ValueError(f"residual_context must be True, False, cold or warm, got {given!r}")
+        if self._cache is not None or not self.family.rotary:
+            raise ValueError("residual_context works without cache and for decoder layouts only")
+        if not config.get("residual_context"):
+            warnings.warn(
+                f"{source} was not trained with residual context, as far as its config.json says: "
+                "expect it to write worse than without",
+                stacklevel=3,
+            )
+        return start
+
+    def check_length(self, attention_mask: Tensor) -> None:
+        """Refuses rows ``(B, T)`` that are longer than ``max_length``."""
+        longest = int(attention_mask.sum(1).max())
+        if longest > self.max_length:
+            raise ValueError(f"prompt and completion take {longest} tokens; this dLLM has {self.max_length}")
+
+    def rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
+        """The rows ``(B, K)`` of the output that predict the tokens at ``columns`` ``(K,)`` or ``(B, K)``.
+
+        ``first`` ``(B,)`` is the column at which each sequence begins.
+        """
         if not self.family.shift_logits:
             return columns.expand(len(first), -1)
         # the first token of a sequence has no row before it and is predicted by its own
-        return torch.maximum(columns[None] - 1, first[:, None])
+        return torch.maximum(columns - 1, first[:, None])
 
-    def _forward_rotary(
-        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, first: Tensor, rows: Tensor
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, embedded: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
+        """One pass over whole sequences.
+
+        Args:
+            tokens: ``(B, T)``.
+            attention_mask: ``(B, T)``, 0 at padding.
+            columns: ``(K,)`` int64, what to predict.
+            embedded: ``(B, T, H)``, fed to the model in place of the tokens' embeddings.
+
+        Returns:
+            Logits ``(B, K, V)``, and the hidden states ``(B, K, H)`` they were made of.
+        """
+        self.check_length(attention_mask)
+        first = attention_mask.argmax(1)  # (B,), of the sequence
+        rows = self.rows_about(columns, first)  # (B, K)
+        if not self.family.rotary:
+            return self._forward_from_left(tokens, attention_mask, first, rows)
         length = tokens.shape[1]
         visible = attention_mask
         if self.attention_block is not None:
             origin = first if self.blocks_from == "sequence" else columns.min().expand(len(first))
             blocks = block_numbers(origin, length, self.attention_block)
             visible = block_causal_mask(blocks, attention_mask, self.model.dtype)
-        return self._forward(
+        fed = {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
+        return self.forward_rows(
             rows,
-            input_ids=tokens,
+            **fed,
             attention_mask=visible,
             # Counted back from the end, where all rows are aligned. Counted from the front they would depend
             # on how long the neighbours' prompts are, and rotary embedding would round differently.
@@ -252,13 +318,13 @@ class TransformersBackend:
         """For models with absolute positions: every row is turned until its padding is on the right."""
         length = tokens.shape[1]
         turned = (torch.arange(length, device=self.device) + first[:, None]) % length  # (B, T)
-        return self._forward(
+        return self.forward_rows(
             rows - first[:, None],
             input_ids=tokens.gather(1, turned),
             attention_mask=attention_mask.gather(1, turned),
         )
 
-    def _forward(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
         """Logits ``(B, K, V)`` of some rows ``(B, K)``, and what the last layer makes them of."""
         kept = []
 

@@ -83,6 +83,11 @@ class Canvas:
         inside: BoolArray = self._block_of == np.take_along_axis(self._block_of, first_masked, axis=1)
         return inside
 
+    def active_window(self, rows: IntArray) -> IntArray:
+        """``(R, 2)``: begin and end of the active blocks of some rows."""
+        inside = self.in_active_block()[rows]
+        return np.stack([inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)], axis=1)
+
     def selectable(self) -> BoolArray:
         """``(N, L)``: masked and inside the active block."""
         return self.masked & self.in_active_block()

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend, load_backend
-from dllm_gym.backends.base import STATISTICS
+from dllm_gym.backends.base import STATISTICS, Memory
 from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
 from dllm_gym.envs.rewards import REWARDS
@@ -111,6 +111,8 @@ class Engine:
         if num_rows % self.group_size:
             raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
         self.stop_at_eos = stop_at_eos
+        remember = getattr(self.backend, "memory", None)
+        self._memory: Memory | None = None if remember is None else remember(num_rows, self.length)
         self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
@@ -157,6 +159,8 @@ class Engine:
         except IndexError as error:
             raise ValueError(str(error)) from None
         prompts = [self.backend.encode_prompt(problem.prompt) for problem in drawn]
+        if self._memory is not None:
+            self._memory.forget(rows)
         for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
             self.indices[row] = index
             self.problems[row] = problem
@@ -194,15 +198,19 @@ class Engine:
         import torch
 
         tokens, attention_mask = self.canvas.model_input(rows)
-        prediction = self.backend.predict(
-            torch.from_numpy(tokens),
-            torch.from_numpy(attention_mask),
-            slice(tokens.shape[1] - self.length, None),
-            statistics=self._statistics,
-            top_k=self.top_k,
-            temperature=self.temperature,
-            generators=[self._token_generators[row] for row in rows] if self.temperature > 0 else None,
-        )
+        on_canvas = torch.from_numpy(tokens), torch.from_numpy(attention_mask)
+        options: dict[str, Any] = {
+            "statistics": self._statistics,
+            "top_k": self.top_k,
+            "temperature": self.temperature,
+            "generators": [self._token_generators[row] for row in rows] if self.temperature > 0 else None,
+        }
+        if self._memory is None:
+            positions = slice(tokens.shape[1] - self.length, None)
+            prediction = self.backend.predict(*on_canvas, positions, **options)
+        else:
+            windows = self.canvas.active_window(rows)
+            prediction = self._memory.predict(rows, windows, *on_canvas, **options)
         self._tokens[rows] = prediction.tokens.cpu().numpy()
         self._predicted["confidence"][rows] = prediction.confidence.cpu().numpy()
         for name in self._statistics:
