@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
     load_tokenizer,
+    max_length,
     read_config,
     read_generation_config,
     resolve_dtype,
@@ -38,7 +40,8 @@ class TransformersBackend:
         device_map: As in transformers, such as ``"auto"``, to spread a model over several devices
             (needs accelerate). Instead of ``device``.
         quantization: A transformers quantization config, as an object or as its dictionary, such as
-            ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs the package it names.
+            ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs accelerate and the package it
+            names.
         compile: Compiles the model with ``torch.compile``; a dictionary holds arguments for it.
         mask_token_id: The mask token, where a checkpoint does not say which it is.
         attention_block: Length of the blocks for families that attend block by block: a number, or
@@ -94,6 +97,10 @@ class TransformersBackend:
         if quantization is not None:
             options["quantization_config"] = quantization
         if device_map is not None or quantization is not None:  # a quantized model cannot be moved
+            if importlib.util.find_spec("accelerate") is None:
+                raise ImportError(
+                    "device_map and quantization need accelerate: pip install 'dllm-gym[large]'"
+                )
             options["device_map"] = {"": self.device} if device_map is None else device_map
         self.model = load_model(source, family, config, **options)
         if "device_map" in options:
@@ -117,7 +124,7 @@ class TransformersBackend:
         self.end_token_ids = ids.end
         self._lm_head = self.model.get_output_embeddings()
         self.hidden_width: int = self._lm_head.in_features
-        self.max_length: int = self.model.config.max_position_embeddings
+        self.max_length = max_length(self.model)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
@@ -202,8 +209,10 @@ class TransformersBackend:
         longest = int(attention_mask.sum(1).max())
         if longest > self.max_length:
             raise ValueError(f"prompt and completion take {longest} tokens; this dLLM has {self.max_length}")
-        tokens, attention_mask = tokens.to(self.device), attention_mask.to(self.device)
-        columns = torch.arange(tokens.shape[1], device=self.device)[positions]  # (K,)
+        columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
+        padding = tokens.shape[1] - longest  # of every row; nobody needs it computed
+        columns = columns - padding
+        tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
         first = attention_mask.argmax(1)  # (B,), of the sequence
         rows = self._rows_about(columns, first)  # (B, K)
         if self.family.rotary:
