@@ -88,6 +88,22 @@ def load_model(source: str | Path, family: Family, config: Mapping[str, Any], **
     return model.eval().requires_grad_(False)
 
 
+def max_length(model: Any) -> int:
+    """The number of tokens a transformers model takes.
+
+    RoBERTa and its kin give the first token the position behind that of their padding token.
+    """
+    longest: int = model.config.max_position_embeddings
+    words = model.get_input_embeddings()
+    unused = [
+        table.padding_idx + 1
+        for table in model.modules()
+        if isinstance(table, torch.nn.Embedding) and table is not words
+        if table.num_embeddings == longest and table.padding_idx is not None
+    ]
+    return longest - max(unused, default=0)
+
+
 def load_tokenizer(source: str | Path, family: Family) -> Any:
     """The checkpoint's tokenizer, by transformers' own classes."""
     import transformers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
     load_tokenizer,
+    max_length,
     read_config,
     read_generation_config,
     resolve_dtype,
@@ -40,7 +42,8 @@ class TransformersBackend:
         device_map: As in transformers, such as ``"auto"``, to spread a model over several devices
             (needs accelerate). Instead of ``device``.
         quantization: A transformers quantization config, as an object or as its dictionary, such as
-            ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs the package it names.
+            ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs accelerate and the package it
+            names.
         compile: Compiles the model with ``torch.compile``; a dictionary holds arguments for it.
         mask_token_id: The mask token, where a checkpoint does not say which it is.
         attention_block: Length of the blocks for families that attend block by block: a number, or
@@ -103,6 +106,10 @@ class TransformersBackend:
         if quantization is not None:
             options["quantization_config"] = quantization
         if device_map is not None or quantization is not None:  # a quantized model cannot be moved
+            if importlib.util.find_spec("accelerate") is None:
+                raise ImportError(
+                    "device_map and quantization need accelerate: pip install 'dllm-gym[large]'"
+                )
             options["device_map"] = {"": self.device} if device_map is None else device_map
         self.model = load_model(source, family, config, **options)
         if "device_map" in options:
@@ -126,7 +133,7 @@ class TransformersBackend:
         self.end_token_ids = ids.end
         self._lm_head = self.model.get_output_embeddings()
         self.hidden_width: int = self._lm_head.in_features
-        self.max_length: int = self.model.config.max_position_embeddings
+        self.max_length = max_length(self.model)
         self._cache = self._checked_cache(cache)
         self._residual_start = self._checked_start(residual_context, config, str(source))
 
@@ -210,9 +217,10 @@ class TransformersBackend:
         Raises:
             ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
         """
-        tokens, attention_mask = tokens.to(self.device), attention_mask.to(self.device)
-        columns = torch.arange(tokens.shape[1], device=self.device)[positions]  # (K,)
-        logits, hidden = self.forward(tokens, attention_mask, columns)
+        columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
+        padding = tokens.shape[1] - int(attention_mask.sum(1).max())  # of every row; nobody needs it computed
+        tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
+        logits, hidden = self.forward(tokens, attention_mask, columns - padding)
         return predict_from_logits(
             logits,
             self.mask_token_id,
