@@ -254,3 +254,97 @@ def test_a_tensor_too_few_or_too_many_is_refused(case, tmp_path):
     save_file(tensors | {further: torch.zeros(3)}, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"did not load completely: unexpected_keys: .*adapter"):
         TransformersBackend(directory)
+
+
+# The cache of finished blocks -------------------------------------------------------------------------------
+
+
+IN_BLOCKS = [name for name, case in CASES.items() if case.attention_block is not None]
+
+
+@pytest.fixture
+def cached(checkpoint):
+    return TransformersBackend(checkpoint, cache="blocks", attention_block=4)
+
+
+@pytest.fixture
+def computed(cached):
+    """How many columns the model was really asked for, forward by forward."""
+    asked = []
+    layers = cached.model.base_model
+    layers.register_forward_pre_hook(
+        lambda module, args, kwargs: asked.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    return asked
+
+
+@pytest.mark.parametrize("name", IN_BLOCKS, indirect=True)
+def test_finished_blocks_are_not_computed_again_and_change_nothing(checkpoint, cached, computed):
+    """Rows come, go and change places, as in a vector environment, and reveal in any order."""
+    plain = TransformersBackend(checkpoint, attention_block=4)
+    rng = np.random.default_rng(0)
+    rows, statistics, saved = canvases(plain, 5), ("hidden", "top_k"), 0
+    for step in range(12):
+        some = rng.permutation(len(rows))[: rng.integers(1, len(rows) + 1)]
+        chosen = [rows[at] for at in some]
+        expected, before = predict(plain, chosen, extra=step % 3, statistics=statistics), len(computed)
+        found = predict(cached, chosen, extra=step % 3, statistics=statistics)
+        assert torch.equal(found.tokens, expected.tokens)
+        torch.testing.assert_close(found.confidence, expected.confidence, atol=1e-5, rtol=0)
+        for name in statistics:
+            torch.testing.assert_close(found.statistics[name], expected.statistics[name], atol=1e-4, rtol=0)
+        saved += len(chosen) * max(map(len, chosen)) - sum(computed[before:])
+        for at in some:
+            masked = [i for i, token in enumerate(rows[at]) if token == plain.mask_token_id]
+            if masked and rng.random() < 0.8:
+                rows[at][rng.choice(masked)] = int(rng.integers(4, 50))
+            else:
+                rows[at] = canvases(plain, 3, seed=100 + step)[step % 3]
+    assert saved > 100
+
+
+@pytest.mark.parametrize("name", ["SDAR-1.7B-Chat"], indirect=True)
+def test_only_what_may_have_changed_is_computed(cached, computed):
+    row = cached.encode_prompt(PROMPTS[0])
+    before = len(row)
+    row = row + [cached.mask_token_id] * LENGTH
+    predict(cached, [row])
+    predict(cached, [row])  # nothing has changed: nothing is computed
+    row[before + 5] = 20
+    predict(cached, [row])
+    row[before + 6] = 20
+    predict(cached, [row, row])  # a second row like the first
+    start = (before + 5) // 4 * 4
+    again = (before + 6) // 4 * 4
+    assert computed == [len(row), len(row) - start, 2 * (len(row) - again)]
+
+
+@pytest.mark.parametrize("name", ["SDAR-1.7B-Chat"], indirect=True)
+def test_episodes_are_the_same_with_the_cache(checkpoint):
+    infos = []
+    for cache in (None, "blocks"):
+        envs = gym.make_vec(
+            "DLLMUnmask-v0",
+            num_envs=4,
+            autoreset_mode="SameStep",
+            backend=str(checkpoint),
+            backend_kwargs={"cache": cache},
+            completion_length=LENGTH,
+        )
+        observation, _ = envs.reset(seed=5)
+        rng = np.random.default_rng(0)
+        seen = []
+        for _ in range(25):
+            action = (rng.random((4, LENGTH)) < 0.5) & (observation["action_mask"] == 1)
+            observation, reward, *_ = envs.step(action)
+            seen.append(np.concatenate([observation["confidence"].ravel(), reward]))
+        infos.append(np.stack(seen))
+    np.testing.assert_allclose(infos[0], infos[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["iLLaDA-8B-Base"], indirect=True)
+def test_a_cache_that_would_not_be_exact_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="for families that attend in blocks; iLLaDA does not"):
+        TransformersBackend(checkpoint, cache="blocks")
+    with pytest.raises(ValueError, match="unknown cache 'all'; choose one of blocks"):
+        TransformersBackend(checkpoint, cache="all")

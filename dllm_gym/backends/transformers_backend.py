@@ -13,6 +13,7 @@ from torch import Tensor
 from dllm_gym.backends import cpu
 from dllm_gym.backends.attention import block_causal_mask, block_numbers
 from dllm_gym.backends.base import Message, Prediction, predict_from_logits
+from dllm_gym.backends.cache import CACHES, FinishedBlocks
 from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
@@ -47,6 +48,8 @@ class TransformersBackend:
         attention_block: Length of the blocks for families that attend block by block: a number, or
             ``"full"`` for attention in all directions. ``None`` takes what the checkpoint was published
             with.
+        cache: ``"blocks"`` keeps what was computed of finished blocks, for families that attend block by
+            block: the same results for less work and more memory. ``None`` computes everything anew.
 
     Attributes:
         family: The row of ``dllm_gym.backends.families`` that says how it is computed.
@@ -76,6 +79,7 @@ class TransformersBackend:
         compile: bool | Mapping[str, Any] = False,
         mask_token_id: int | None = None,
         attention_block: int | str | None = None,
+        cache: str | None = None,
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError(f"give device or device_map, not both; got {device!r} and {device_map!r}")
@@ -83,6 +87,7 @@ class TransformersBackend:
         family = self.family = family_of(config, str(source))
         self.attention_block = _attention_block(family, config, str(source), attention_block)
         self.blocks_from = family.blocks_from
+        self._finished = self._make_cache(cache)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         attention = attn_implementation or self._default_attention()
         if self.attention_block is not None and "flash" in str(attention):
@@ -129,6 +134,17 @@ class TransformersBackend:
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
         return self
+
+    def _make_cache(self, cache: str | None) -> FinishedBlocks | None:
+        if cache is None:
+            return None
+        if cache not in CACHES:
+            raise ValueError(f"unknown cache {cache!r}; choose one of {', '.join(CACHES)}")
+        if self.attention_block is None:
+            raise ValueError(
+                f"cache 'blocks' is for families that attend in blocks; {self.family.name} does not"
+            )
+        return FinishedBlocks()
 
     def _default_attention(self) -> str | None:
         if not self.family.rotary:
@@ -239,50 +255,57 @@ class TransformersBackend:
     def _forward_rotary(
         self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, first: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        length = tokens.shape[1]
-        visible = attention_mask
+        """Logits ``(B, K, V)`` of some rows ``(B, K)``, and the hidden states they are made of."""
+        hidden = _pick(self._hidden(tokens, attention_mask, columns, first), rows)
+        return self._lm_head(hidden).to(self.device), hidden.to(self.device)
+
+    def _hidden(self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, first: Tensor) -> Tensor:
+        """The last hidden states ``(B, T, H)``."""
+        length, model = tokens.shape[1], self.model.base_model
         if self.attention_block is not None:
             origin = first if self.blocks_from == "sequence" else columns.min().expand(len(first))
             blocks = block_numbers(origin, length, self.attention_block)
-            visible = block_causal_mask(blocks, attention_mask, self.model.dtype)
-        return self._forward(
-            rows,
+            if self._finished is not None:
+                return self._finished.hidden(model, tokens, attention_mask, first, blocks)
+            attention_mask = block_causal_mask(blocks, attention_mask, self.model.dtype)
+        hidden: Tensor = model(
             input_ids=tokens,
-            attention_mask=visible,
+            attention_mask=attention_mask,
             # Counted back from the end, where all rows are aligned. Counted from the front they would depend
             # on how long the neighbours' prompts are, and rotary embedding would round differently.
             position_ids=torch.arange(-length, 0, device=self.device)[None],
             use_cache=False,
-        )
+        ).last_hidden_state
+        return hidden
 
     def _forward_from_left(
         self, tokens: Tensor, attention_mask: Tensor, first: Tensor, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """For models with absolute positions: every row is turned until its padding is on the right."""
+        """The same for absolute positions: rows are turned until their padding is on the right."""
         length = tokens.shape[1]
         turned = (torch.arange(length, device=self.device) + first[:, None]) % length  # (B, T)
-        return self._forward(
-            rows - first[:, None],
-            input_ids=tokens.gather(1, turned),
-            attention_mask=attention_mask.gather(1, turned),
-        )
-
-    def _forward(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, K, V)`` of some rows ``(B, K)``, and what the last layer makes them of."""
+        rows = rows - first[:, None]
         kept = []
 
         def keep(layer: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
-            hidden = arguments[0]  # (B, T, H)
-            at = rows.to(hidden.device)
-            kept.append(hidden[torch.arange(len(at), device=hidden.device)[:, None], at])
+            # of the layers behind the encoder only the last is large: it gets the rows that are wanted
+            kept.append(_pick(arguments[0], rows))
             return (kept[0],)
 
         hook = self._lm_head.register_forward_pre_hook(keep)
         try:
-            logits = self.model(**inputs).logits
+            logits = self.model(
+                input_ids=tokens.gather(1, turned), attention_mask=attention_mask.gather(1, turned)
+            ).logits
         finally:
             hook.remove()
         return logits.to(self.device), kept[0].to(self.device)
+
+
+def _pick(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Rows ``(B, K)`` of ``hidden`` ``(B, T, H)``, as ``(B, K, H)``."""
+    rows = rows.to(hidden.device)
+    return hidden[torch.arange(len(rows), device=rows.device)[:, None], rows]
 
 
 def _attention_block(
