@@ -172,6 +172,10 @@ def pretrain(
     init_from: Annotated[
         str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
     ] = None,
+    residual_context: Annotated[
+        bool,
+        typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
 ) -> None:
     """Train a small dLLM from scratch on a task."""
@@ -192,6 +196,7 @@ def pretrain(
         learning_rate=learning_rate,
         seed=seed,
         init_from=init_from,
+        residual_context=residual_context,
     )
     pretrainer = Pretrainer(config, output)
     average = None
@@ -206,6 +211,7 @@ def pretrain(
             "confidence:k=1",
             episodes,
             backend=str(output.resolve()),
+            backend_kwargs={"residual_context": "warm"} if residual_context else {},
             task=task,
             task_kwargs=variant,
             block_length=block_length,
