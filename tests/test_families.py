@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ from family_checkpoints import CASES, LENGTH, ReferenceStock
 from safetensors.torch import load_file, save_file
 
 from dllm_gym.backends import load_backend
-from dllm_gym.backends.families import FAMILIES
+from dllm_gym.backends.families import FAMILIES, family_of
 from dllm_gym.backends.transformers_backend import TransformersBackend
 
 PROMPTS = (
@@ -160,6 +161,76 @@ def test_a_whole_episode_runs(checkpoint, backend):
         observation, _, terminated, _, info = env.step(observation["action_mask"])
     assert 1 <= info["nfe"] <= LENGTH
     assert env.unwrapped.engine.canvas.completions()[0].tolist().count(backend.mask_token_id) == 0
+
+
+REAL = {
+    # 7.62 billion parameters, says its model card
+    "iLLaDA": (
+        {"d_model": 4096, "mlp_hidden_size": 14336, "n_heads": 32, "n_kv_heads": 8, "n_layers": 32}
+        | {"embedding_size": 155136, "vocab_size": 155136, "max_sequence_length": 8192, "weight_tying": True}
+        | {"model_type": "llada", "rms_norm_eps": 1e-5, "rope_theta": 5e5},
+        7_615_025_152,
+    ),
+    # 14,032 MiB in bfloat16, of which 12,288 are experts, as measured on the published weights
+    "LLaDA-MoE": (
+        {"model_type": "llada", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16}
+        | {"dense_intermediate_size": 8192, "expert_intermediate_size": 1024, "num_experts": 64}
+        | {"num_experts_per_tok": 8, "vocab_size": 157184, "max_position_embeddings": 8192}
+        | {"rms_norm_eps": 1e-5, "rope_theta": 5e4},
+        7_356_880_896,
+    ),
+    # "16B-A1B"
+    "LLaDA2": (
+        {"model_type": "llada2_moe", "hidden_size": 2048, "intermediate_size": 5120, "num_hidden_layers": 20}
+        | {"num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128, "partial_rotary_factor": 0.5}
+        | {"first_k_dense_replace": 1, "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1}
+        | {"n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "moe_intermediate_size": 512}
+        | {"rms_norm_eps": 1e-6, "rope_theta": 6e5, "max_position_embeddings": 32768, "vocab_size": 157184},
+        16_255_638_528,
+    ),
+    # as many as Qwen3-0.6B
+    "A2D-Qwen3": (
+        {"model_type": "a2d-qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
+        | {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True}
+        | {"vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_theta": 1e6},
+        596_049_920,
+    ),
+}
+
+
+@pytest.mark.parametrize("family_name", list(REAL))
+def test_the_real_sizes_give_the_published_number_of_parameters(family_name):
+    import transformers
+
+    config, parameters = REAL[family_name]
+    family = family_of(config, family_name)
+    assert family.name == family_name
+    with torch.device("meta"):
+        model = getattr(transformers, family.model_class)(family.translate(config))
+    model.tie_weights()
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+    assert model.config.is_causal is False
+
+
+@pytest.mark.parametrize(
+    ("published", "changes", "field"),
+    [
+        ("LLaDA-MoE-7B-A1B-Base", {"moe_router_score_function": "sigmoid"}, "moe_router_score_function"),
+        ("LLaDA-MoE-7B-A1B-Base", {"shared_expert_intermediate_size": 8}, "shared_expert_intermediate_size"),
+        ("LLaDA-MoE-7B-A1B-Base", {"clip_qkv": 8.0}, "clip_qkv"),
+        ("LLaDA2.0-mini", {"score_function": "softmax"}, "score_function"),
+        ("LLaDA2.0-mini", {"use_qkv_bias": True}, "use_qkv_bias"),
+        ("LLaDA2.0-mini", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
+        ("SDAR-1.7B-Chat", {"use_sliding_window": True}, "use_sliding_window"),
+        ("SDAR-1.7B-Chat", {"hidden_act": "gelu"}, "hidden_act"),
+        ("SDAR-1.7B-Chat", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of type 'dynamic'"),
+    ],
+)
+def test_what_the_stock_class_would_compute_otherwise_is_refused(tmp_path, published, changes, field):
+    directory = CASES[published].write(tmp_path)
+    config = json.loads((directory / "config.json").read_text()) | changes
+    with pytest.raises(ValueError, match=f"config has {field}.*support"):
+        family_of(config, published).translate(config)
 
 
 @pytest.mark.parametrize("name", ["SDAR-8B-Chat-b16", "Qwen3-0.6B-diffusion-bd3lm-v0.1"], indirect=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -210,6 +213,25 @@ def test_roberta_counts_positions_from_the_first_token(tmp_path):
     torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=0)
 
 
+# The hub ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path):
+    """As ``huggingface_hub`` leaves it there; the block length is in the name, which no directory has."""
+    repository, revision = tmp_path / "models--dllm-hub--tiny-bd3lm", "0123456789abcdef"
+    CASES["Qwen3-0.6B-diffusion-bd3lm-v0.1"].write(repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "from dllm_gym import load_backend; b = load_backend('dllm-hub/tiny-bd3lm');"
+        "print(b.family.name, b.attention_block, b.encode_prompt('Sam')[1:2] == [b.tokenizer.get_vocab()['Sam']])"
+    )
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["A2D-Qwen3", "32", "True"], done.stderr
+
+
 # Keywords ---------------------------------------------------------------------------------------------------
 
 
@@ -237,7 +259,7 @@ def test_a_device_map_without_accelerate_names_the_extra(llada, monkeypatch):
 
 @pytest.mark.slow
 def test_a_quantized_model_is_close(llada):
-    """Eight bits by torchao, which is a quantizer that works on a CPU."""
+    """Eight bits by torchao, a quantizer that works on a CPU; no dependency, for it logs at every import."""
     pytest.importorskip("accelerate")
     quantization = pytest.importorskip("torchao.quantization")
     from transformers import TorchAoConfig

@@ -161,4 +161,4 @@ def llada2_conversions() -> list[Any]:
 
 def llada2_block(config: Mapping[str, Any], name: str) -> int:
     """Blocks of 32, as published; the config is silent."""
-    return int(config.get("block_size", 32))
+    return int(config.get("block_size") or 32)

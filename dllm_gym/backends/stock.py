@@ -65,7 +65,7 @@ def stock_config(family: str, config_class: str) -> Callable[[Config], Any]:
 
 def a2d_block(config: Config, name: str) -> int | None:
     """Blocks of ``block_size``, published as 32, where the name has ``bd3lm`` in it; the config is silent."""
-    return int(config.get("block_size", 32)) if "bd3lm" in name.lower() else None
+    return int(config.get("block_size") or 32) if "bd3lm" in name.lower() else None
 
 
 def sdar_block(config: Config, name: str) -> int:
@@ -76,4 +76,4 @@ def sdar_block(config: Config, name: str) -> int:
 
 def fast_dllm_block(config: Config, name: str) -> int:
     """The config's ``bd_size``, published as 32."""
-    return int(config.get("bd_size", 32))
+    return int(config.get("bd_size") or 32)
