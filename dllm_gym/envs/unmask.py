@@ -75,6 +75,12 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     stands there, and likewise for the other statistics. Such predictions are of the last forward, and
     none follows the last action of an episode.
 
+    With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
+    grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with
+    `dual` what follows the active block keeps its observations, too. With `"block"`, for dLLMs that attend
+    block by block, the active block is exact and what follows it has confidence 0 until it is reached.
+    With `{"residual_context": True}` a prediction depends on the step before as well.
+
     ## Rewards
     0 until the episode ends, then with r the task's score in [0, 1] and n the steps used:
 
