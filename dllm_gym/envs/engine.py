@@ -48,6 +48,7 @@ class Engine:
         indices: ``(N,)`` int64, the problem each row is at.
         alphas: ``(N,)`` float64, alpha of each row's episode.
         targets: ``(N,)`` float64, target_steps of each row's episode.
+        end_token_ids: The tokens that end a completion.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Engine:
         if num_rows % self.group_size:
             raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
         self.stop_at_eos = stop_at_eos
+        self.end_token_ids = _end_tokens(self.backend)
         self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
@@ -119,7 +121,7 @@ class Engine:
             self.block_length,
             self.backend.mask_token_id,
             self.backend.pad_token_id,
-            _end_tokens(self.backend) if stop_at_eos else None,
+            self.end_token_ids if stop_at_eos else None,
         )
         self.observation_space = self._make_observation_space()
         self.action_space = spaces.MultiBinary(self.length)
@@ -209,6 +211,11 @@ class Engine:
             self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
 
     # What the outside sees
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """``(N, L)``: the dLLM's confidence in what it last predicted, at revealed positions too."""
+        return self._predicted["confidence"]
 
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""
