@@ -329,7 +329,7 @@ def _order_table(profiles: Sequence[Profile]) -> Table:
     table = Table(box=None)
     table.add_column("")
     for profile in profiles:
-        table.add_column(escape(profile.label), justify="right")
+        table.add_column(escape(profile.label), justify="right", overflow="fold")
     measures: dict[str, Callable[[Profile], str]] = {
         "accuracy": lambda p: f"{p.accuracy:.3f}",
         "steps": lambda p: f"{p.steps_mean:.1f}",

@@ -29,7 +29,6 @@ MAX_K = 8  # of AR-ness@k
 _CONFIDENCE_BINS = 10  # of equal width over [0, 1]
 _SURPRISE_GROUPS = 5  # of equal size
 _TINY = 1e-12  # a confidence that underflowed to 0 surprises no more than this one
-_MANY_CHANGES = 4  # completions with so many tokens to change or more are one group
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +71,8 @@ class Profile:
         kept_at_position: ``(L,)`` and for each position.
         kept_by_confidence: How often a token is kept, by the confidence with which it was revealed, in ten
             bins.
-        success_by_changes: How often episodes succeed, by the number of tokens the dLLM would change: 0 to 3,
-            and more.
+        success_by_changes: How often episodes succeed, by the number of tokens the dLLM would change: 0, 1,
+            2 to 3, 4 to 7, and so on.
     """
 
     label: str
@@ -211,7 +210,7 @@ def profile(recording: Recording) -> Profile:
             else None
         ),
         success_by_changes=(
-            reliability(changes.astype(np.float64), success, changes.clip(max=_MANY_CHANGES))
+            reliability(changes.astype(np.float64), success, _doubling_groups(changes))
             if checked and known
             else None
         ),
@@ -228,6 +227,11 @@ def _equal_groups(values: FloatArray, groups: int) -> IntArray:
     rank = np.empty(len(values), dtype=np.int64)
     rank[np.argsort(values, kind="stable")] = np.arange(len(values))
     return rank * groups // len(values)
+
+
+def _doubling_groups(counts: IntArray) -> IntArray:
+    """0, 1, 2 to 3, 4 to 7, and so on."""
+    return np.ceil(np.log2(counts + 1)).astype(np.int64)
 
 
 def _mean(values: FloatArray) -> FloatArray:

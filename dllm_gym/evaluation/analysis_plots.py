@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
@@ -20,7 +21,9 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":")
 _COLUMNS = 4
+_TITLE_WIDTH = 44  # characters
 _HEAT_ROWS = 48  # more steps than this share rows of the heat map
+_CURVE_POINTS = 64  # longer curves are drawn as means of neighbouring points
 _RARE = 0.05  # a step is drawn if this share of the episodes reach it
 _FEW = 5  # and a group of cases if it has so many
 
@@ -77,7 +80,7 @@ def _panels(profiles: Sequence[Profile]) -> list[Panel]:
 
 def _result(profile: Profile) -> str:
     steps = f"{profile.steps_mean:.1f} steps"
-    return steps if np.isnan(profile.accuracy) else f"{100 * profile.accuracy:.0f} % right in {steps}"
+    return steps if np.isnan(profile.accuracy) else f"{100 * profile.accuracy:.1f} % right in {steps}"
 
 
 def _style(at: int) -> Style:
@@ -122,11 +125,11 @@ def _heat_map(axes: Any, profile: Profile) -> Any:
     )
     for edge in range(profile.block_length, length, profile.block_length):
         axes.axvline(edge - 0.5, color="black", linewidth=0.6, alpha=0.6)
-    axes.set_title(profile.label, fontsize=9)
+    axes.set_title(textwrap.fill(profile.label, _TITLE_WIDTH), fontsize=9)
     axes.set_xlabel("position in the completion", fontsize=9)
     axes.set_ylabel("step" if together == 1 else f"step (rows of {together})", fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes.xaxis)
+    _whole_numbers(axes.yaxis)
     axes.tick_params(labelsize=8)
     return image
 
@@ -152,7 +155,7 @@ def _curve_over_k(axes: Any, values: Any, intervals: Any, style: Style) -> None:
     k = np.arange(1, MAX_K + 1)
     axes.plot(k, values, **style)
     axes.fill_between(k, *np.asarray(intervals).T, color=style["color"], alpha=0.2, linewidth=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes.xaxis)
 
 
 def _neighbours(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
@@ -161,7 +164,7 @@ def _neighbours(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style])
     left = np.zeros(len(profiles))
     cases = {
         "left": ("left_first", "", 0.9),
-        "same step": ("same_step", "///", 0.45),
+        "both": ("same_step", "///", 0.45),
         "right": ("right_first", "", 0.2),
     }
     for case, (name, hatch, alpha) in cases.items():
@@ -198,7 +201,7 @@ def _confidence_by_step(axes: Any, profiles: Sequence[Profile], styles: Sequence
 def _confidence_by_position(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
     _title(axes, "Where does it hesitate?", "position in the completion", "mean confidence of reveals")
     for profile, style in zip(profiles, styles, strict=True):
-        axes.plot(profile.confidence_at_position, **_thin(style, profile.length))
+        _curve(axes, np.arange(profile.length), profile.confidence_at_position, style)
     _up_to_one(axes)
 
 
@@ -208,7 +211,7 @@ def _steps_per_block(axes: Any, profiles: Sequence[Profile], styles: Sequence[St
         blocks = np.arange(1, len(profile.steps_per_block) + 1)
         axes.plot(blocks, profile.steps_per_block, **style)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes.xaxis)
 
 
 def _success_by_surprise(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
@@ -224,7 +227,7 @@ def _success_by_changes(axes: Any, profiles: Sequence[Profile], styles: Sequence
     for profile, style in zip(profiles, styles, strict=True):
         _reliability(axes, profile.success_by_changes, style)
     _shares(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes.xaxis)
 
 
 def _kept_by_confidence(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
@@ -247,7 +250,7 @@ def _kept_by_step(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style
 def _kept_by_position(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
     _title(axes, "Where are they wrong?", "position in the completion", "tokens it would change")
     for profile, style in zip(profiles, styles, strict=True):
-        axes.plot(1 - profile.kept_at_position, **_thin(style, profile.length))
+        _curve(axes, np.arange(profile.length), 1 - profile.kept_at_position, style)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
@@ -255,9 +258,20 @@ def _kept_by_position(axes: Any, profiles: Sequence[Profile], styles: Sequence[S
 def _curve_over_steps(axes: Any, profile: Profile, values: Any, style: Style) -> None:
     """Only as far as enough episodes go; what a handful of stragglers do is noise."""
     shown = profile.running_at_step >= _RARE * profile.episodes
-    steps = np.arange(1, len(values) + 1)[shown]
-    axes.plot(steps, np.asarray(values)[shown], **_thin(style, len(steps)))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    steps = np.arange(1, len(values) + 1)
+    _curve(axes, steps[shown], np.asarray(values)[shown], style)
+    axes.set_xlim(0.5, max(axes.get_xlim()[1], steps[shown][-1] + 0.5))
+    _whole_numbers(axes.xaxis)
+
+
+def _curve(axes: Any, x: Any, y: Any, style: Style) -> None:
+    """A curve of up to 64 points; a longer one is drawn as means of neighbours."""
+    together = ceil(len(x) / _CURVE_POINTS)
+    starts = np.arange(0, len(x), together)
+    there = ~np.isnan(y)
+    counts = np.add.reduceat(there.astype(int), starts)
+    means = np.add.reduceat(np.where(there, y, 0.0), starts) / np.where(counts > 0, counts, np.nan)
+    axes.plot(x[starts] + (together - 1) / 2, means, **style, markevery=max(1, len(starts) // 16))
 
 
 def _reliability(axes: Any, bins: Reliability | None, style: Style) -> None:
@@ -268,11 +282,6 @@ def _reliability(axes: Any, bins: Reliability | None, style: Style) -> None:
     value, share, interval = (np.array(x)[shown] for x in (bins.value, bins.share, bins.interval))
     error = np.abs(interval.T - share)  # (2, groups)
     axes.errorbar(value, share, yerr=error, elinewidth=0.7, capsize=1.5, **style)
-
-
-def _thin(style: Style, points: int) -> Style:
-    """Fewer markers on long curves."""
-    return style | {"markevery": max(1, points // 16)}
 
 
 def _title(axes: Any, title: str, x: str, y: str) -> None:
@@ -289,3 +298,7 @@ def _shares(axes: Any) -> None:
 
 def _up_to_one(axes: Any) -> None:
     axes.set_ylim(top=1.005)
+
+
+def _whole_numbers(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -7,8 +7,8 @@ completions, 1 being the first step and 0 meaning never.
 reveal per step, p_1, ..., p_T. Here a step that reveals several positions is read as so many single reveals
 from left to right, and every reveal counts once. So decoding from left to right scores 1 in both measures
 whatever the number of tokens per step, and one reveal per step is the original. A step reveals its positions
-without seeing the others, however, so this is the reading most favourable to "left to right": everything
-revealed in one step scores 1 too. ``neighbour_order`` tells the two apart.
+without seeing the others, however, so this reading favours "left to right": everything revealed in one step
+scores 1 too. ``neighbour_order`` tells the two apart.
 """
 
 from __future__ import annotations

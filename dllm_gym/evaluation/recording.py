@@ -145,6 +145,9 @@ class Recording:
             ValueError: If the file holds no recording.
             OSError: If it cannot be read.
         """
+        with Path(path).open("rb") as opened:
+            if not zipfile.is_zipfile(opened):
+                raise ValueError(f"{path} holds no recording of episodes: it is no .npz file")
         try:
             with np.load(path, allow_pickle=False) as file:
                 content = {name: file[name] for name in _SAVED if name in file}
