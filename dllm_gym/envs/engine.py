@@ -48,6 +48,7 @@ class Engine:
         indices: ``(N,)`` int64, the problem each row is at.
         alphas: ``(N,)`` float64, alpha of each row's episode.
         targets: ``(N,)`` float64, target_steps of each row's episode.
+        end_token_ids: The tokens that end a completion.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Engine:
         self.stop_at_eos = stop_at_eos
         remember = getattr(self.backend, "memory", None)
         self._memory: Memory | None = None if remember is None else remember(num_rows, self.length)
+        self.end_token_ids = _end_tokens(self.backend)
         self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
@@ -120,7 +122,7 @@ class Engine:
             self.block_length,
             self.backend.mask_token_id,
             self.backend.pad_token_id,
-            _end_tokens(self.backend) if stop_at_eos else None,
+            self.end_token_ids if stop_at_eos else None,
             attention_block is not None and self.backend.blocks_from == "sequence",  # type: ignore[attr-defined]
         )
         self.observation_space = self._make_observation_space()
@@ -217,6 +219,11 @@ class Engine:
             self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
 
     # What the outside sees
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """``(N, L)``: the dLLM's confidence in what it last predicted, at revealed positions too."""
+        return self._predicted["confidence"]
 
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""

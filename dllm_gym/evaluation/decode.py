@@ -10,6 +10,7 @@ import numpy as np
 
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
+from dllm_gym.evaluation.recording import Recorder
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,13 @@ class Episode:
     info: dict[str, Any]
 
 
-def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0) -> Iterator[Episode]:
+def decode(
+    agent: Agent,
+    engine: Engine,
+    problems: Sequence[int],
+    seed: int = 0,
+    recorder: Recorder | None = None,
+) -> Iterator[Episode]:
     """Decodes every problem once, in as few forwards as the engine's number of rows allows.
 
     A row that finishes takes the next problem in the same forward; when there is none left it drops out.
@@ -32,6 +39,7 @@ def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0)
         engine: Fresh or used; all its rows are started anew.
         problems: Indices into the task.
         seed: Seeds the agent's draws and the token noise.
+        recorder: Told of every step.
 
     Yields:
         Episodes in the order they finish.
@@ -60,6 +68,8 @@ def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0)
         actions = _check_actions(agent.act(engine.observation()), engine)
         active = np.flatnonzero(positions >= 0)
         changed = active[engine.act(active, actions[active])]
+        if recorder is not None:
+            recorder.after_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
         for row in ended:
