@@ -15,9 +15,13 @@ from dllm_gym.evaluation.agents import Agent
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode: its place in the list of problems, its reward and its final info."""
+    """One finished episode: its place in the list of problems, its completion, reward and final info.
+
+    ``tokens`` ``(L,)`` int64 is the whole completion, beyond the first end token too.
+    """
 
     position: int
+    tokens: NDArray[np.int64]
     reward: float
     info: dict[str, Any]
 
@@ -75,7 +79,8 @@ def decode(
         ended = active[finished[active]]
         for row in ended:
             reward, info = engine.outcome(row)
-            yield Episode(int(positions[row]), reward, info)
+            tokens = engine.canvas.completions(row[None])[0]
+            yield Episode(int(positions[row]), tokens, reward, info)
         stale = np.concatenate([changed[~finished[changed]], start(ended)])
 
 
