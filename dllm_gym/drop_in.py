@@ -231,7 +231,8 @@ def _llada_rule(steps: int, length: int, block_length: int, remasking: str) -> F
     """The most confident positions, as many in a step as LLaDA's linear noise schedule says.
 
     ``get_num_transfer_tokens`` of LLaDA's ``generate.py``: a block's positions are spread evenly over its
-    share of the steps, and the first of these take what is left over.
+    share of the steps, and the first of these take what is left over. Steps in which the original would do
+    nothing are left out, because ``prefix`` always takes one.
     """
     if remasking != "low_confidence":
         raise ValueError(f"remasking must be 'low_confidence', got {remasking!r}; or give an agent")
@@ -241,7 +242,7 @@ def _llada_rule(steps: int, length: int, block_length: int, remasking: str) -> F
             f"block_length must divide gen_length, and steps must be a multiple of the number of blocks; "
             f"got steps {steps}, gen_length {length}, block_length {block_length}"
         )
-    steps_per_block = min(steps // blocks, block_length)  # the original idles through any more
+    steps_per_block = steps // blocks
     each, left_over = divmod(block_length, steps_per_block)
 
     def act(observation: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
