@@ -57,10 +57,14 @@ class GSM8KTask:
         self.num_problems = len(self._rows)
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split. ``reference`` is the number after ``####``."""
+        """Problem ``index`` of the split; ``reference`` is the number after ``####``.
+
+        ``metadata``: ``question`` and ``solution``, the file's own text.
+        """
         question, answer, gold = self._rows[check_index(index, self.num_problems)]
         solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
-        return Problem(self.form(question, solved), gold, {"solution": answer}, self.form.prefix)
+        metadata = {"question": question, "solution": answer}
+        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the answer is the reference to 1e-6, else 0.0.

@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,10 +106,8 @@ class _Worker:
             process.kill()
             process.wait()
             assert process.stdin is not None
-            try:
+            with suppress(OSError):  # what was not sent to a dead worker
                 process.stdin.close()
-            except OSError:  # what was not sent to a dead worker
-                pass
 
 
 def _forward(lines: IO[str], to: queue.Queue[str]) -> None:
