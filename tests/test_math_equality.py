@@ -98,12 +98,12 @@ print("refused")
 
 @pytest.mark.parametrize("answer", ["9^{9^{9^{9^9}}}", "(10^9)!", "9^{9^{9^{9^8}}} - 9^{9^{9^{9^7}}}"])
 def test_what_takes_for_ever_is_given_up_on_and_the_next_answer_is_right(monkeypatch, answer):
+    assert same_value("3", "3.0")
     monkeypatch.setattr(math_equality, "_TIMEOUT", 0.5)
-    assert same_value("3", "3")
     start = time.monotonic()
     assert not same_value("5", answer)
     assert time.monotonic() - start < 30  # on a busy machine; without the limit it never ends
-    monkeypatch.setattr(math_equality, "_TIMEOUT", 20.0)
+    monkeypatch.setattr(math_equality, "_TIMEOUT", 60.0)
     assert same_value(r"\frac{2}{6}", r"\frac{1}{3}")
 
 

@@ -57,7 +57,7 @@ class Math500Task:
         self.split = check_split(split)
         self.form: PromptForm = form_of_split(_FORMS, prompt, split)
         self.prompt = prompt
-        check_shots(shots, prompt)
+        check_shots(shots, prompt, data, split)
         if equality not in _EQUALITIES:
             raise ValueError(f"unknown equality {equality!r}; choose one of {', '.join(_EQUALITIES)}")
         if equality == "math-verify":

@@ -58,9 +58,8 @@ def _equal(gold: str, answer: str) -> bool:
 def main() -> None:
     """Answers every line of JSON ``[gold, answer]`` with a line, ``true`` or ``false``."""
     _limit_memory()
-    import math_verify  # noqa: F401 - the slow part, before the clock of the first answer starts
-
     _never_evaluate_text()
+    _equal("x^2 - 1", "(x-1)(x+1)")  # imports what is slow to import, before the first answer's clock starts
     print("ready", flush=True)
     for line in sys.stdin:
         gold, answer = json.loads(line)

@@ -152,6 +152,11 @@ def test_lm_eval_asks_with_solved_examples(gsm8k, math500):
     assert asked == "A half?\n\nSolution:"
 
 
+def test_examples_are_never_test_problems(gsm8k):
+    with pytest.raises(ValueError, match=r"shots are training problems, and .*test\.jsonl has test problems"):
+        load_task("gsm8k", data=gsm8k / "test.jsonl", prompt="lm-eval", shots=2)
+
+
 def test_a_problem_is_never_its_own_example(gsm8k):
     task = load_task("gsm8k", "train", data=gsm8k, prompt="lm-eval", shots=3)
     for index in range(20):
