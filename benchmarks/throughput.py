@@ -102,6 +102,18 @@ def measure(dtype: str, rounds: int, steps: int) -> dict[str, Any]:
     }
 
 
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
+    return {
+        "processor": platform.processor() or platform.machine(),
+        **gpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
@@ -109,13 +121,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     arguments = parser.parse_args()
     rows = [measure(dtype, arguments.rounds, arguments.steps) for dtype in arguments.dtypes]
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    write_json(RESULTS / "throughput.json", {"machine": machine, "rows": ROWS, "results": rows})
+    write_json(RESULTS / "throughput.json", {"machine": machine(), "rows": ROWS, "results": rows})
     lines = [
         "| dtype | 64 rows, steps/s | 64 singles, steps/s | ratio | share in the dLLM forward |",
         "|---|---|---|---|---|",
@@ -125,7 +131,7 @@ def main() -> None:
         f"| {r['forward_share']:.1%} |"
         for r in rows
     ]
-    text = "\n".join(lines) + f"\n\n`python benchmarks/throughput.py`, {machine}\n"
+    text = "\n".join(lines) + f"\n\n`python benchmarks/throughput.py`, {machine()}\n"
     write_text(RESULTS / "throughput.md", text)
     print(text)
 
