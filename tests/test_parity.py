@@ -1,14 +1,11 @@
 """The published decoding loops, written down here from their description, against ours: token by token, in
 the same order and the same number of forwards, on random weights in LLaDA's layout.
 
-``benchmarks/peers.py`` does the same with the publishers' own files.
+``benchmarks/peers.py`` does the same with the publishers' own files; its tests are in test_benchmarks.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -194,69 +191,3 @@ def test_factor_is_fast_dllms_loop(backends, weights, problem, block_length, dat
     theirs = fast_dllm_factor(loop, block_length, factor, released)
     agent = make_strategy("fast-dllm-factor-released" if released else "fast-dllm-factor", factor=factor)
     assert ours(backend, agent, block_length, problem) == theirs
-
-
-# The command that takes the publishers' files ---------------------------------------------------------------
-
-WRONG_ORDER = '''
-import torch
-from model.modeling_llada import LLaDAModelLM
-
-
-def generate(model, prompt, steps, gen_length, block_length, mask_id, threshold=None, factor=None):
-    """A peer of another mind: one token at a time, from the left. Returns what Fast-dLLM returns."""
-    x = torch.cat([prompt, torch.full((1, gen_length), mask_id)], dim=1)
-    for i in range(prompt.shape[1], x.shape[1]):
-        x[0, i] = model(x).logits[0, i].argmax()
-    return x, gen_length
-'''
-
-
-@pytest.fixture(scope="module")
-def peers() -> Any:
-    folder = Path(__file__).parents[1] / "benchmarks"
-    spec = importlib.util.spec_from_file_location("peers", folder / "peers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(folder))
-    sys.modules["peers"] = module  # where dataclasses look their module up
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(folder))
-        del sys.modules["peers"]
-    return module
-
-
-def test_a_peer_that_decodes_otherwise_is_told_apart(peers, tmp_path):
-    (tmp_path / "llada").mkdir()
-    (tmp_path / "llada" / "generate.py").write_text(WRONG_ORDER)
-    loop = peers.load_loop(tmp_path)
-    assert "model.modeling_llada" not in sys.modules
-    same = peers.compare(loop, peers.Case("left-to-right:k=1", 48, 48), problems=2, rounds=1)
-    other = peers.compare(loop, peers.Case("confidence:k=1", 48, 48), problems=2, rounds=0)
-    assert [found["same"] for found in same["canvases"].values()] == [2, 2]
-    assert [found["same"] for found in other["canvases"].values()] == [0, 0]
-    assert other["canvases"]["softened"]["difference"] == 2
-    assert same["canvases"]["as trained"]["forwards_per_problem"] == {"peer": 48, "ours": 48}
-    assert min(same["problems_per_second"].values()) > 0
-    assert "`left-to-right:k=1`" in peers.table("llada", [same, other])
-
-
-def test_a_checkout_without_a_loop_is_refused(peers, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no generate\.py"):
-        peers.load_loop(tmp_path)
-
-
-def test_judging_where_two_decodings_part(peers):
-    start, first, second = np.array([9, 9, 9]), np.array([1, 9, 9]), np.array([9, 1, 9])
-    full = np.array([1, 1, 1])
-    sure, close = [np.array([0.9, 0.5, 0.1])] * 2, [np.array([0.5, 0.5 + 1e-7, 0.1])] * 2
-    assert peers.judge([start, first, full], [start, first, full], sure, None) == "same"
-    assert peers.judge([start, first, full], [start, second, full], sure, None) == "difference"
-    assert peers.judge([start, first, full], [start, second, full], close, None) == "tie"
-    assert peers.judge([start, first, full], [start, first], sure, None) == "difference"
-    both = np.array([1, 1, 9])
-    assert peers.judge([start, first, full], [start, both, full], close, 0.5) == "tie"
-    assert peers.judge([start, first, full], [start, both, full], close, 0.4) == "difference"
