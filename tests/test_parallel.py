@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from parallel_worker import UPDATES, groups, updates
 
-from dllm_agents import load_policy, parallel
+from dllm_agents import load_policy, parallel, train
+from dllm_agents.config import TrainConfig
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
@@ -86,3 +87,20 @@ def test_several_processes_need_accelerate(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[agents,multi-gpu\]'"), parallel.launched():
         pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_envs": 16}, "num_envs 16 must be a multiple of the 3 processes, at least 12 for groups of 4"),
+        ({"num_envs": 9}, "num_envs 9 must be a multiple of the 3 processes, at least 12"),
+        ({"algorithm": "ppo"}, "several processes train grpo, without imitation_steps; got ppo with 0 in 3"),
+        ({"imitation_steps": 5, "expert": "confidence"}, "got grpo with 5 in 3 processes"),
+    ],
+)
+def test_what_several_processes_cannot_do(monkeypatch, tmp_path, toys, changes, message):
+    monkeypatch.setattr(parallel, "count", lambda: 3)
+    config = TrainConfig(env={"task": "toy", "backend": "toy"}, num_envs=12, group_size=4)
+    with pytest.raises(ValueError, match=message):
+        train(config.updated(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
