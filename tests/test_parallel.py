@@ -85,7 +85,7 @@ def test_one_process_needs_nothing(monkeypatch):
 def test_several_processes_need_accelerate(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[agents,multi-gpu\]'"), parallel.launched():
+    with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[agents,large\]'"), parallel.launched():
         pass
 
 

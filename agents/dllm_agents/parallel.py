@@ -24,7 +24,7 @@ def launched() -> Iterator[bool]:
     """Joins the processes that a launcher started, if one did; says whether this is the first of them.
 
     Raises:
-        ImportError: If there are several and the extra ``multi-gpu`` is not installed.
+        ImportError: If there are several and the extra ``large`` is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield True
@@ -33,7 +33,7 @@ def launched() -> Iterator[bool]:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            "training in several processes needs accelerate: pip install 'dllm-gym[agents,multi-gpu]'"
+            "training in several processes needs accelerate: pip install 'dllm-gym[agents,large]'"
         ) from error
     PartialState(timeout=_PATIENCE)  # picks this process's GPU, or gloo where there is none
     yield rank() == 0
