@@ -247,7 +247,7 @@ def self_consistency(recording: Recording, engine: Engine, batch_size: int = 64)
             )
             written = prediction.tokens.cpu().numpy().diagonal()  # (R,)
             kept[episode, positions] = written == completion[positions]
-    return replace(recording, kept=kept & recording.revealed)
+    return replace(recording, kept=kept)
 
 
 def _first(true: BoolArray) -> IntArray:
