@@ -48,8 +48,9 @@ DtypeOption = Annotated[
 
 @app.command("list")
 def list_(json_file: JsonOption = None) -> None:
-    """List embedded dLLMs, tasks, strategies and learned policies."""
+    """List embedded dLLMs, tasks, strategies, learned policies and families of checkpoints."""
     from dllm_gym.backends import backend_names
+    from dllm_gym.backends.families import FAMILIES
     from dllm_gym.plugins import plugins
     from dllm_gym.strategies import make_strategy, strategy_names
     from dllm_gym.tasks import task_names
@@ -62,7 +63,14 @@ def list_(json_file: JsonOption = None) -> None:
     }
     for kind, names in content.items():
         console.print(f"[bold]{kind}[/bold]: {', '.join(names)}", highlight=False)
-    _write_json(content, json_file)
+    families = [{"name": f.name, "published": f.published, "verified": f.verified} for f in FAMILIES]
+    console.print(
+        "[bold]families[/bold] of checkpoints, by directory or hub id (no published weights were run):"
+    )
+    for family in families:
+        published = f" ({', '.join(family['published'])})" if family["published"] else ""
+        console.print(f"  {family['name']}{published}: {family['verified']}", highlight=False)
+    _write_json({**content, "families": families}, json_file)
 
 
 @app.command()
@@ -233,6 +241,10 @@ def pretrain(
     init_from: Annotated[
         str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
     ] = None,
+    residual_context: Annotated[
+        bool,
+        typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
 ) -> None:
     """Train a small dLLM from scratch on a task."""
@@ -253,6 +265,7 @@ def pretrain(
         learning_rate=learning_rate,
         seed=seed,
         init_from=init_from,
+        residual_context=residual_context,
     )
     pretrainer = Pretrainer(config, output)
     average = None
@@ -267,6 +280,7 @@ def pretrain(
             "confidence:k=1",
             episodes,
             backend=str(output.resolve()),
+            backend_kwargs={"residual_context": "warm"} if residual_context else {},
             task=task,
             task_kwargs=variant,
             block_length=block_length,

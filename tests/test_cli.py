@@ -95,6 +95,11 @@ def test_list(run, tmp_path, monkeypatch):
     done = run("list", "--json", "-")
     assert done.code == 0
     content = done.json
+    families = {family.pop("name"): family for family in content.pop("families")}
+    assert "GSAI-ML/LLaDA-8B-Instruct" in families["LLaDA"]["published"]
+    for name, family in families.items():
+        assert name in done.words
+        assert family["verified"] in done.words
     assert content.keys() == {"backends", "tasks", "strategies", "policies"}
     assert "toy" in content["backends"]
     assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
@@ -105,7 +110,7 @@ def test_list(run, tmp_path, monkeypatch):
     assert len(done.out.splitlines()) == 1
 
     assert run("list", "--json", tmp_path / "list.json").out == ""
-    assert json.loads((tmp_path / "list.json").read_text()) == content
+    assert json.loads((tmp_path / "list.json").read_text()) == done.json
 
 
 # Pretrain ---------------------------------------------------------------------------------------------------

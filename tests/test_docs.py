@@ -56,9 +56,16 @@ def test_own_agent_is_compared(capsys, monkeypatch):
     assert "above their envelope" in printed
 
 
-def test_own_backend_decodes_left_to_right(capsys, monkeypatch):
-    run_example(monkeypatch, "own_backend.py")
+def test_own_dllm_decodes_left_to_right(capsys, monkeypatch):
+    run_example(monkeypatch, "own_dllm.py")
     assert "'reveal what you know first': reward 0.167" in capsys.readouterr().out
+
+
+def test_a_callable_is_a_dllm(capsys, monkeypatch):
+    run_example(monkeypatch, "callable_dllm.py")
+    printed = capsys.readouterr().out
+    assert "left-to-right  'the quick brown fox': reward 0.100" in printed
+    assert re.search(r"all at once +'the quick .*': reward 0.000", printed)
 
 
 def test_film_is_an_animation(monkeypatch, tmp_path):

@@ -108,7 +108,8 @@ def evaluate(
     episodes = min(episodes, engine.task.num_problems or episodes)
     finished: list[Episode | None] = [None] * episodes
     recorder = Recorder(engine, episodes) if record or check_consistency else None
-    for episode in decode(resolved, engine, range(episodes), seed, recorder):
+    on_step = None if recorder is None else recorder.after_step
+    for episode in decode(resolved, engine, range(episodes), seed, on_step):
         finished[episode.position] = episode
         if on_episode is not None:
             on_episode(episode)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
-from dllm_gym.evaluation.recording import Recorder
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def decode(
     engine: Engine,
     problems: Sequence[int],
     seed: int = 0,
-    recorder: Recorder | None = None,
+    on_step: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None,
 ) -> Iterator[Episode]:
     """Decodes every problem once, in as few forwards as the engine's number of rows allows.
 
@@ -39,7 +39,8 @@ def decode(
         engine: Fresh or used; all its rows are started anew.
         problems: Indices into the task.
         seed: Seeds the agent's draws and the token noise.
-        recorder: Told of every step.
+        on_step: Called after every action, before the dLLM predicts again, with the rows ``(R,)`` that took
+            a step and their places ``(R,)`` in ``problems``.
 
     Yields:
         Episodes in the order they finish.
@@ -68,8 +69,8 @@ def decode(
         actions = _check_actions(agent.act(engine.observation()), engine)
         active = np.flatnonzero(positions >= 0)
         changed = active[engine.act(active, actions[active])]
-        if recorder is not None:
-            recorder.after_step(active, positions[active])
+        if on_step is not None:
+            on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
         for row in ended:
