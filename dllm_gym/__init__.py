@@ -13,13 +13,15 @@ from dllm_gym.registration import ENV_ID, register_envs
 
 if TYPE_CHECKING:
     from dllm_gym.backends import load_backend, register_backend
-    from dllm_gym.evaluation import compare, evaluate
+    from dllm_gym.evaluation import Recording, analyze, compare, evaluate
     from dllm_gym.strategies import make_strategy, register_strategy
     from dllm_gym.tasks import load_task, register_task
 
 __version__ = "0.1.0"
 __all__ = [
     "ENV_ID",
+    "Recording",
+    "analyze",
     "compare",
     "evaluate",
     "load_backend",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Recording": "dllm_gym.evaluation",
+    "analyze": "dllm_gym.evaluation",
     "compare": "dllm_gym.evaluation",
     "evaluate": "dllm_gym.evaluation",
     "load_backend": "dllm_gym.backends",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from dllm_gym.evaluation import Profile
 
 app = typer.Typer(
     name="dllm-gym",
@@ -43,8 +48,9 @@ DtypeOption = Annotated[
 
 @app.command("list")
 def list_(json_file: JsonOption = None) -> None:
-    """List embedded dLLMs, tasks, strategies and learned policies."""
+    """List embedded dLLMs, tasks, strategies, learned policies and families of checkpoints."""
     from dllm_gym.backends import backend_names
+    from dllm_gym.backends.families import FAMILIES
     from dllm_gym.plugins import plugins
     from dllm_gym.strategies import make_strategy, strategy_names
     from dllm_gym.tasks import task_names
@@ -57,7 +63,14 @@ def list_(json_file: JsonOption = None) -> None:
     }
     for kind, names in content.items():
         console.print(f"[bold]{kind}[/bold]: {', '.join(names)}", highlight=False)
-    _write_json(content, json_file)
+    families = [{"name": f.name, "published": f.published, "verified": f.verified} for f in FAMILIES]
+    console.print(
+        "[bold]families[/bold] of checkpoints, by directory or hub id (no published weights were run):"
+    )
+    for family in families:
+        published = f" ({', '.join(family['published'])})" if family["published"] else ""
+        console.print(f"  {family['name']}{published}: {family['verified']}", highlight=False)
+    _write_json({**content, "families": families}, json_file)
 
 
 @app.command()
@@ -143,6 +156,70 @@ def compare(
 
 
 @app.command()
+def analyze(
+    agent: Annotated[
+        list[str] | None, typer.Option(help="Strategy or path of a policy; may be given several times.")
+    ] = None,
+    recording: Annotated[
+        list[Path] | None, typer.Option(help="Episodes recorded before (.npz); may be given several times.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="Directory for the page of plots, the numbers and the recorded episodes.")
+    ] = Path("runs/analysis"),
+    task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
+    backend: BackendOption = None,
+    block_length: BlockOption = "full",
+    episodes: EpisodesOption = 200,
+    split: SplitOption = "test",
+    alpha: AlphaOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    text_only: Annotated[
+        bool, typer.Option("--text-only", help="Leave out the positions from the first end token on.")
+    ] = False,
+    check_consistency: Annotated[
+        bool,
+        typer.Option(
+            "--check-consistency",
+            help="Ask the dLLM which tokens of the finished completions it would change; "
+            "costs a row of a forward per position.",
+        ),
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Show how agents decode: in which order, how fast, how sure, and where they go wrong."""
+    from dllm_gym.evaluation import Recording, as_agent
+    from dllm_gym.evaluation import analyze as run
+    from dllm_gym.files import write_json
+
+    loaded = [Recording.load(path) for path in recording or []]
+    agents = [as_agent(text) for text in agent or []]
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("decoding", total=episodes * len(agents))
+        analysis = run(
+            [*agents, *loaded],
+            episodes,
+            split,
+            text_only=text_only,
+            check_consistency=check_consistency,
+            seed=seed,
+            on_episode=lambda _: progress.advance(bar),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
+        )
+    console.print(_order_table(analysis.profiles))
+    rows = analysis.to_json()
+    analysis.plot(output / "analysis.png")
+    written = [output / "analysis.png", write_json(output / "analysis.json", rows)]
+    for number, new in enumerate(analysis.recordings[: len(agents)], start=1):
+        name = "-".join([str(number), *re.findall(r"[\w.]+", new.label)])
+        written.append(new.save(output / f"{name}.npz"))
+    for path in written:
+        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    _write_json(rows, json_file)
+
+
+@app.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
     task: TaskOption = "arithmetic",
@@ -164,6 +241,10 @@ def pretrain(
     init_from: Annotated[
         str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
     ] = None,
+    residual_context: Annotated[
+        bool,
+        typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
 ) -> None:
     """Train a small dLLM from scratch on a task."""
@@ -184,6 +265,7 @@ def pretrain(
         learning_rate=learning_rate,
         seed=seed,
         init_from=init_from,
+        residual_context=residual_context,
     )
     pretrainer = Pretrainer(config, output)
     average = None
@@ -198,6 +280,7 @@ def pretrain(
             "confidence:k=1",
             episodes,
             backend=str(output.resolve()),
+            backend_kwargs={"residual_context": "warm"} if residual_context else {},
             task=task,
             task_kwargs=variant,
             block_length=block_length,
@@ -252,6 +335,30 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['reward_mean']:.3f}",
             style="bold" if row.get("learned") else None,
         )
+    return table
+
+
+def _order_table(profiles: Sequence[Profile]) -> Table:
+    """A column per agent: the names of the measures would be too long for headings."""
+    table = Table(box=None)
+    table.add_column("")
+    for profile in profiles:
+        table.add_column(escape(profile.label), justify="right", overflow="fold")
+    measures: dict[str, Callable[[Profile], str]] = {
+        "accuracy": lambda p: f"{p.accuracy:.3f}",
+        "steps": lambda p: f"{p.steps_mean:.1f}",
+        "positions per step": lambda p: f"{p.reveals_per_step:.1f}",
+        "local AR-ness@1": lambda p: f"{p.local_ar_ness[0]:.2f}",
+        "global AR-ness@1": lambda p: f"{p.global_ar_ness[0]:.2f}",
+        "neighbours in the same step": lambda p: f"{p.same_step:.2f}",
+        "reveals beside earlier ones": lambda p: f"{p.adjacent_share:.2f}",
+        "mean confidence": lambda p: f"{p.confidence_mean:.2f}",
+        "tokens it would write again": lambda p: f"{p.kept:.3f}",
+    }
+    for name, show in measures.items():
+        values = [show(profile) for profile in profiles]
+        if set(values) != {"nan"}:
+            table.add_row(name, *("-" if value == "nan" else value for value in values))
     return table
 
 

@@ -5,10 +5,14 @@ clean, every completion token is masked with probability t ~ U(0, 1), and the cr
 masked positions is weighted by 1/t. Completions are padded with end tokens up to their full length,
 and these count, so the model learns where to stop. In a layout with shifted logits the row before a
 masked position answers for it.
+
+With residual context (arXiv 2601.22954) the masked positions are fed with what a frozen reference thinks of
+them instead of with plain masks: the second of the paper's two stages.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shlex
 import time
@@ -24,6 +28,7 @@ from torch.nn import functional as F
 
 from dllm_gym.backends import cpu, load_backend
 from dllm_gym.backends.families import family_named
+from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.files import write_atomically, write_json, write_text
 from dllm_gym.tasks import GenerativeTask, load_task
@@ -56,6 +61,7 @@ class PretrainConfig:
         seed: Seeds weights, data and masks.
         init_from: Checkpoint directory to take the first weights from, of the same shape; ``None`` starts
             from scratch.
+        residual_context: Feed masked positions with what the frozen checkpoint ``init_from`` thinks of them.
     """
 
     task: str = "arithmetic"
@@ -75,6 +81,7 @@ class PretrainConfig:
     decay: float = 0.6
     seed: int = 0
     init_from: str | None = None
+    residual_context: bool = False
 
     def __post_init__(self) -> None:
         # what means the same is the same, so that it resumes
@@ -92,6 +99,8 @@ class PretrainConfig:
         for name in ("learning_rate", "adam_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.residual_context and self.init_from is None:
+            raise ValueError("residual_context needs init_from: the checkpoint that is also the reference")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
         if not 0 < self.decay <= 1:
@@ -195,6 +204,10 @@ class Pretrainer:
         self.model.set_attn_implementation(cpu.ATTENTION)  # more than twice as fast to train on a CPU as sdpa
         if config.init_from is not None:
             self.model.load_state_dict(_weights_of(config.init_from))
+        self.reference: Any = None
+        if config.residual_context:
+            self.model_config["residual_context"] = True
+            self.reference = copy.deepcopy(self.model).requires_grad_(False)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.examples = _Examples(self.tasks, self.tokenizer, config.seed, config.batch_size)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
@@ -238,9 +251,10 @@ class Pretrainer:
         tokens = torch.cat([prompts.clamp(min=0), noisy], dim=1)
         attention = torch.cat([real, torch.ones_like(answers, dtype=torch.bool)], dim=1).long()
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = self.model.model(input_ids=tokens, attention_mask=attention).last_hidden_state
-            first = prompts.shape[1] - self.family.shift_logits  # of the rows about the completion
-            logits = self.model.lm_head(hidden[:, first : first + answers.shape[1]][masked])
+            embedded = self.model.get_input_embeddings()(tokens)
+            if self.reference is not None:
+                embedded = self._with_context(embedded, tokens, attention, masked)
+            logits = self._logits(self.model, embedded, attention, masked)
         loss = masked_cross_entropy(logits, answers, masked, probability)
         self.model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -248,6 +262,27 @@ class Pretrainer:
         for optimizer in self.optimizers:
             optimizer.step()
         return float(loss.detach())
+
+    def _logits(self, model: Any, embedded: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
+        """Logits ``(M, V)`` where ``masked`` ``(B, L)``; ``embedded`` ``(B, T, H)`` ends with these L."""
+        hidden = model.model(inputs_embeds=embedded, attention_mask=attention).last_hidden_state
+        length = masked.shape[1]
+        first = embedded.shape[1] - length - self.family.shift_logits  # of the rows about the completion
+        logits: Tensor = model.lm_head(hidden[:, first : first + length][masked])
+        return logits
+
+    def _with_context(self, embedded: Tensor, tokens: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
+        """``embedded`` with what the reference thinks of the masked positions in the place of plain masks."""
+        reference = self.reference
+        with torch.no_grad():
+            logits = self._logits(reference, reference.get_input_embeddings()(tokens), attention, masked)
+            logits = logits.float()
+            logits[:, self.mask_token_id] = -torch.inf
+            probabilities = logits.softmax(-1)  # (M, V)
+        table = self.model.get_input_embeddings().weight
+        context = residual_context(probabilities, table, table[self.mask_token_id])
+        where = F.pad(masked, (tokens.shape[1] - masked.shape[1], 0))  # (B, T)
+        return embedded.masked_scatter(where[..., None], context.to(embedded))
 
     def _rate_scale(self) -> float:
         left = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
@@ -331,10 +366,12 @@ def _stages(config: PretrainConfig, name: str, seconds: float) -> list[dict[str,
     earlier: list[dict[str, Any]] = []
     if config.init_from is not None:
         options["init_from"] = shlex.quote(config.init_from)
+        if config.residual_context:
+            options["residual_context"] = ""
         parent = Path(config.init_from) / _RECORD
         if parent.is_file():
             earlier = json.loads(parent.read_text(encoding="utf-8"))["stages"]
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in options.items())
+    flags = " ".join(f"--{key.replace('_', '-')} {value}".strip() for key, value in options.items())
     stage = {
         "command": f"dllm-gym pretrain {flags} --output {name}",
         "seconds": round(seconds),
@@ -363,7 +400,7 @@ tags: [masked-diffusion, {config["layout"]}, dllm-gym]
 ---
 # {name}
 
-A small masked diffusion language model in the layout of {family_named(config["layout"]).published}:
+A small masked diffusion language model in the layout of {family_named(config["layout"]).published[0]}:
 {record["parameters"]:,} parameters, trained on the task `{config["task"]}` of dllm_gym. It answers problems
 of that task and nothing else.
 

@@ -54,6 +54,11 @@ def random_tensors(seed: int, kv_heads: int) -> dict[str, Tensor]:
             f"blocks.{layer}.up_proj": (MLP_WIDTH, WIDTH),
             f"blocks.{layer}.ff_out": (WIDTH, MLP_WIDTH),
         }
+    return random_values(shapes, seed)
+
+
+def random_values(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:
+    """Weights of these shapes, ``.weight`` added to their names; one dimension is a norm's."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -90,7 +95,11 @@ def write_files(
 
 
 class ReferenceLLaDA:
-    """Logits ``(T, V)`` of one unpadded sequence, in float32, from LLaDA's own tensor names."""
+    """Logits ``(T, V)`` of one unpadded sequence, in float32, from LLaDA's own tensor names.
+
+    Other families are written as their differences from it: they rename their tensors and fields to
+    these, and override what they compute otherwise.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
@@ -98,7 +107,8 @@ class ReferenceLLaDA:
         self.weights = {name.removeprefix(PREFIX): tensor.float() for name, tensor in stored.items()}
 
     def __call__(self, tokens: list[int]) -> Tensor:
-        return self._linear("ff_out", self.hidden(tokens))
+        tied = "ff_out.weight" not in self.weights
+        return self._linear("wte" if tied else "ff_out", self.hidden(tokens))
 
     def hidden(self, tokens: list[int]) -> Tensor:
         """What the output head reads, ``(T, D)``."""
@@ -106,10 +116,16 @@ class ReferenceLLaDA:
         for layer in range(self.config["n_layers"]):
             block = f"blocks.{layer}."
             x = x + self._attention(block, self._norm(block + "attn_norm", x))
-            h = self._norm(block + "ff_norm", x)
-            gate = self._linear(block + "ff_proj", h)
-            x = x + self._linear(block + "ff_out", gate * gate.sigmoid() * self._linear(block + "up_proj", h))
+            x = x + self._feed_forward(block, self._norm(block + "ff_norm", x))
         return self._norm("ln_f", x)
+
+    def sees(self, length: int) -> Tensor:
+        """``(T, T)`` bool: whether the token of the row sees the token of the column."""
+        return torch.ones(length, length, dtype=torch.bool)
+
+    def _feed_forward(self, block: str, h: Tensor) -> Tensor:
+        gate = self._linear(block + "ff_proj", h)
+        return self._linear(block + "ff_out", gate * gate.sigmoid() * self._linear(block + "up_proj", h))
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return x @ self.weights[name + ".weight"].T + self.weights.get(name + ".bias", 0.0)
@@ -120,30 +136,40 @@ class ReferenceLLaDA:
 
     def _attention(self, block: str, x: Tensor) -> Tensor:
         heads, kv_heads = self.config["n_heads"], self.config["n_kv_heads"]
-        size = self.config["d_model"] // heads
+        size = self.config.get("head_dim") or self.config["d_model"] // heads
+        hidden = ~self.sees(len(x))
         outputs = []
         for head in range(heads):
             own = slice(head * size, (head + 1) * size)
             shared = head // (heads // kv_heads)  # consecutive query heads share a key and value head
             theirs = slice(shared * size, (shared + 1) * size)
-            q = self._rotate(self._linear(block + "q_proj", x)[:, own])
-            k = self._rotate(self._linear(block + "k_proj", x)[:, theirs])
+            q = self._rotate(self._head_norm(block + "q_norm", self._linear(block + "q_proj", x)[:, own]))
+            k = self._rotate(self._head_norm(block + "k_norm", self._linear(block + "k_proj", x)[:, theirs]))
             v = self._linear(block + "v_proj", x)[:, theirs]
-            outputs.append(torch.softmax(q @ k.T / size**0.5, dim=-1) @ v)  # every position sees every other
+            scores = (q @ k.T / size**0.5).masked_fill(hidden, -torch.inf)
+            outputs.append(torch.softmax(scores, dim=-1) @ v)
         return self._linear(block + "attn_out", torch.cat(outputs, dim=-1))
 
+    def _head_norm(self, name: str, x: Tensor) -> Tensor:
+        """Queries or keys of one head; normalised if there are weights for it."""
+        return self._norm(name, x) if name + ".weight" in self.weights else x
+
     def _rotate(self, x: Tensor) -> Tensor:
-        """Turns the pair (i, i + size / 2) at position t by the angle t * theta ** (-2 i / size)."""
-        size = x.shape[-1]
+        """Turns the pair (i, i + size / 2) at position t by the angle t * theta ** (-2 i / size).
+
+        With a ``partial_rotary_factor`` only that part of a head, from its beginning, is turned.
+        """
+        size = int(x.shape[-1] * self.config.get("partial_rotary_factor", 1))
         exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
         angles = torch.outer(
             torch.arange(len(x), dtype=torch.float64), self.config["rope_theta"] ** -exponents
         ).float()
-        first, second = x[:, : size // 2], x[:, size // 2 :]
+        first, second = x[:, : size // 2], x[:, size // 2 : size]
         return torch.cat(
             [
                 first * angles.cos() - second * angles.sin(),
                 second * angles.cos() + first * angles.sin(),
+                x[:, size:],
             ],
             dim=-1,
         )

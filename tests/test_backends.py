@@ -695,7 +695,9 @@ def test_fewer_key_value_heads_are_fine(broken):
 )
 def test_other_families_are_refused(broken, changes):
     edit_config(broken, **changes)
-    with pytest.raises(ValueError, match=r"is no supported dLLM: model_type=.*supported families: LLaDA"):
+    with pytest.raises(
+        ValueError, match=r"is no supported dLLM: model_type=.*supported families: iLLaDA, LLaDA"
+    ):
         load_backend(broken)
 
 

@@ -13,17 +13,20 @@ MASK, PAD, END = 98, 99, 7
 class SlowRow:
     """One row of a canvas: lists and loops."""
 
-    def __init__(self, length, block_length, ends):
+    def __init__(self, length, block_length, ends, blocks_from_prompt):
         self.length, self.block_length, self.ends = length, block_length, ends
+        self.blocks_from_prompt = blocks_from_prompt
         self.prompt, self.tokens, self.steps, self.fresh = [], [MASK] * length, 0, set()
 
     def start(self, prompt):
         self.prompt, self.tokens, self.steps, self.fresh = list(prompt), [MASK] * self.length, 0, set()
 
     def selectable(self):
-        for first in range(0, self.length, self.block_length):
-            block = range(first, min(first + self.block_length, self.length))
-            masked = [i for i in block if self.tokens[i] == MASK]
+        # a block may begin in the prompt, where it has no masks
+        before = len(self.prompt) if self.blocks_from_prompt else 0
+        for first in range(0, before + self.length, self.block_length):
+            block = [i - before for i in range(first, first + self.block_length)]
+            masked = [i for i in block if 0 <= i < self.length and self.tokens[i] == MASK]
             if masked:
                 return masked
         return []
@@ -70,9 +73,10 @@ def test_equals_plain_lists(data):
     num_rows, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
     block_length = data.draw(st.integers(1, length))
     ends = data.draw(st.sampled_from([None, (END,), (END, 3)]))
+    from_prompt = data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    canvas = Canvas(num_rows, length, block_length, MASK, PAD, ends)
-    rows = [SlowRow(length, block_length, ends or ()) for _ in range(num_rows)]
+    canvas = Canvas(num_rows, length, block_length, MASK, PAD, ends, from_prompt)
+    rows = [SlowRow(length, block_length, ends or (), from_prompt) for _ in range(num_rows)]
     for row in range(num_rows):
         prompt = rng.integers(0, 9, rng.integers(0, 6)).tolist()
         canvas.start(row, prompt)

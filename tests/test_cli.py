@@ -80,11 +80,11 @@ def assert_finite(value: Any) -> None:
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.code == 0
-    for command in ("list", "evaluate", "compare", "pretrain", "train"):
+    for command in ("list", "evaluate", "compare", "analyze", "pretrain", "train"):
         assert f" {command} " in done.out
 
 
-@pytest.mark.parametrize("command", ["list", "evaluate", "compare", "pretrain", "train"])
+@pytest.mark.parametrize("command", ["list", "evaluate", "compare", "analyze", "pretrain", "train"])
 def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
 
@@ -95,6 +95,11 @@ def test_list(run, tmp_path, monkeypatch):
     done = run("list", "--json", "-")
     assert done.code == 0
     content = done.json
+    families = {family.pop("name"): family for family in content.pop("families")}
+    assert "GSAI-ML/LLaDA-8B-Instruct" in families["LLaDA"]["published"]
+    for name, family in families.items():
+        assert name in done.words
+        assert family["verified"] in done.words
     assert content.keys() == {"backends", "tasks", "strategies", "policies"}
     assert "toy" in content["backends"]
     assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
@@ -105,7 +110,7 @@ def test_list(run, tmp_path, monkeypatch):
     assert len(done.out.splitlines()) == 1
 
     assert run("list", "--json", tmp_path / "list.json").out == ""
-    assert json.loads((tmp_path / "list.json").read_text()) == content
+    assert json.loads((tmp_path / "list.json").read_text()) == done.json
 
 
 # Pretrain ---------------------------------------------------------------------------------------------------
@@ -228,6 +233,54 @@ def test_compare_strategies_alone(run):
     assert all(row["block_length"] == 3 for row in done.json)
 
 
+# Analyze ----------------------------------------------------------------------------------------------------
+
+
+def test_analyze(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_network(tmp_path / "[mine]" / "best")
+    done = run(
+        "analyze", *TOY, "--agent", "[mine]:deterministic", "--agent", "fast-dllm:threshold=0.9",
+        "--episodes", 5, "--block-length", 3, "--seed", 2, "--check-consistency", "--json", "-",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert len(done.out.splitlines()) == 1
+    output = Path("runs") / "analysis"
+    names = ["1-mine-deterministic.npz", "2-fast-dllm-threshold-0.9.npz", "analysis.json", "analysis.png"]
+    assert sorted(path.name for path in output.iterdir()) == names
+    for name in names:
+        assert f"written: {output / name}" in done.words
+    assert (output / "analysis.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((output / "analysis.json").read_text())
+    assert rows == done.json
+    assert_finite(rows)
+    expected = dllm_gym.analyze(
+        [tmp_path / "[mine]:deterministic", "fast-dllm:threshold=0.9"], 5, task="toy", backend="toy",
+        block_length=3, seed=2, check_consistency=True, backend_kwargs={}, task_kwargs={}, alpha=1.0,
+    ).to_json()  # fmt: skip
+    assert rows == expected
+    assert [row["label"] for row in rows] == ["[mine] (deterministic)", "fast-dllm(threshold=0.9)"]
+    for measure, name in {
+        "accuracy": "accuracy",
+        "neighbours in the same step": "same_step",
+        "tokens it would write again": "kept",
+    }.items():
+        digits = {"same_step": 2}.get(name, 3)
+        shown = [f"{row[name]:.{digits}f}" for row in rows]
+        assert f"{measure} {' '.join(shown)}" in done.words
+
+    again = run(
+        "analyze", "--recording", output / names[1], "--recording", output / names[0], "--output", "again",
+        "--text-only",
+    )  # fmt: skip
+    assert (again.code, again.out) == (0, "")
+    assert sorted(path.name for path in Path("again").iterdir()) == ["analysis.json", "analysis.png"]
+    text = json.loads((Path("again") / "analysis.json").read_text())
+    assert [row["label"] for row in text] == [row["label"] for row in rows[::-1]]
+    assert text[0]["environment"] == rows[1]["environment"]
+    assert sum(map(sum, text[0]["reveals"])) < sum(map(sum, rows[1]["reveals"])) == 5 * 6
+
+
 # Train ------------------------------------------------------------------------------------------------------
 
 
@@ -276,10 +329,13 @@ def test_train_evaluate_resume(run, tmp_path, config_file, monkeypatch):
     assert load_config(directory / "config.yaml") == written
 
 
-def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
-    done = run("train", "ppo", "--config", config_file, "--total-timesteps", 1, "--output", tmp_path / "run")
+def test_train_overrides_the_configuration(run, tmp_path, config_file):
+    changes = ["--total-timesteps", 1, "--num-envs", 12, "--alpha", 2.5]
+    done = run("train", "ppo", "--config", config_file, *changes, "--output", tmp_path / "run")
     assert done.code == 0
-    assert load_config(tmp_path / "run" / "config.yaml").total_timesteps == 1
+    written = load_config(tmp_path / "run" / "config.yaml")
+    env = {**load_config(config_file).env, "alpha": 2.5}
+    assert written == load_config(config_file).updated(total_timesteps=1, num_envs=12, env=env)
 
 
 # Wrong input ------------------------------------------------------------------------------------------------
@@ -328,6 +384,10 @@ def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
         ("pretrain --output new --task-kwargs []", "--task-kwargs must be a JSON object, or a list of"),
         ("pretrain --output new --layout bert", "unknown layout 'bert'; choose one of llada, dream"),
         ("evaluate --agent random --task-kwargs [1]", "--task-kwargs must be a JSON object"),
+        ("analyze", "nothing to analyze: give at least one agent or recording"),
+        ("analyze --agent nope", "'nope' is neither a strategy"),
+        ("analyze --recording broken.yaml", "broken.yaml holds no recording of episodes: it is no .npz file"),
+        ("analyze --recording none.npz", "No such file or directory: 'none.npz'"),
     ],
 )
 def test_wrong_input_ends_in_one_line(run, tmp_path, monkeypatch, arguments, message):

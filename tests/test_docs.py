@@ -12,7 +12,12 @@ import dllm_gym.backends
 import dllm_gym.tasks
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_snippets(page):
+    names: dict[str, object] = {}
+    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(snippet, page, "exec"), names)  # our own text, not a stranger's
 
 
 def run_example(monkeypatch, name, *arguments):
@@ -25,12 +30,18 @@ def run_example(monkeypatch, name, *arguments):
 
 def test_readme_snippets_run_from_top_to_bottom(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for snippet in SNIPPETS:
-        exec(compile(snippet, "README.md", "exec"), names)  # our own text, not a stranger's
+    run_snippets("README.md")
     printed = capsys.readouterr().out
     assert re.search(r"(right|wrong) in \d+ steps", printed)
     assert re.search(r"0\.\d+ right in \d+\.\d steps on average", printed)
+
+
+def test_the_page_on_analysis_runs_from_top_to_bottom(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    run_snippets("docs/analysis.md")
+    printed = capsys.readouterr().out
+    assert "arithmetic-full (sample) [" in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.png", "policy.npz"]
 
 
 def test_quickstart_shows_an_episode(capsys, monkeypatch):
@@ -45,9 +56,16 @@ def test_own_agent_is_compared(capsys, monkeypatch):
     assert "above their envelope" in printed
 
 
-def test_own_backend_decodes_left_to_right(capsys, monkeypatch):
-    run_example(monkeypatch, "own_backend.py")
+def test_own_dllm_decodes_left_to_right(capsys, monkeypatch):
+    run_example(monkeypatch, "own_dllm.py")
     assert "'reveal what you know first': reward 0.167" in capsys.readouterr().out
+
+
+def test_a_callable_is_a_dllm(capsys, monkeypatch):
+    run_example(monkeypatch, "callable_dllm.py")
+    printed = capsys.readouterr().out
+    assert "left-to-right  'the quick brown fox': reward 0.100" in printed
+    assert re.search(r"all at once +'the quick .*': reward 0.000", printed)
 
 
 def test_film_is_an_animation(monkeypatch, tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import math
 import re
 import shlex
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 
 from dllm_gym import tasks
 from dllm_gym.backends import load_backend
+from dllm_gym.backends.memory import residual_context
 from dllm_gym.pretrain import PretrainConfig, Pretrainer, complementary_masks, masked_cross_entropy
 from dllm_gym.tasks import load_task
 
@@ -294,6 +297,54 @@ def test_the_loss_is_that_of_what_decoding_would_predict(tmp_path, layout):
     again.model.load_state_dict({name: tensor.bfloat16().float() for name, tensor in weights.items()})
     again.family = wrong
     assert again._step() != pytest.approx(expected, rel=2e-3)
+
+
+@every_layout
+def test_with_residual_context_masks_are_fed_with_what_the_reference_thinks(tmp_path, layout, monkeypatch):
+    """The loss of a second step, when model and reference differ, recomputed row by row without padding."""
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # in float32
+    first = pretrainer(tmp_path / "first", layout=layout)
+    first.model.load_state_dict({name: 6 * tensor for name, tensor in first.model.state_dict().items()})
+    run = pretrainer(
+        tmp_path / "second", layout=layout, init_from=str(first.save_checkpoint()), residual_context=True
+    )
+    run.step = 50  # a learning rate that moves the model away from the reference
+    run._step()
+    state = run.generator.get_state()
+    prompts, answers = run.examples.batch(50)
+    masked, t = complementary_masks(4, 48, run.generator)
+    run.generator.set_state(state)
+    table, mask, shift = run.model.get_input_embeddings().weight, run.mask_token_id, run.family.shift_logits
+    losses = {True: [], False: []}
+    for row in range(8):
+        prompt, answer = prompts[row % 4], answers[row % 4]
+        noisy = answer.masked_fill(masked[row], mask)
+        ids = torch.cat([prompt[prompt >= 0], noisy])
+        about = len(ids) - 48 - shift + masked[row].nonzero()[:, 0]
+        with torch.no_grad():
+            thought = run.reference(input_ids=ids[None]).logits[0, about]
+            thought[:, mask] = -torch.inf
+            embedded = table[ids].clone()
+            for with_context in (False, True):
+                if with_context:
+                    where = len(ids) - 48 + masked[row].nonzero()[:, 0]
+                    embedded[where] = residual_context(thought.softmax(-1), table, table[mask])
+                logits = run.model(inputs_embeds=embedded[None]).logits[0, about]
+                one = masked_cross_entropy(logits, answer[None], masked[row][None], t[row][None])
+                losses[with_context].append(one)
+    expected, plain = (float(torch.stack(losses[which]).mean()) for which in (True, False))
+    assert abs(expected - plain) > 2e-3 * plain
+    assert run._step() == pytest.approx(expected, rel=1e-4)
+    assert all(not parameter.requires_grad for parameter in run.reference.parameters())
+    directory = run.save_checkpoint()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was trained for it
+        load_backend(directory, residual_context=True)
+
+
+def test_residual_context_needs_a_reference():
+    with pytest.raises(ValueError, match="residual_context needs init_from"):
+        PretrainConfig(residual_context=True)
 
 
 @pytest.mark.parametrize("stops", [(2,), (1, 3, 4)])

@@ -56,7 +56,7 @@ def test_the_price_is_on_missing_the_target(reward, alpha, target, parts):
         _, paid, over, _, info = env.step(np.isin(np.arange(6), part))
     assert over
     assert info["nfe"] == parts
-    priced = abs(parts - target) + 1
+    priced = max(parts / target, target / parts)
     expected = {
         "multiplicative": 0.75 * ((6 - min(priced, 6) + 1) / 6) ** alpha,
         "multiplicative-paper": 0.75 * max(1 - priced / 6, 0) ** alpha,
@@ -70,13 +70,13 @@ def test_the_price_is_on_missing_the_target(reward, alpha, target, parts):
 def test_the_target_pays_best():
     rewards = []
     for parts in range(1, 7):
-        env = toy(backend=ScriptedBackend([4, 0, 0, 0, 0, 0]), target_steps=3)
+        env = toy(backend=ScriptedBackend([4, 0, 0, 0, 0, 0]), target_steps=2)
         env.reset(seed=0)
         for part in np.array_split(np.arange(6), parts):
             _, paid, *_ = env.step(np.isin(np.arange(6), part))
         rewards.append(paid)
-    assert rewards[0] < rewards[1] < rewards[2] == 1.0 > rewards[3] > rewards[4] > rewards[5]
-    assert rewards[1] == rewards[3]
+    assert rewards[0] < rewards[1] == 1.0 > rewards[2] > rewards[3] > rewards[4] > rewards[5]
+    assert rewards[0] == rewards[3]  # half and twice as many
 
 
 # Ranges ---------------------------------------------------------------------------------------------------
@@ -133,7 +133,8 @@ def test_what_is_observed_is_what_is_paid_by(reward):
         for row in np.flatnonzero(over):
             final = infos["final_info"]
             alpha, target = (float(before[knob][row, 0]) for knob in KNOBS)
-            priced = abs(final["nfe"][row] - target) + 1
+            steps = final["nfe"][row]
+            priced = max(steps / target, target / steps)
             expected = REWARDS[reward](final["score"][row], priced, 6, alpha)
             assert rewards[row] == pytest.approx(expected, rel=1e-5, abs=1e-6)
             for knob in KNOBS:

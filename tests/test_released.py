@@ -189,7 +189,7 @@ def test_logits_of_any_size(scratch, data):
     observation = {"mask": mask, "progress": progress}
     observation |= {"confidence": confidence[..., 0]} if confidences == 1 else {"top_k": confidence}
     assert set(network.config.requires) == set(observation)
-    # a sinusoid between two bfloat16 numbers falls to either, by the last bit of float32: compared before that
+    # a sinusoid between two bfloat16 numbers falls to either, by float32's last bit: compared before that
     network.time_embedding.rounded = False
     expected = ReleasedPolicy(state, period, rounded=False)(mask, confidence, progress)
     # the reference is in float64; norms over few channels magnify float32's rounding

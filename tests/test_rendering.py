@@ -121,6 +121,8 @@ def test_end_tokens_are_a_small_symbol(token: str) -> None:
 def test_block_edges_are_drawn_between_blocks_only() -> None:
     assert "│" not in render_ansi(make_frame(block_length=16))
     assert render_ansi(make_frame(block_length=4)).count("│") == 3
+    offset = make_frame(block_length=4, block_offset=3)
+    assert [at for at in range(16) if offset.is_edge(at)] == [1, 5, 9, 13]
 
 
 def test_a_token_cannot_control_the_terminal() -> None:

@@ -22,7 +22,7 @@ class Budget:
         main_steps: Environment steps of the policy for full diffusion.
         any_steps: Of the conditioned one.
         semi_steps: Of the semi-autoregressive one.
-        alpha_steps: Of those that start from the first with another alpha.
+        short_steps: Of those that need few: the first with another alpha, and the one for sudoku.
         ablation_steps: Of those that are only compared with each other.
         eval_episodes: Validation problems while training.
         problems: Test problems.
@@ -33,13 +33,13 @@ class Budget:
     main_steps: int
     any_steps: int
     semi_steps: int
-    alpha_steps: int
+    short_steps: int
     ablation_steps: int
     eval_episodes: int
     problems: int
 
 
-FULL = Budget("full", SEEDS, 1_200_000, 600_000, 800_000, 150_000, 150_000, 256, 1000)
+FULL = Budget("full", SEEDS, 1_200_000, 800_000, 800_000, 150_000, 150_000, 256, 1000)
 QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 64, 100)
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
@@ -71,7 +71,7 @@ class Run:
 
 
 def _alpha(alpha: float) -> Run:
-    return Run("grpo-full", {"env": {"alpha": alpha}}, "alpha_steps", begins_with="full")
+    return Run("grpo-full", {"env": {"alpha": alpha}}, "short_steps", begins_with="full")
 
 
 # In the order they are trained: whatever another one begins with comes before it.
@@ -95,7 +95,7 @@ RUNS: dict[str, Run] = {
     "a2c": Run("a2c-full", {}),
     "alpha-0.3": _alpha(0.3),
     "alpha-10": _alpha(10.0),
-    "sudoku": Run("grpo-full", {"env": {"task": "sudoku"}}),
+    "sudoku": Run("grpo-full", {"env": {"task": "sudoku"}}, "short_steps"),
 }
 
 
@@ -151,7 +151,7 @@ def heuristics(environment: str) -> list[Strategy]:
 
 DECODINGS = ("sample", "deterministic")
 BETAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-TARGETS = (3, 6, 9, 13, 18, 24)
+TARGETS = (1, 2, 4, 6, 9, 13, 18, 24)
 
 
 def evaluations() -> list[tuple[str, str, str]]:

@@ -38,9 +38,10 @@ class Workshop:
 
     def policy(self, run: str, seed: int) -> Path:
         """Where a run lies. Its name tells the configuration, so a changed one is another run."""
-        return (
-            self.directory / "train" / f"{run}-{seed}-{_digest(run_config(run, seed, self.budget).to_dict())}"
-        )
+        config, defaults = run_config(run, seed, self.budget).to_dict(), TrainConfig().to_dict()
+        # what is as ever is left out, so that an option which is added later changes no name
+        told = {key: value for key, value in config.items() if value != defaults[key]}
+        return self.directory / "train" / f"{run}-{seed}-{_digest(told)}"
 
     def finished(self, run: str) -> list[int]:
         """The seeds whose training is over."""

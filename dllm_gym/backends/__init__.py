@@ -12,8 +12,9 @@ from dllm_gym.arguments import call_named
 
 if TYPE_CHECKING:
     from dllm_gym.backends.base import Backend, Prediction
+    from dllm_gym.backends.callable_backend import CallableBackend
 
-__all__ = ["Backend", "Prediction", "backend_names", "load_backend", "register_backend"]
+__all__ = ["Backend", "CallableBackend", "Prediction", "backend_names", "load_backend", "register_backend"]
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -27,6 +28,10 @@ def __getattr__(name: str) -> Any:
         from dllm_gym.backends import base
 
         return getattr(base, name)
+    if name == "CallableBackend":
+        from dllm_gym.backends.callable_backend import CallableBackend
+
+        return CallableBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -53,8 +58,8 @@ def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
     Args:
         name_or_path: A name from ``backend_names()``, a local checkpoint directory, or a hub id
             ``owner/name``. Only a hub id touches the network.
-        **kwargs: For embedded and transformers models: ``device``, ``dtype``, ``attn_implementation``
-            (see ``TransformersBackend``).
+        **kwargs: For embedded and transformers models: ``device``, ``dtype``, ``attn_implementation``,
+            ``device_map``, ``quantization``, ``compile``, ``cache`` and more (see ``TransformersBackend``).
 
     Returns:
         The backend; ``.model`` is the transformers model, ``.tokenizer`` its tokenizer.

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Message = Mapping[str, str]
@@ -38,6 +40,10 @@ class Backend(Protocol):
     """A frozen dLLM. Implement this to bring your own.
 
     A backend that can give the statistic ``hidden`` has the further attribute ``hidden_width``, its size H.
+    One whose predictions depend on earlier steps of an episode has the method ``memory``, called once per
+    environment with the number of rows and positions; if it gives a ``Memory``, that predicts.
+    One that attends in blocks has ``attention_block``, their length, and ``blocks_from``: ``sequence`` if
+    they are counted from the first token of the prompt, ``completion`` if from the first one after it.
 
     Attributes:
         mask_token_id: Id of the mask token.
@@ -79,12 +85,47 @@ class Backend(Protocol):
         Args:
             tokens: ``(B, P + L)`` int64, left-padded prompts followed by completions.
             attention_mask: ``(B, P + L)`` int64, 0 at padding.
-            positions: The columns to predict, a slice or ``(K,)`` int64.
+            positions: The columns to predict, a slice or ``(K,)`` int64. The first of them begins the
+                completion, where a dLLM counts blocks from there.
             statistics: Names out of ``STATISTICS``.
             top_k: k of the statistic ``top_k``.
             temperature: 0 takes the most probable token. Above 0, tokens are drawn from the tempered
                 distribution; confidence stays the untempered probability of the drawn token.
             generators: One per row, for the noise; required if ``temperature`` > 0.
+        """
+        ...
+
+
+class Memory(Protocol):
+    """What a dLLM carries from step to step, for the rows of one environment."""
+
+    def forget(self, rows: NDArray[np.int64]) -> None:
+        """New episodes begin in these rows."""
+        ...
+
+    def predict(
+        self,
+        rows: NDArray[np.int64],
+        windows: NDArray[np.int64],
+        tokens: Tensor,
+        attention_mask: Tensor,
+        *,
+        statistics: Sequence[str] = (),
+        top_k: int = 8,
+        temperature: float = 0.0,
+        generators: Sequence[torch.Generator] | None = None,
+    ) -> Prediction:
+        """``Backend.predict`` at all L positions of the completions. What a row gets depends on what it got.
+
+        Args:
+            rows: ``(R,)``, the environment's rows that the tensors are about.
+            windows: ``(R, 2)``, begin and end of each row's active block within the completion.
+            tokens: ``(R, P + L)`` int64, see ``Backend.predict``, like the arguments that follow.
+            attention_mask: See there.
+            statistics: See there.
+            top_k: See there.
+            temperature: See there.
+            generators: See there.
         """
         ...
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.stock import require
 from dllm_gym.backends.word_tokenizer import SpecialTokens
 
 if TYPE_CHECKING:
@@ -35,9 +36,7 @@ def to_qwen2_config(config: Mapping[str, Any]) -> Qwen2Config:
     """
     from transformers import Qwen2Config
 
-    for key, value in _REQUIRED.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"Dream config has {key}={config[key]!r}; only {value!r} is supported")
+    require("Dream", config, _REQUIRED)
     qwen2 = Qwen2Config(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
@@ -49,8 +48,9 @@ def to_qwen2_config(config: Mapping[str, Any]) -> Qwen2Config:
         rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
         max_position_embeddings=config["max_position_embeddings"],
         tie_word_embeddings=config["tie_word_embeddings"],
-        eos_token_id=config["eos_token_id"],
-        pad_token_id=config["pad_token_id"],
+        eos_token_id=config.get("eos_token_id"),
+        pad_token_id=config.get("pad_token_id"),
+        bos_token_id=None,
         use_cache=False,
     )
     qwen2.is_causal = False  # honoured by the mask builder and by every attention implementation

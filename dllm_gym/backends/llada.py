@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.stock import require
 from dllm_gym.backends.word_tokenizer import SpecialTokens
 
 if TYPE_CHECKING:
@@ -61,6 +62,11 @@ def is_dense_llada(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") == "llada" and "d_model" in config and "num_experts" not in config
 
 
+def is_tied_llada(config: Mapping[str, Any]) -> bool:
+    """Whether it is a dense LLaDA whose head is its embedding, which of the published ones only iLLaDA is."""
+    return is_dense_llada(config) and bool(config.get("weight_tying"))
+
+
 def to_llama_config(config: Mapping[str, Any]) -> LlamaConfig:
     """Translates a LLaDA ``config.json`` to the config of the equivalent bidirectional Llama.
 
@@ -69,9 +75,7 @@ def to_llama_config(config: Mapping[str, Any]) -> LlamaConfig:
     """
     from transformers import LlamaConfig
 
-    for key, value in _REQUIRED.items():
-        if config.get(key, value) != value:
-            raise ValueError(f"LLaDA config has {key}={config[key]!r}; only {value!r} is supported")
+    require("LLaDA", config, _REQUIRED)
     llama = LlamaConfig(
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         hidden_size=config["d_model"],
@@ -83,8 +87,8 @@ def to_llama_config(config: Mapping[str, Any]) -> LlamaConfig:
         rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
         max_position_embeddings=config["max_sequence_length"],
         tie_word_embeddings=config["weight_tying"],
-        eos_token_id=config["eos_token_id"],
-        pad_token_id=config["pad_token_id"],
+        eos_token_id=config.get("eos_token_id"),
+        pad_token_id=config.get("pad_token_id"),
         bos_token_id=None,
         use_cache=False,
     )

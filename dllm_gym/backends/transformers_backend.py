@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import importlib.util
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from dllm_gym.backends import cpu
-from dllm_gym.backends.base import Message, Prediction, predict_from_logits
+from dllm_gym.backends.attention import block_causal_mask, block_numbers
+from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
 from dllm_gym.backends.families import Family, family_of
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from dllm_gym.backends.loading import (
+    load_model,
+    load_tokenizer,
+    max_length,
+    read_config,
+    read_generation_config,
+    resolve_dtype,
+)
+from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
+from dllm_gym.backends.token_ids import read_token_ids
 
 
 class TransformersBackend:
@@ -28,15 +37,37 @@ class TransformersBackend:
             it, else float32. ``None`` is ``auto`` on a GPU and float32 on a CPU, where results then
             agree between batch sizes to the last float bits.
         attn_implementation: As in transformers. ``None`` takes our own on a CPU, faster there for short
-            sequences in a batch (``dllm_gym.backends.cpu``), and ``sdpa`` elsewhere.
+            sequences in a batch (``dllm_gym.backends.cpu``), and ``sdpa`` elsewhere; for encoders,
+            transformers' choice.
+        device_map: As in transformers, such as ``"auto"``, to spread a model over several devices
+            (needs accelerate). Instead of ``device``.
+        quantization: A transformers quantization config, as an object or as its dictionary, such as
+            ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs accelerate and the package it
+            names.
+        compile: Compiles the model with ``torch.compile``; a dictionary holds arguments for it.
+        mask_token_id: The mask token, where a checkpoint does not say which it is.
+        attention_block: Length of the blocks for families that attend block by block: a number, or
+            ``"full"`` for attention in all directions. ``None`` takes what the checkpoint was published
+            with.
+        cache: Keys and values that are not computed in every step: ``block`` for families that attend
+            block by block, which changes nothing inside the active block; for the others ``prefix`` or
+            ``dual`` of Fast-dLLM, which are approximate, see ``dllm_gym.backends.memory``.
+        residual_context: Residual Context Diffusion, for checkpoints trained for it: ``True`` or
+            ``cold`` to begin with plain masks, ``warm`` to begin with a first, uncounted forward.
 
     Attributes:
+        family: The row of ``dllm_gym.backends.families`` that says how it is computed.
         model: The transformers model.
-        hidden_width: Size of the model's hidden state.
+        hidden_width: Size of what the output head's last layer reads.
+        max_length: Number of tokens the model was made for.
         end_token_ids: Tokens after which a completion is over; contains ``eos_token_id``.
+        attention_block: Length of the blocks, or ``None`` if every token sees every other.
+        blocks_from: ``sequence`` if blocks are counted from the first token of the prompt,
+            ``completion`` if from the first token after it.
 
     Raises:
-        ValueError: For an unknown family, dtype or checkpoint with missing or unexpected tensors.
+        ValueError: For an unknown family, dtype or checkpoint with missing or unexpected tensors, and for
+            token ids that are missing or contradict each other.
         OSError: If the files cannot be found.
     """
 
@@ -47,53 +78,90 @@ class TransformersBackend:
         device: str | torch.device | None = None,
         dtype: str | None = None,
         attn_implementation: str | None = None,
+        device_map: str | Mapping[str, Any] | None = None,
+        quantization: Any = None,
+        compile: bool | Mapping[str, Any] = False,
+        mask_token_id: int | None = None,
+        attention_block: int | str | None = None,
+        cache: str | None = None,
+        residual_context: bool | str = False,
     ) -> None:
-        import transformers
-
-        config = _read_config(source)
-        family = family_of(config, str(source))
+        if device is not None and device_map is not None:
+            raise ValueError(f"give device or device_map, not both; got {device!r} and {device_map!r}")
+        config = read_config(source)
+        family = self.family = family_of(config, str(source))
+        self.attention_block = _attention_block(family, config, str(source), attention_block)
+        self.blocks_from = family.blocks_from
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            cpu.keep_freed_memory()
-            cpu.register_attention()
-        with _no_progress_bar():
-            model, loading = getattr(transformers, family.model_class).from_pretrained(
-                source,
-                config=family.translate(config),
-                key_mapping=dict(family.key_mapping),
-                dtype=_resolve_dtype(dtype, self.device),
-                attn_implementation=attn_implementation or (cpu.ATTENTION if on_cpu else "sdpa"),
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
-                output_loading_info=True,
+        attention = attn_implementation or self._default_attention()
+        if self.attention_block is not None and "flash" in str(attention):
+            raise ValueError(
+                f"attn_implementation {attention!r} takes no mask of blocks, which {family.name} needs; "
+                "choose sdpa or eager"
             )
-        _refuse_partial_loading(loading, str(source))
-        self.model = model.to(self.device).eval().requires_grad_(False)
-        self.tokenizer = _load_tokenizer(source, family)
-        self.mask_token_id: int = config["mask_token_id"]
-        self.eos_token_id: int = config["eos_token_id"]
-        self.pad_token_id: int = config["pad_token_id"]
-        self.vocab_size: int = model.config.vocab_size
-        self.hidden_width: int = model.config.hidden_size
-        self.max_length: int = model.config.max_position_embeddings
-        end_of_turn = self.tokenizer.get_vocab().get(family.special_tokens.eot, self.eos_token_id)
-        self.end_token_ids = frozenset([self.eos_token_id, end_of_turn])
-        self._shift_logits = family.shift_logits
+        options: dict[str, Any] = {
+            "dtype": resolve_dtype(dtype, self.device),
+            "attn_implementation": attention,
+        }
+        if quantization is not None:
+            options["quantization_config"] = quantization
+        if device_map is not None or quantization is not None:  # a quantized model cannot be moved
+            if importlib.util.find_spec("accelerate") is None:
+                raise ImportError(
+                    "device_map and quantization need accelerate: pip install 'dllm-gym[large]'"
+                )
+            options["device_map"] = {"": self.device} if device_map is None else device_map
+        self.model = load_model(source, family, config, **options)
+        if "device_map" in options:
+            self.device = self.model.device
+        else:
+            self.model.to(self.device)
+        if compile:
+            self.model.base_model.compile(**({} if compile is True else compile))
+        self.tokenizer = load_tokenizer(source, family)
+        self.vocab_size: int = self.model.config.vocab_size
+        ids = read_token_ids(
+            family,
+            config,
+            read_generation_config(source),
+            self.tokenizer,
+            self.vocab_size,
+            str(source),
+            mask_token_id,
+        )
+        self.mask_token_id, self.eos_token_id, self.pad_token_id = ids.mask, ids.eos, ids.pad
+        self.end_token_ids = ids.end
         self._lm_head = self.model.get_output_embeddings()
+        self.hidden_width: int = self._lm_head.in_features
+        self.max_length = max_length(self.model)
+        self._cache = self._checked_cache(cache)
+        self._residual_start = self._checked_start(residual_context, config, str(source))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
         return self
 
+    def _default_attention(self) -> str | None:
+        if not self.family.rotary:
+            return None  # encoders are too different; transformers knows what each can do
+        if self.device.type != "cpu":
+            return "sdpa"
+        cpu.keep_freed_memory()
+        cpu.register_attention()
+        return cpu.ATTENTION
+
     def encode_prompt(self, prompt: str | Sequence[Message]) -> list[int]:
         """Token ids of a prompt, through the model's chat template.
 
+        A base model without chat template gets the text of a single message as it is.
+
         Raises:
-            ValueError: If the prompt holds words this model does not know, or its mask token.
+            ValueError: If the prompt holds words this model does not know, or its mask token, or several
+                messages for a model without chat template.
         """
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        user: Message = {"role": "user", "content": str(prompt)}
+        messages = [user] if isinstance(prompt, str) else list(prompt)
+        text = self._prompt_text(messages)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoding["input_ids"]
         unknown = self.tokenizer.unk_token_id
@@ -105,6 +173,23 @@ class TransformersBackend:
             raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
         return ids
 
+    def _prompt_text(self, messages: list[Message]) -> str:
+        template = self.tokenizer.chat_template or self.family.chat_template
+        if template is not None:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                    **self.family.chat_options,
+                )
+            )
+        if len(messages) != 1:
+            raise ValueError(f"this dLLM has no chat template; give one text instead of {messages!r}")
+        first = self.tokenizer.bos_token if self.family.bos_without_chat else None
+        return (first or "") + messages[0]["content"]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, cut at its first end token. Masks that are left stay visible."""
         kept = []
@@ -112,7 +197,8 @@ class TransformersBackend:
             if int(token) in self.end_token_ids:
                 break
             kept.append(int(token))
-        return str(self.tokenizer.decode(kept))
+        text = str(self.tokenizer.decode(kept))
+        return text if self.family.end_text is None else text.split(self.family.end_text, 1)[0]
 
     @torch.inference_mode()
     def predict(
@@ -126,22 +212,17 @@ class TransformersBackend:
         temperature: float = 0.0,
         generators: Sequence[torch.Generator] | None = None,
     ) -> Prediction:
-        """See ``Backend.predict``. Only ``positions`` reach the output head."""
-        if tokens.shape[1] > self.max_length:
-            raise ValueError(
-                f"prompt and completion take {tokens.shape[1]} tokens; this dLLM has {self.max_length}"
-            )
-        hidden = self.model.model(
-            input_ids=tokens.to(self.device),
-            attention_mask=attention_mask.to(self.device),
-            # Counted back from the end, where all rows are aligned. Counted from the front they would depend
-            # on how long the neighbours' prompts are, and rotary embedding would round differently.
-            position_ids=torch.arange(-tokens.shape[1], 0, device=self.device)[None],
-            use_cache=False,
-        ).last_hidden_state
-        hidden = self._rows_about(hidden, attention_mask, positions)
+        """See ``Backend.predict``. Only ``positions`` reach the output head's last layer.
+
+        Raises:
+            ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
+        """
+        columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
+        padding = tokens.shape[1] - int(attention_mask.sum(1).max())  # of every row; nobody needs it computed
+        tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
+        logits, hidden = self.forward(tokens, attention_mask, columns - padding)
         return predict_from_logits(
-            self._lm_head(hidden),
+            logits,
             self.mask_token_id,
             statistics=statistics,
             top_k=top_k,
@@ -150,76 +231,135 @@ class TransformersBackend:
             hidden=hidden,
         )
 
-    def _rows_about(self, hidden: Tensor, attention_mask: Tensor, positions: slice | Tensor) -> Tensor:
-        """The rows ``(B, K, D)`` of ``hidden`` ``(B, T, D)`` that predict the tokens at ``positions``."""
-        if not self._shift_logits:
-            return hidden[:, positions]
-        columns = torch.arange(hidden.shape[1], device=self.device)[positions]  # (K,)
+    def memory(self, num_rows: int, length: int) -> Memory | None:
+        """What ``cache`` or ``residual_context`` carries from step to step; ``None`` without them."""
+        if self._cache is not None:
+            return KeyValueMemory(self, self._cache, num_rows, length)
+        if self._residual_start is not None:
+            return ResidualMemory(self, self._residual_start, num_rows, length)
+        return None
+
+    def _checked_cache(self, cache: str | None) -> str | None:
+        if cache is None:
+            return None
+        if not self.family.rotary:
+            raise ValueError(f"{self.family.name} works without cache only, got {cache!r}")
+        fitting = ("prefix", "dual") if self.attention_block is None else ("block",)
+        if cache not in fitting:
+            attends = "in all directions" if self.attention_block is None else "block by block"
+            raise ValueError(
+                f"this dLLM attends {attends}: cache must be {' or '.join(fitting)}, got {cache!r}"
+            )
+        return cache
+
+    def _checked_start(self, given: bool | str, config: Mapping[str, Any], source: str) -> str | None:
+        if given is False:
+            return None
+        start = "cold" if given is True else given
+        if start not in STARTS:
+            raise ValueError(f"residual_context must be True, False, cold or warm, got {given!r}")
+        if self._cache is not None or not self.family.rotary:
+            raise ValueError("residual_context works without cache and for decoder layouts only")
+        if not config.get("residual_context"):
+            warnings.warn(
+                f"{source} was not trained with residual context, as far as its config.json says: "
+                "expect it to write worse than without",
+                stacklevel=3,
+            )
+        return start
+
+    def check_length(self, attention_mask: Tensor) -> None:
+        """Refuses rows ``(B, T)`` that are longer than ``max_length``."""
+        longest = int(attention_mask.sum(1).max())
+        if longest > self.max_length:
+            raise ValueError(f"prompt and completion take {longest} tokens; this dLLM has {self.max_length}")
+
+    def rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
+        """The rows ``(B, K)`` of the output that predict the tokens at ``columns`` ``(K,)`` or ``(B, K)``.
+
+        ``first`` ``(B,)`` is the column at which each sequence begins.
+        """
+        if not self.family.shift_logits:
+            return columns.expand(len(first), -1)
         # the first token of a sequence has no row before it and is predicted by its own
-        first = attention_mask.to(self.device).argmax(1)  # (B,)
-        rows = torch.maximum(columns[None] - 1, first[:, None])  # (B, K)
-        return hidden[torch.arange(len(hidden), device=self.device)[:, None], rows]
+        return torch.maximum(columns - 1, first[:, None])
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, embedded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over whole sequences.
+
+        Args:
+            tokens: ``(B, T)``.
+            attention_mask: ``(B, T)``, 0 at padding.
+            columns: ``(K,)`` int64, what to predict.
+            embedded: ``(B, T, H)``, fed to the model in place of the tokens' embeddings.
+
+        Returns:
+            Logits ``(B, K, V)``, and the hidden states ``(B, K, H)`` they were made of.
+        """
+        self.check_length(attention_mask)
+        first = attention_mask.argmax(1)  # (B,), of the sequence
+        rows = self.rows_about(columns, first)  # (B, K)
+        if not self.family.rotary:
+            return self._forward_from_left(tokens, attention_mask, first, rows)
+        length = tokens.shape[1]
+        visible = attention_mask
+        if self.attention_block is not None:
+            origin = first if self.blocks_from == "sequence" else columns.min().expand(len(first))
+            blocks = block_numbers(origin, length, self.attention_block)
+            visible = block_causal_mask(blocks, attention_mask, self.model.dtype)
+        fed = {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
+        return self.forward_rows(
+            rows,
+            **fed,
+            attention_mask=visible,
+            # Counted back from the end, where all rows are aligned. Counted from the front they would depend
+            # on how long the neighbours' prompts are, and rotary embedding would round differently.
+            position_ids=torch.arange(-length, 0, device=self.device)[None],
+            use_cache=False,
+        )
+
+    def _forward_from_left(
+        self, tokens: Tensor, attention_mask: Tensor, first: Tensor, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For models with absolute positions: every row is turned until its padding is on the right."""
+        length = tokens.shape[1]
+        turned = (torch.arange(length, device=self.device) + first[:, None]) % length  # (B, T)
+        return self.forward_rows(
+            rows - first[:, None],
+            input_ids=tokens.gather(1, turned),
+            attention_mask=attention_mask.gather(1, turned),
+        )
+
+    def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, K, V)`` of some rows ``(B, K)``, and what the last layer makes them of."""
+        kept = []
+
+        def keep(layer: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
+            hidden = arguments[0]  # (B, T, H)
+            at = rows.to(hidden.device)
+            kept.append(hidden[torch.arange(len(at), device=hidden.device)[:, None], at])
+            return (kept[0],)
+
+        hook = self._lm_head.register_forward_pre_hook(keep)
+        try:
+            logits = self.model(**inputs).logits
+        finally:
+            hook.remove()
+        return logits.to(self.device), kept[0].to(self.device)
 
 
-def _read_config(source: str | Path) -> dict[str, Any]:
-    path = Path(source) / "config.json"
-    if Path(source).is_dir() and not path.is_file():
-        raise FileNotFoundError(f"{source} is no checkpoint directory: it has no config.json")
-    if not path.is_file():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(str(source), "config.json"))
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return config
-
-
-def _load_tokenizer(source: str | Path, family: Family) -> Any:
-    import transformers
-    from transformers.utils import cached_file
-
-    try:
-        cached_file(source, "tokenizer.json")
-        name = "PreTrainedTokenizerFast"
-    except OSError:  # Dream publishes Qwen2's vocabulary and merges instead
-        name = family.tokenizer_class
-    return getattr(transformers, name).from_pretrained(source)
-
-
-def _resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        dtype = "float32" if device.type == "cpu" else "auto"
-    if dtype == "auto":
-        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
-    if dtype not in _DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(_DTYPES)}, auto")
-    return _DTYPES[dtype]
-
-
-def _computes_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed by the hardware rather than emulated."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def _refuse_partial_loading(loading: dict[str, Any], source: str) -> None:
-    # transformers initialises what is missing and only prints a report
-    problems = {kind: sorted(map(str, names)) for kind, names in loading.items() if names}
-    if problems:
-        text = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in problems.items())
-        raise ValueError(f"{source} did not load completely: {text}")
+def _attention_block(
+    family: Family, config: Mapping[str, Any], source: str, given: int | str | None
+) -> int | None:
+    if given is None:
+        # a hub id's name or a directory's
+        return family.attention_block and family.attention_block(config, Path(source).name)
+    if family.attention_block is None:
+        raise ValueError(f"attention_block is for families that attend in blocks; {family.name} does not")
+    if given == "full":
+        return None
+    if isinstance(given, str | bool) or given < 1:
+        raise ValueError(f"attention_block must be a whole number of at least 1 or 'full', got {given!r}")
+    return given

@@ -30,6 +30,8 @@ class Canvas:
         pad_token_id: Fills up short prompts.
         end_token_ids: If given, a row is also finished once one of these and everything before it
             are revealed.
+        blocks_from_prompt: Whether blocks are counted from the first token of the prompt, so that the
+            first one of the completion may be shorter.
     """
 
     def __init__(
@@ -40,12 +42,14 @@ class Canvas:
         mask_token_id: int,
         pad_token_id: int,
         end_token_ids: Collection[int] | None = None,
+        blocks_from_prompt: bool = False,
     ) -> None:
         self.completion_length = completion_length
+        self._block_length, self._blocks_from_prompt = block_length, blocks_from_prompt
         self._mask_token_id = mask_token_id
         self._pad_token_id = pad_token_id
         self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
-        self._block_of = np.arange(completion_length) // block_length  # (L,)
+        self._block_of = np.tile(np.arange(completion_length) // block_length, (num_rows, 1))  # (N, L)
         self._prompts = np.full((num_rows, 0), pad_token_id, dtype=np.int64)  # (N, P)
         self._prompt_lengths = np.zeros(num_rows, dtype=np.int64)
         self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
@@ -61,16 +65,28 @@ class Canvas:
         self._prompts[row] = self._pad_token_id
         self._prompts[row, self._prompts.shape[1] - len(prompt_ids) :] = prompt_ids
         self._prompt_lengths[row] = len(prompt_ids)
+        self._block_of[row] = (
+            np.arange(self.completion_length) + self.block_offset(row)
+        ) // self._block_length
         self._completions[row] = self._mask_token_id
         self.masked[row] = True
         self.just_revealed[row] = False
         self.steps[row] = 0
 
+    def block_offset(self, row: int) -> int:
+        """How many tokens of the prompt are in the row's first block of the completion."""
+        return int(self._prompt_lengths[row]) % self._block_length if self._blocks_from_prompt else 0
+
     def in_active_block(self) -> BoolArray:
         """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""
-        active_block = self._block_of[self.masked.argmax(axis=1)]  # (N,)
-        inside: BoolArray = self._block_of == active_block[:, None]
+        first_masked = self.masked.argmax(axis=1)[:, None]  # (N, 1)
+        inside: BoolArray = self._block_of == np.take_along_axis(self._block_of, first_masked, axis=1)
         return inside
+
+    def active_window(self, rows: IntArray) -> IntArray:
+        """``(R, 2)``: begin and end of the active blocks of some rows."""
+        inside = self.in_active_block()[rows]
+        return np.stack([inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)], axis=1)
 
     def selectable(self) -> BoolArray:
         """``(N, L)``: masked and inside the active block."""

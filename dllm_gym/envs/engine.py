@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend, backend_names, load_backend
-from dllm_gym.backends.base import STATISTICS
+from dllm_gym.backends.base import STATISTICS, Memory
 from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
 from dllm_gym.envs.rewards import REWARDS
@@ -48,6 +48,7 @@ class Engine:
         indices: ``(N,)`` int64, the problem each row is at.
         alphas: ``(N,)`` float64, alpha of each row's episode.
         targets: ``(N,)`` float64, target_steps of each row's episode.
+        end_token_ids: The tokens that end a completion.
     """
 
     def __init__(
@@ -83,9 +84,8 @@ class Engine:
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         length = self.task.completion_length if completion_length is None else completion_length
         self.length = _positive("completion_length", length)
-        self.block_length = _positive("block_length", self.length if block_length is None else block_length)
-        if self.block_length > self.length:
-            raise ValueError(f"block_length {self.block_length} exceeds completion_length {self.length}")
+        attention_block = getattr(self.backend, "attention_block", None)
+        self.block_length = _block_length(block_length, self.length, attention_block)
         self.alpha = _number_or_range("alpha", alpha, 0.0)
         self.target_steps = _number_or_range("target_steps", target_steps, 1.0)
         self.temperature = _not_negative("temperature", temperature)
@@ -112,6 +112,9 @@ class Engine:
         if num_rows % self.group_size:
             raise ValueError(f"group_size {group_size} must divide the number of environments, {num_rows}")
         self.stop_at_eos = stop_at_eos
+        remember = getattr(self.backend, "memory", None)
+        self._memory: Memory | None = None if remember is None else remember(num_rows, self.length)
+        self.end_token_ids = _end_tokens(self.backend)
         self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
@@ -119,7 +122,8 @@ class Engine:
             self.block_length,
             self.backend.mask_token_id,
             self.backend.pad_token_id,
-            _end_tokens(self.backend) if stop_at_eos else None,
+            self.end_token_ids if stop_at_eos else None,
+            attention_block is not None and self.backend.blocks_from == "sequence",  # type: ignore[attr-defined]
         )
         self.observation_space = self._make_observation_space()
         self.action_space = spaces.MultiBinary(self.length)
@@ -157,6 +161,8 @@ class Engine:
         except IndexError as error:
             raise ValueError(str(error)) from None
         prompts = [_encode(self.backend, problem) for problem in drawn]
+        if self._memory is not None:
+            self._memory.forget(rows)
         for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
             self.indices[row] = index
             self.problems[row] = problem
@@ -194,21 +200,30 @@ class Engine:
         import torch
 
         tokens, attention_mask = self.canvas.model_input(rows)
-        prediction = self.backend.predict(
-            torch.from_numpy(tokens),
-            torch.from_numpy(attention_mask),
-            slice(tokens.shape[1] - self.length, None),
-            statistics=self._statistics,
-            top_k=self.top_k,
-            temperature=self.temperature,
-            generators=[self._token_generators[row] for row in rows] if self.temperature > 0 else None,
-        )
+        on_canvas = torch.from_numpy(tokens), torch.from_numpy(attention_mask)
+        options: dict[str, Any] = {
+            "statistics": self._statistics,
+            "top_k": self.top_k,
+            "temperature": self.temperature,
+            "generators": [self._token_generators[row] for row in rows] if self.temperature > 0 else None,
+        }
+        if self._memory is None:
+            positions = slice(tokens.shape[1] - self.length, None)
+            prediction = self.backend.predict(*on_canvas, positions, **options)
+        else:
+            windows = self.canvas.active_window(rows)
+            prediction = self._memory.predict(rows, windows, *on_canvas, **options)
         self._tokens[rows] = prediction.tokens.cpu().numpy()
         self._predicted["confidence"][rows] = prediction.confidence.cpu().numpy()
         for name in self._statistics:
             self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
 
     # What the outside sees
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """``(N, L)``: the dLLM's confidence in what it last predicted, at revealed positions too."""
+        return self._predicted["confidence"]
 
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""
@@ -255,7 +270,8 @@ class Engine:
             **metrics,
         }
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
-        priced_steps = abs(steps - self.targets[row]) + 1.0  # the default target, 1, leaves them as they are
+        target = self.targets[row]
+        priced_steps = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
         return REWARDS[self.reward](paid_for, priced_steps, self.length, self.alphas[row]), info
 
     def _completion(self, row: int) -> list[int]:
@@ -301,6 +317,7 @@ class Engine:
             just_revealed=self.canvas.just_revealed[row].copy(),
             confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
             block_length=self.block_length,
+            block_offset=self.canvas.block_offset(row),
             step=int(self.canvas.steps[row]),
             max_steps=self.length,
             score=self.task.score(self.backend.decode(completion), problem) if finished else None,
@@ -347,6 +364,22 @@ def _encode(backend: Backend, problem: Problem) -> list[int]:
     if not problem.prefix:
         return ids
     return [*ids, *backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+
+
+def _block_length(given: int | None, length: int, attention_block: int | None) -> int:
+    """The window of decoding: what the user says, as far as it fits how the dLLM attends."""
+    if given is None:
+        return attention_block or length
+    given = _positive("block_length", given)
+    if given > length:
+        raise ValueError(f"block_length {given} exceeds completion_length {length}")
+    if attention_block is not None and attention_block % given:
+        fitting = [size for size in range(1, attention_block + 1) if attention_block % size == 0]
+        raise ValueError(
+            f"block_length {given} does not fit this dLLM, which attends in blocks of {attention_block} and "
+            f"sees nothing behind the block it writes; choose one of {', '.join(map(str, fitting))}"
+        )
+    return given
 
 
 def _end_tokens(backend: Backend) -> frozenset[int]:

@@ -65,6 +65,7 @@ class Frame:
         step: Steps used.
         max_steps: The budget, L.
         score: None while the episode runs, then the task's score; 1.0 is correct.
+        block_offset: By how many positions the first block is shorter than the others.
     """
 
     prompt: str
@@ -76,6 +77,7 @@ class Frame:
     step: int
     max_steps: int
     score: float | None
+    block_offset: int = 0
 
     @property
     def status(self) -> str:
@@ -97,7 +99,7 @@ class Frame:
 
     def is_edge(self, position: int) -> bool:
         """Whether a block other than the first starts at ``position``."""
-        return position > 0 and position % self.block_length == 0
+        return position > 0 and (position + self.block_offset) % self.block_length == 0
 
 
 def render_ansi(frame: Frame) -> str:

@@ -75,6 +75,12 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     stands there, and likewise for the other statistics. Such predictions are of the last forward, and
     none follows the last action of an episode.
 
+    With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
+    grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with
+    `dual` what follows the active block keeps its observations, too. With `"block"`, for dLLMs that attend
+    block by block, the active block is exact and what follows it has confidence 0 until it is reached.
+    With `{"residual_context": True}` a prediction depends on the step before as well.
+
     ## Rewards
     0 until the episode ends, then with r the task's score in [0, 1] and n the steps used:
 
@@ -83,9 +89,9 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `additive`: `r - alpha * n / L`
     - `correctness`: `r`
 
-    With another `target_steps` than 1 the price is on missing it: n is replaced by
-    `abs(n - target_steps) + 1`. Where `alpha` or `target_steps` is a range, every episode draws its own
-    value, log-uniformly; observe it, and one policy learns the whole frontier.
+    With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
+    is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
+    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
@@ -119,7 +125,10 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `split="train"`: which of the task's problems: `train`, `validation` or `test`.
     - `completion_length=None`: L; `None` takes the task's own.
     - `block_length=None`: semi-autoregressive decoding in blocks of this length, from left to right;
-      `None` is full diffusion, one block of length L.
+      `None` is full diffusion, one block of length L. Some dLLMs (SDAR, LLaDA2, Fast-dLLM v2, A2D-bd3lm)
+      attend block by block: nothing behind the block being written is seen, so `None` takes their own
+      blocks and only divisors of that length are accepted. Most of them count blocks from the first
+      token of the prompt, as their publishers do; then the first block of a completion may be shorter.
     - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
     - `target_steps=1`: number of steps to aim at, or a range `(low, high)`; with 1, the fewer the better.
     - `reward="multiplicative"`: see Rewards.

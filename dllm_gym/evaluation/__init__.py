@@ -9,21 +9,28 @@ import numpy as np
 
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent, as_agent
+from dllm_gym.evaluation.analysis import Analysis, Profile, profile
 from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.recording import Recorder, Recording, self_consistency
 from dllm_gym.evaluation.results import Comparison, EpisodeRecords, EvaluationResult, Gap
 from dllm_gym.strategies import make_strategy
 from dllm_gym.strategies.base import Strategy
 
 __all__ = [
     "Agent",
+    "Analysis",
     "Comparison",
     "EpisodeRecords",
     "EvaluationResult",
     "Gap",
+    "Profile",
+    "Recording",
+    "analyze",
     "as_agent",
     "compare",
     "default_sweep",
     "evaluate",
+    "profile",
     "strategies_of",
 ]
 
@@ -62,6 +69,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 64,
     on_episode: Callable[[Episode], None] | None = None,
+    record: bool = False,
+    check_consistency: bool = False,
     **env_kwargs: Any,
 ) -> EvaluationResult:
     """Decodes the first ``episodes`` problems of a split with an agent.
@@ -74,6 +83,10 @@ def evaluate(
         seed: Seeds the agent's draws and the token noise, never the problems.
         batch_size: Rows decoded at once. Changes the speed, not the result.
         on_episode: Called with every finished episode, for progress bars.
+        record: Keep when every position was revealed, how sure the dLLM was, and what it wrote: the result's
+            ``recording``.
+        check_consistency: Record, and ask the dLLM about every token of the finished completions whether it
+            would write it again (``recording.kept``); one further row of a forward per position.
         **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
             is observed automatically.
 
@@ -94,18 +107,28 @@ def evaluate(
     engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
     episodes = min(episodes, engine.task.num_problems or episodes)
     finished: list[Episode | None] = [None] * episodes
-    for episode in decode(resolved, engine, range(episodes), seed):
+    recorder = Recorder(engine, episodes) if record or check_consistency else None
+    on_step = None if recorder is None else recorder.after_step
+    for episode in decode(resolved, engine, range(episodes), seed, on_step):
         finished[episode.position] = episode
         if on_episode is not None:
             on_episode(episode)
+    label = str(getattr(resolved, "label", type(resolved).__name__))
+    records = _records([episode for episode in finished if episode is not None], engine)
+    recording = None
+    if recorder is not None:
+        recording = recorder.recording(label, records.nfe, records.score, records.problem)
+    if recording is not None and check_consistency:
+        recording = self_consistency(recording, engine, batch_size)
     return EvaluationResult(
         agent=str(getattr(resolved, "name", type(resolved).__name__)),
         parameters=dict(getattr(resolved, "parameters", {})),
-        label=str(getattr(resolved, "label", type(resolved).__name__)),
+        label=label,
         environment=engine.description(),
         episodes=episodes,
         seed=seed,
-        records=_records([episode for episode in finished if episode is not None], engine),
+        records=records,
+        recording=recording,
     )
 
 
@@ -140,6 +163,45 @@ def compare(
         if on_result is not None:
             on_result(result)
     return Comparison(results, [not isinstance(agent, Strategy) for agent in everyone])
+
+
+def analyze(
+    agents: Iterable[Any],
+    episodes: int = 200,
+    split: str = "test",
+    *,
+    text_only: bool = False,
+    on_result: Callable[[Profile], None] | None = None,
+    **kwargs: Any,
+) -> Analysis:
+    """Shows how agents decode: in which order, how fast, how sure, and whether being sure means being right.
+
+    Args:
+        agents: Whatever ``as_agent`` takes, and episodes recorded before (``Recording``), in any number.
+        episodes: As in ``evaluate``, like the arguments that follow.
+        split: See there.
+        text_only: Leave out the positions from the first end token on, which otherwise are part of the order.
+        on_result: Called with every agent's profile as soon as it is there.
+        **kwargs: Further arguments of ``evaluate``.
+
+    Returns:
+        The recordings, the numbers, and the plot.
+
+    Raises:
+        ValueError: For no agents, and what ``evaluate`` raises.
+    """
+    recordings, profiles = [], []
+    for agent in agents:
+        recording = agent
+        if not isinstance(agent, Recording):
+            recording = evaluate(agent, episodes, split, record=True, **kwargs).recording
+        recordings.append(recording)
+        profiles.append(profile(recording.text_only() if text_only else recording))
+        if on_result is not None:
+            on_result(profiles[-1])
+    if not profiles:
+        raise ValueError("nothing to analyze: give at least one agent or recording")
+    return Analysis(recordings, profiles)
 
 
 def _records(episodes: Sequence[Episode], engine: Engine) -> EpisodeRecords:

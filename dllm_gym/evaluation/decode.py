@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
@@ -21,7 +22,13 @@ class Episode:
     info: dict[str, Any]
 
 
-def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0) -> Iterator[Episode]:
+def decode(
+    agent: Agent,
+    engine: Engine,
+    problems: Sequence[int],
+    seed: int = 0,
+    on_step: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None,
+) -> Iterator[Episode]:
     """Decodes every problem once, in as few forwards as the engine's number of rows allows.
 
     A row that finishes takes the next problem in the same forward; when there is none left it drops out.
@@ -32,6 +39,8 @@ def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0)
         engine: Fresh or used; all its rows are started anew.
         problems: Indices into the task.
         seed: Seeds the agent's draws and the token noise.
+        on_step: Called after every action, before the dLLM predicts again, with the rows ``(R,)`` that took
+            a step and their places ``(R,)`` in ``problems``.
 
     Yields:
         Episodes in the order they finish.
@@ -60,6 +69,8 @@ def decode(agent: Agent, engine: Engine, problems: Sequence[int], seed: int = 0)
         actions = _check_actions(agent.act(engine.observation()), engine)
         active = np.flatnonzero(positions >= 0)
         changed = active[engine.act(active, actions[active])]
+        if on_step is not None:
+            on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
         for row in ended:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from dllm_gym.evaluation.results import EvaluationResult
 from dllm_gym.files import write_atomically
@@ -56,7 +57,15 @@ def pareto_figure(results: Sequence[EvaluationResult], learned: Sequence[bool]) 
 def save_figure(figure: Any, path: str | Path) -> Path:
     """Writes a figure atomically; the suffix chooses the format, PNG if there is none."""
     kind = Path(path).suffix[1:] or "png"
-    return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind))
+
+    def write(temporary: Path) -> None:
+        figure.savefig(temporary, format=kind)
+        if kind == "png":  # plots have few colours: a palette makes the file a third of the size
+            with Image.open(temporary) as picture:
+                small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small.save(temporary, format="PNG", optimize=True)
+
+    return write_atomically(path, write)
 
 
 def _errorbar(axes: Any, points: Sequence[EvaluationResult], **style: Any) -> None:

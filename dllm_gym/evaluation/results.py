@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.statistics import Interval, envelope_gap, mean_interval, wilson_interval
 
 
@@ -48,6 +49,7 @@ class EvaluationResult:
         episodes: Number of problems.
         seed: Of the agent's draws and the token noise.
         records: Per-episode results; not part of the JSON.
+        recording: How the episodes were decoded, if that was recorded; not part of the JSON.
     """
 
     agent: str
@@ -57,6 +59,7 @@ class EvaluationResult:
     episodes: int
     seed: int
     records: EpisodeRecords = field(repr=False)
+    recording: Recording | None = field(default=None, repr=False)
 
     @property
     def accuracy(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,3 +94,54 @@ def envelope_gap(
     ]
     low, high = np.quantile(gaps[1:], [0.025, 0.975])
     return float(gaps[0]), (float(low), float(high))
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often something is true in groups of cases, by a value that should tell it.
+
+    Attributes:
+        value: Mean value of each group.
+        share: How often it was true there.
+        interval: 95 % Wilson interval of the share, as if the cases were independent.
+        count: Number of cases.
+    """
+
+    value: tuple[float, ...]
+    share: tuple[float, ...]
+    interval: tuple[Interval, ...]
+    count: tuple[int, ...]
+
+    @property
+    def calibration_error(self) -> float:
+        """If the value is a probability: its mean distance to the share (ECE, arXiv 1706.04599)."""
+        distance = np.abs(np.subtract(self.value, self.share))
+        return float(np.average(distance, weights=self.count))
+
+
+def reliability(values: FloatArray, true: NDArray[np.bool_], group: NDArray[np.int64]) -> Reliability:
+    """Summarises M > 0 cases group by group, in the order of the groups' numbers.
+
+    Args:
+        values: ``(M,)``.
+        true: ``(M,)``.
+        group: ``(M,)``, the group each case belongs to.
+    """
+    members = [group == number for number in np.unique(group)]
+    return Reliability(
+        value=tuple(float(values[inside].mean()) for inside in members),
+        share=tuple(float(true[inside].mean()) for inside in members),
+        interval=tuple(wilson_interval(float(true[inside].sum()), int(inside.sum())) for inside in members),
+        count=tuple(int(inside.sum()) for inside in members),
+    )
+
+
+def separation(values: FloatArray, true: NDArray[np.bool_]) -> float:
+    """Probability that a true case has a larger value than a false one, ties counted half.
+
+    The area under the ROC curve: 0.5 says nothing, 1 tells them apart; NaN if all cases are alike.
+    """
+    high, low = values[true], values[~true]
+    if not len(high) or not len(low):
+        return math.nan
+    return float((np.greater.outer(high, low) + 0.5 * np.equal.outer(high, low)).mean())

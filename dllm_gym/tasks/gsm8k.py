@@ -92,7 +92,7 @@ def boxed_number(text: str) -> Fraction | None:
 
 
 def check_shots(shots: int, prompt: str, data: str | Path | None, split: str) -> None:
-    """Raises ``ValueError`` for examples that the form of asking cannot have, or that would be test problems."""
+    """Raises ``ValueError`` for examples that a form of asking cannot have, or that are test problems."""
     if not isinstance(shots, int) or not 0 <= shots <= 32:
         raise ValueError(f"shots must be a whole number from 0 to 32, got {shots!r}")
     if shots and prompt != "lm-eval":

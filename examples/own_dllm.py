@@ -3,7 +3,7 @@
 The toy model below knows one sentence. It predicts a position with certainty once the neighbour to the
 left is revealed and guesses before, so the best order is left to right.
 
-Run: ``python examples/own_backend.py``
+Run: ``python examples/own_dllm.py``
 """
 
 from collections.abc import Sequence

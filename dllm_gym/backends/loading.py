@@ -1,0 +1,162 @@
+"""From a directory or hub id to a transformers model and tokenizer: nothing executed, nothing left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_gym.backends.families import Family
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def read_config(source: str | Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint.
+
+    Raises:
+        FileNotFoundError: If a directory has none.
+        ValueError: If it holds no JSON object.
+    """
+    path = Path(source) / "config.json"
+    if Path(source).is_dir() and not path.is_file():
+        raise FileNotFoundError(f"{source} is no checkpoint directory: it has no config.json")
+    if not path.is_file():
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(str(source), "config.json"))
+    return _read_object(path)
+
+
+def read_generation_config(source: str | Path) -> dict[str, Any]:
+    """``generation_config.json`` of a checkpoint; empty where there is none."""
+    from transformers.utils import cached_file
+
+    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    return {} if path is None else _read_object(Path(path))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def load_model(source: str | Path, family: Family, config: Mapping[str, Any], **options: Any) -> Any:
+    """The transformers model of a checkpoint, in evaluation mode and frozen.
+
+    Args:
+        source: Directory or hub id.
+        family: The checkpoint's family.
+        config: Its ``config.json``.
+        **options: Further arguments of ``from_pretrained``.
+
+    Raises:
+        ValueError: If any tensor is missing, unexpected or of another shape.
+    """
+    import transformers
+
+    translated = family.translate(config)
+    if family.conversions is not None:
+        from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+
+        register_checkpoint_conversion_mapping(translated.model_type, family.conversions(), overwrite=True)
+    with _no_progress_bar():
+        try:
+            model, loading = getattr(transformers, family.model_class).from_pretrained(
+                source,
+                config=translated,
+                key_mapping=dict(family.key_mapping),
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # reported instead, and refused below with everything else
+                output_loading_info=True,
+                **options,
+            )
+        except RuntimeError as error:  # of experts that are merged while loading; the names are in its report
+            if "conversion" not in str(error):
+                raise
+            raise ValueError(
+                f"{source} did not load completely: tensors to be merged are missing or of other shapes"
+            ) from error
+    _refuse_partial_loading(loading, family.unused, str(source))
+    return model.eval().requires_grad_(False)
+
+
+def max_length(model: Any) -> int:
+    """The number of tokens a transformers model takes.
+
+    RoBERTa and its kin give the first token the position behind that of their padding token.
+    """
+    longest: int = model.config.max_position_embeddings
+    words = model.get_input_embeddings()
+    unused = [
+        table.padding_idx + 1
+        for table in model.modules()
+        if isinstance(table, torch.nn.Embedding) and table is not words
+        if table.num_embeddings == longest and table.padding_idx is not None
+    ]
+    return longest - max(unused, default=0)
+
+
+def load_tokenizer(source: str | Path, family: Family) -> Any:
+    """The checkpoint's tokenizer, by transformers' own classes."""
+    import transformers
+    from transformers.utils import cached_file
+
+    try:
+        cached_file(source, "tokenizer.json")
+        name = "PreTrainedTokenizerFast"
+    except OSError:  # Dream publishes Qwen2's vocabulary and merges instead
+        name = family.tokenizer_class
+    return getattr(transformers, name).from_pretrained(source)
+
+
+def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:
+    """The type that ``TransformersBackend``'s ``dtype`` means on a device."""
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else "auto"
+    if dtype == "auto":
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
+    if dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(_DTYPES)}, auto")
+    return _DTYPES[dtype]
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is computed by the hardware rather than emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _refuse_partial_loading(loading: Mapping[str, Any], unused: tuple[str, ...], source: str) -> None:
+    # transformers initialises what is missing and only prints a report
+    problems = {}
+    for kind, names in loading.items():
+        wanted = [str(name) for name in names]
+        if kind == "unexpected_keys":
+            wanted = [name for name in wanted if not any(re.search(pattern, name) for pattern in unused)]
+        if wanted:
+            problems[kind] = sorted(wanted)
+    if problems:
+        text = "; ".join(f"{kind}: {', '.join(names[:5])}" for kind, names in problems.items())
+        raise ValueError(f"{source} did not load completely: {text}")
