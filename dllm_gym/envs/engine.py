@@ -160,7 +160,7 @@ class Engine:
             drawn = [self.task.problem(index) for index in indices]
         except IndexError as error:
             raise ValueError(str(error)) from None
-        prompts = [_encode(self.backend, problem) for problem in drawn]
+        prompts = [self.encode(problem) for problem in drawn]
         if self._memory is not None:
             self._memory.forget(rows)
         for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
@@ -174,6 +174,13 @@ class Engine:
             self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
+
+    def encode(self, problem: Problem) -> list[int]:
+        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""
+        ids = self.backend.encode_prompt(problem.prompt)
+        if not problem.prefix:
+            return ids
+        return [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
 
     def _draw_from_row_generator(self, row: int) -> int:
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
@@ -357,13 +364,6 @@ def _embedded(task: str) -> str:
             f"a hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
         )
     return name
-
-
-def _encode(backend: Backend, problem: Problem) -> list[int]:
-    ids = backend.encode_prompt(problem.prompt)
-    if not problem.prefix:
-        return ids
-    return [*ids, *backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
 
 
 def _block_length(given: int | None, length: int, attention_block: int | None) -> int:
