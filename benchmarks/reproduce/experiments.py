@@ -39,7 +39,7 @@ class Budget:
     problems: int
 
 
-FULL = Budget("full", SEEDS, 1_200_000, 800_000, 800_000, 150_000, 150_000, 256, 1000)
+FULL = Budget("full", SEEDS, 1_200_000, 600_000, 800_000, 150_000, 150_000, 256, 1000)
 QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 64, 100)
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
@@ -151,7 +151,7 @@ def heuristics(environment: str) -> list[Strategy]:
 
 DECODINGS = ("sample", "deterministic")
 BETAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-TARGETS = (1, 2, 4, 6, 9, 13, 18, 24)
+TARGETS = (2, 4, 6, 9, 13, 18, 24)
 
 
 def evaluations() -> list[tuple[str, str, str]]:
