@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dllm_gym.backends import Backend, load_backend
+from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import STATISTICS
 from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
@@ -78,7 +78,7 @@ class Engine:
         self.backend_kwargs, self.task_kwargs = dict(backend_kwargs or {}), dict(task_kwargs or {})
         self.task = load_task(task, split=split, **self.task_kwargs) if isinstance(task, str) else task
         if backend is None:
-            backend = f"tiny-{self.task.name}"
+            backend = _embedded(self.task.name)
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         length = self.task.completion_length if completion_length is None else completion_length
@@ -156,7 +156,7 @@ class Engine:
             drawn = [self.task.problem(index) for index in indices]
         except IndexError as error:
             raise ValueError(str(error)) from None
-        prompts = [self.backend.encode_prompt(problem.prompt) for problem in drawn]
+        prompts = [_encode(self.backend, problem) for problem in drawn]
         for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
             self.indices[row] = index
             self.problems[row] = problem
@@ -329,6 +329,24 @@ class Engine:
                 **{name: optional[name] for name in self.observe},
             }
         )
+
+
+def _embedded(task: str) -> str:
+    """The dLLM that comes with the package for a task."""
+    name = f"tiny-{task}"
+    if name not in backend_names():
+        raise ValueError(
+            f"no dLLM for task {task!r} comes with the package; give backend=..., a checkpoint directory or a "
+            f"hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
+        )
+    return name
+
+
+def _encode(backend: Backend, problem: Problem) -> list[int]:
+    ids = backend.encode_prompt(problem.prompt)
+    if not problem.prefix:
+        return ids
+    return [*ids, *backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
 
 
 def _end_tokens(backend: Backend) -> frozenset[int]:

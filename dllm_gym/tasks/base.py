@@ -24,11 +24,13 @@ class Problem:
         prompt: What the user would ask the dLLM, as plain text.
         reference: A correct answer in the task's own notation (the final number, the solved grid).
         metadata: Whatever the scorer and curious users need besides; never shown to the model.
+        prefix: Text the answer is made to begin with, after the chat template; no part of the completion.
     """
 
     prompt: str
     reference: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
 
 
 @runtime_checkable

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
+
+from dllm_gym.tasks.base import split_of
 
 Row = dict[str, Any]
 Parsed = TypeVar("Parsed")
@@ -125,6 +128,24 @@ def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[tuple[str, R
         raise ImportError(f"data='{HUB}' needs the library datasets: pip install 'dllm-gym[hub]'") from error
     for number, row in enumerate(load_dataset(hub, config, split=split), 1):
         yield f"{hub} ({split}), row {number}", row
+
+
+def rows_of_split(rows: Sequence[Parsed], split: str, content: Callable[[Parsed], str]) -> list[Parsed]:
+    """The rows of a split: a test file's rows all, a training file's rows by a hash of their content.
+
+    Training rows with another text are other problems: 5 % of them are ``validation``, the rest ``train``.
+    """
+    if split == "test":
+        return list(rows)
+    return [row for row in rows if (split_of(content(row)) == "validation") == (split == "validation")]
+
+
+def refuse_test_file(data: str | Path | None, split: str) -> None:
+    """Raises ``ValueError`` if a file named as a test set is about to be trained on."""
+    if split != "test" and data is not None and "test" in re.split(r"[^a-z]+", Path(data).name.lower()):
+        raise ValueError(
+            f"{data} is named like a test set; use split='test' instead of {split!r}, or give training data"
+        )
 
 
 # Files -----------------------------------------------------------------------------------------------------
