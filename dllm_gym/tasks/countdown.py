@@ -17,7 +17,12 @@ _COUNT, _LARGEST = 3, 100
 _TOLERANCE = Fraction(1, 10**5)
 _FILES = {
     "test": ("countdown_cd3_test.jsonl", "*countdown*test*.jsonl"),
-    "train": ("*countdown*train*.jsonl", "*countdown*train*.parquet", "train*.parquet", "data/train*.parquet"),
+    "train": (
+        "*countdown*train*.jsonl",
+        "*countdown*train*.parquet",
+        "train*.parquet",
+        "data/train*.parquet",
+    ),
 }
 
 _Row = tuple[tuple[int, ...], int]
@@ -76,7 +81,9 @@ class CountdownTask:
             order = rng.permutation(_COUNT)
             first, second = (str(op) for op in rng.choice(list("+-*/"), size=2))
             a, b, c = (numbers[i] for i in order)
-            text = f"({a} {first} {b}) {second} {c}" if rng.random() < 0.5 else f"{c} {second} ({a} {first} {b})"
+            text = (
+                f"({a} {first} {b}) {second} {c}" if rng.random() < 0.5 else f"{c} {second} ({a} {first} {b})"
+            )
             computed = evaluate(text)
             if computed is None or computed[0].denominator != 1 or not 1 <= computed[0] <= _LARGEST:
                 continue
@@ -111,7 +118,9 @@ def _expression(completion: str) -> str:
 
 def _read(data: str | Path, split: str) -> list[_Row]:
     if data == HUB and split == "test":
-        raise ValueError("the hub has no test set of Countdown; give the path of d1's countdown_cd3_test.jsonl")
+        raise ValueError(
+            "the hub has no test set of Countdown; give the path of d1's countdown_cd3_test.jsonl"
+        )
     rows = read_rows(
         "countdown",
         data,

@@ -13,13 +13,14 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+_Result = TypeVar("_Result")
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_MESSAGE = 65536  # bytes; what the child reports is far shorter
 _GRACE = 2.0  # seconds to start and to wind up, on top of the wall clock limit
@@ -80,12 +81,13 @@ class Job:
     """A program and the tests it has to pass.
 
     Attributes:
-        program: Python source, loaded as a module named ``solution``.
+        program: Python source, loaded as a module named ``solution``; of several the first that compiles.
+            (Only in there is that found out: some texts crash the interpreter that parses them.)
         tests: Python sources. Each is run after the other in one namespace that begins as a copy of the
             program's; a test passes if it raises nothing.
     """
 
-    program: str
+    program: str | tuple[str, ...]
     tests: tuple[str, ...]
 
 
@@ -156,11 +158,11 @@ class Sandbox:
             if not folder.is_dir():
                 raise ValueError(f"packages: {folder} is not a folder")
 
-    def run(self, program: str, tests: Sequence[str]) -> Outcome:
+    def run(self, program: str | Sequence[str], tests: Sequence[str]) -> Outcome:
         """Loads a program and runs tests on it.
 
         Args:
-            program: Python source; any string.
+            program: Python source, any string, or several; see ``Job``.
             tests: Python sources; see ``Job``.
 
         Returns:
@@ -169,12 +171,7 @@ class Sandbox:
         Raises:
             SandboxError: If a required guarantee cannot be had here.
         """
-        while True:
-            with _Run(self, program, tests) as run:
-                try:
-                    return run.outcome()
-                except _LayerMissing as missing:
-                    self._missing[missing.layer] = missing.why
+        return self._with_what_there_is(program, tests, lambda run: run.outcome())
 
     def run_many(self, jobs: Iterable[Job], workers: int | None = None) -> list[Outcome]:
         """Runs many programs side by side, one process each.
@@ -203,14 +200,23 @@ class Sandbox:
         Raises:
             SandboxError: If no sandbox can be started at all.
         """
+        layers = self._with_what_there_is("", (), lambda run: run.layers())
+        return {name: tuple(sorted(layers & set(any_of))) for name, any_of in _LAYERS_FOR.items()}
+
+    def check(self) -> None:
+        """Raises ``SandboxError`` if a required guarantee cannot be had here."""
+        self._with_what_there_is("", (), lambda run: run.confine())
+
+    def _with_what_there_is(
+        self, program: str | Sequence[str], tests: Sequence[str], use: Callable[[_Run], _Result]
+    ) -> _Result:
+        """``use`` of a run, which is started anew without a layer that turns out not to be granted."""
         while True:
-            with _Run(self, "", ()) as run:
+            with _Run(self, program, tests) as run:
                 try:
-                    layers = run.layers()
+                    return use(run)
                 except _LayerMissing as missing:
                     self._missing[missing.layer] = missing.why
-                    continue
-            return {name: tuple(sorted(layers & set(any_of))) for name, any_of in _LAYERS_FOR.items()}
 
 
 class _LayerMissing(Exception):
@@ -223,11 +229,11 @@ class _LayerMissing(Exception):
 class _Run:
     """One program in one sandbox, from the start of the process to the removal of its folder."""
 
-    def __init__(self, sandbox: Sandbox, program: str, tests: Sequence[str]) -> None:
+    def __init__(self, sandbox: Sandbox, program: str | Sequence[str], tests: Sequence[str]) -> None:
         if sys.platform != "linux":
             raise SandboxError(f"programs of a model are run on Linux only, not on {sys.platform}")
         self.sandbox = sandbox
-        self.program = program
+        self.programs = [program] if isinstance(program, str) else list(program)
         self.tests = [str(test) for test in tests]
         self.output = bytearray()
         self.pending = bytearray()  # of a message that has not ended yet
@@ -257,7 +263,7 @@ class _Run:
                 stderr=subprocess.STDOUT,
                 cwd=self.folder.name,
                 # a fixed seed: sets are walked in the same order every time, so that scores repeat
-                env={"PATH": "", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
+                env={"LANG": "C.UTF-8", "PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"},
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
@@ -304,13 +310,18 @@ class _Run:
         self.notes = {**sandbox._missing, **report["notes"]}
         return set(report["layers"])
 
-    def _judge(self) -> tuple[str, tuple[bool, ...] | None]:
+    def confine(self) -> None:
+        """Starts the confinement; raises ``SandboxError`` if a required guarantee does not hold."""
         layers = self.layers()
         for guarantee in self.sandbox.require:
             if not layers & set(_LAYERS_FOR[guarantee]):
                 raise SandboxError(self._refusal(guarantee))
+
+    def _judge(self) -> tuple[str, tuple[bool, ...] | None]:
+        self.confine()
+        # only now, in a process that can do no harm, does the program come in
         self.deadline = time.monotonic() + self.sandbox.limits.wall_seconds
-        self._send({"program": self.program})
+        self._send({"programs": self.programs})
         answer = self._receive()
         if answer == b"broken":
             return "broken", None

@@ -86,7 +86,7 @@ def main(control: int) -> None:
     confine(order, layers, notes, control)
     send(control, {"layers": layers, "notes": notes})
     sys.path += order["packages"]
-    judge(control, receive(control)["program"])
+    judge(control, receive(control)["programs"])
 
 
 def confine(order: dict[str, Any], layers: list[str], notes: dict[str, str], control: int) -> None:
@@ -208,7 +208,7 @@ def touch(path: str) -> None:
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
-    """Calls mount(2)."""
+    """Shows a file system, or part of one, at ``target``."""
     encoded = [None if text is None else text.encode() for text in (source, target, kind, options)]
     checked("mount", *encoded[:3], flags, encoded[3])
 
@@ -363,8 +363,8 @@ def checked(name: str, *arguments: object) -> int:
 # The program and its tests ---------------------------------------------------------------------------------
 
 
-def judge(control: int, program: str) -> None:
-    """Loads ``program`` as module ``solution``, asks for tests, runs them, asks for the nonce, reports.
+def judge(control: int, programs: list[str]) -> None:
+    """Loads the first of ``programs`` that compiles, asks for tests, runs them, asks for the nonce, reports.
 
     The program may replace builtins or what it finds in modules, so everything needed after it ran is held in
     local names, the tests see builtins as they were, and what fails in here fails the program.
@@ -377,8 +377,15 @@ def judge(control: int, program: str) -> None:
     names = module.__dict__
     # what ends a program early (SystemExit, KeyboardInterrupt) fails it like any other error
     failure = BaseException
+    code = None
+    for program in programs:
+        try:
+            code = translate(program, "solution.py", "exec")
+            break
+        except failure:
+            pass
     try:
-        execute(translate(program, "solution.py", "exec"), names)
+        execute(translate(programs[-1], "solution.py", "exec") if code is None else code, names)
     except failure:
         show(*shorten(report()))
         write(control, b"broken\n")
