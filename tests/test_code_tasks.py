@@ -313,7 +313,7 @@ def test_mbpp_counts_tests_one_by_one(mbpp_file):
 
 def test_mbpp_needs_no_import_for_annotations_and_runs_setup_code(tmp_path):
     rows = [
-        mbpp_row(11, test_setup_code="BASE = 11"),
+        mbpp_row(11, test_setup_code="ten = Number(10)", test_list=["assert add(ten).value == 11"]),
         {key: value for key, value in mbpp_row(12).items() if key not in ("text", "test_setup_code")}
         | {
             "prompt": "Sanitized.",
@@ -322,10 +322,9 @@ def test_mbpp_needs_no_import_for_annotations_and_runs_setup_code(tmp_path):
         },
     ]
     task = load_task("mbpp", data=write_rows(tmp_path / "mbpp.jsonl", rows), shots=0)
-    assert (
-        task.score("def add(x: List[int]) -> Optional[int]:\n    return x + BASE\n```", task.problem(0))
-        == 1.0
-    )
+    number = "class Number:\n    def __init__(self, value: Optional[int]):\n        self.value = value\n"
+    add = "def add(x: Number) -> List[Number]:\n    return Number(x.value + 1)\n```"
+    assert task.score(number + add, task.problem(0)) == 1.0
     assert task.score("def add(x):\n    return x + 12\n```", task.problem(1)) == 1.0
     assert "Sanitized." in task.problem(1).prompt
 

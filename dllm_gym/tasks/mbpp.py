@@ -79,9 +79,10 @@ class MBPPTask(CodeTask):
         metadata = {
             "task_id": row["task_id"],
             "before": "",
-            "setup": f"{_FUTURE}{row['setup']}\n" if row["setup"] else _FUTURE,
+            "setup": _FUTURE,
             "entry_point": "",
-            "tests": tuple(row["tests"]),
+            # the setup code builds on what the program defines
+            "tests": tuple(f"{row['setup']}\n{test}" for test in row["tests"]),
         }
         return Problem(self._shown + _asked(row), row["code"], metadata, "\n```python\n")
 
