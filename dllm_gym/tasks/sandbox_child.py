@@ -60,7 +60,8 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
     "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
-    "migrate_pages": (256, 238), "move_pages": (279, 239),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "inotify_add_watch": (254, 27),
+    "fanotify_init": (300, 262),
     # other namespaces and file systems
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429),
@@ -72,8 +73,20 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "keyctl": (250, 219),
     # the kernel itself
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "syslog": (103, 116),
+    "modify_ldt": (154, None),
+}  # fmt: skip
+# Owner, mode, times and attributes of files: Landlock has no say in them, so they are refused where the files
+# that the program finds are the machine's.
+CALLS_ON_FILES: dict[str, tuple[int | None, int | None]] = {
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452),
+    "chown": (92, None), "lchown": (94, None), "fchown": (93, 55), "fchownat": (260, 54),
+    "utime": (132, None), "utimes": (235, None), "futimesat": (261, None), "utimensat": (280, 88),
+    "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7),
+    "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
 PIVOT_ROOT, CLONE, PRLIMIT, PRCTL = (155, 41), (56, 220), (302, 261), (157, 167)
+FCNTL, IOCTL = (72, 25), (16, 29)
+F_SETOWN, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP = 8, 15, 0x8901, 0x8902
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
 
 
@@ -128,7 +141,7 @@ def confine(order: dict[str, Any], layers: list[str], notes: dict[str, str], con
                 if name == "landlock":
                     landlock(order["readable"], folder)
                 else:
-                    seccomp()
+                    seccomp(files_are_its_own="namespaces" in layers)
                 layers.append(name)
             except OSError as error:
                 notes[name] = str(error)
@@ -309,15 +322,15 @@ def landlock(readable: list[str], folder: str) -> None:
     os.close(rules)
 
 
-def seccomp() -> None:
+def seccomp(files_are_its_own: bool) -> None:
     """Refuses ``CALLS``; threads are the only clones (linux/seccomp.h, linux/filter.h)."""
     if platform.machine() not in MACHINES:
         raise OSError(errno.ENOSYS, f"no table of system calls for {platform.machine()}")
     column, architecture = MACHINES[platform.machine()]
     load, equal, greater, any_bit, ret = 0x20, 0x15, 0x25, 0x45, 0x06
     kill, allow, refuse = 0x80000000, 0x7FFF0000, 0x00050000  # SECCOMP_RET_*; refuse carries an errno
-    number_at, architecture_at, argument_at = 0, 4, 16  # struct seccomp_data; low half of the first argument
-    no_right, no_such_call = refuse | 1, refuse | 38
+    number_at, architecture_at, first, second = 0, 4, 16, 24  # struct seccomp_data; low halves of arguments
+    no_right, no_such_call = refuse | errno.EPERM, refuse | errno.ENOSYS
     program = [
         (load, 0, 0, architecture_at),
         (equal, 1, 0, architecture),
@@ -328,19 +341,24 @@ def seccomp() -> None:
         (equal, 0, 1, CLONE3),  # its flags lie in memory where a filter cannot look; libc then uses clone
         (ret, 0, 0, no_such_call),
     ]
-    for numbers, test, value, otherwise, matching in (
-        (CLONE, any_bit, CLONE_THREAD, no_right, allow),
-        (PRLIMIT, equal, 0, no_right, allow),  # its own limits only
-        (PRCTL, equal, PR_SET_PDEATHSIG, allow, no_right),
+    for numbers, argument, test, value, refused_if in (
+        (CLONE, first, any_bit, CLONE_THREAD, False),
+        (PRLIMIT, first, equal, 0, False),  # its own limits only
+        (PRCTL, first, equal, PR_SET_PDEATHSIG, True),
+        (FCNTL, second, equal, F_SETOWN, True),  # who gets the signal that a file can send, of any number
+        (FCNTL, second, equal, F_SETOWN_EX, True),
+        (IOCTL, second, equal, FIOSETOWN, True),
+        (IOCTL, second, equal, SIOCSPGRP, True),
     ):
         program += [
-            (equal, 0, 4, numbers[column]),
-            (load, 0, 0, argument_at),
-            (test, 0, 1, value),
-            (ret, 0, 0, matching),
-            (ret, 0, 0, otherwise),
+            (equal, 0, 3, numbers[column]),
+            (load, 0, 0, argument),
+            (test, 0 if refused_if else 1, 1 if refused_if else 0, value),
+            (ret, 0, 0, no_right),
+            (load, 0, 0, number_at),
         ]
-    for number in (numbers[column] for numbers in CALLS.values()):
+    refused = CALLS if files_are_its_own else CALLS | CALLS_ON_FILES
+    for number in (numbers[column] for numbers in refused.values()):
         if number is not None:
             program += [(equal, 0, 1, number), (ret, 0, 0, no_right)]
     program.append((ret, 0, 0, allow))
