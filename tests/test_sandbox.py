@@ -336,8 +336,17 @@ def test_threads_are_limited(mode):
     assert 1 <= int(run(box, program).output.split()[0]) <= 8
 
 
-def test_standard_input_is_empty(box):
-    assert "EOFError" in run(box, "input()").output
+def test_standard_input_is_empty():
+    reading, writing = os.pipe()
+    os.write(writing, b"what the user types\n")
+    ours = os.dup(0)
+    try:
+        os.dup2(reading, 0)
+        assert "EOFError" in run(Sandbox(SMALL), "print(input())").output
+    finally:
+        os.dup2(ours, 0)
+        for handle in (ours, reading, writing):
+            os.close(handle)
 
 
 # Other processes --------------------------------------------------------------------------------------------
@@ -665,6 +674,10 @@ CHEATS = {
         "import os\nfor fd in range(3, 64):\n    try:\n"
         "        os.write(fd, b'loaded\\ndone\\n' + b'0' * 32 + b' 1\\n')\n"
         "    except OSError:\n        pass\n"
+    ),
+    "answers without the number": (
+        "import os\ndef f():\n    for fd in range(3, 64):\n        try: os.write(fd, b'done\\n1\\n')\n"
+        "        except OSError: pass\n"
     ),
     "closes everything": "import os\ndef f(): os.closerange(0, 64)",
     "recursion": "def f(): return f()",

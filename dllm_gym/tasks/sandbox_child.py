@@ -430,7 +430,7 @@ def judge(control: int, programs: list[str]) -> None:
             except failure:
                 pass
     write(control, b"done\n")
-    write(control, read(control, 64) + b" " + passed + b"\n")
+    write(control, read(control, 64) + passed + b"\n")
     end(0)
 
 
