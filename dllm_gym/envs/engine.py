@@ -343,8 +343,8 @@ def _embedded(task: str) -> str:
     name = f"tiny-{task}"
     if name not in backend_names():
         raise ValueError(
-            f"no dLLM for task {task!r} comes with the package; give backend=..., a checkpoint directory or a "
-            f"hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
+            f"no dLLM for task {task!r} comes with the package; give backend=..., a checkpoint directory or "
+            f"a hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
         )
     return name
 

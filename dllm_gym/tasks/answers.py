@@ -18,14 +18,15 @@ _END = re.compile(r"<\|(?:eot_id|endoftext|end_of_text|im_end|role_end|dlm_pad)\
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}\\]|[{}]")
 _TAG = re.compile(r"<[>\s]*answer\b[>.:]?(.*?)(?:<\s*/\s*answer|\Z)", re.DOTALL)
 _PLACEHOLDER = re.compile(r"[\s.…]*|\\[cl]?dots")  # "..." as in the prompt's own example
+_BLANK_BOX = re.compile(r"\\boxed\s*\{[\s.…]*(?:\}|\Z)")
 
 _SEPARATED = re.compile(r"(?<=\d)(?:,|(?:\{,\}|\\,|,\\!|\\!)\s*)(?=\d{3}(?!\d))")
 _WORDING = r"\\(?:text|mbox|mathrm|textrm|textbf)\s*"
 _WORDS = re.compile(_WORDING + r"\{[^{}]*\}?(?:\^\{?\d\}?)?")
 _MARKS = re.compile(r"\\?[$%€£]|\^?\{?\\circ\}?|°|\\[!,;: ]|~")
 # no part of a power, an index or a factorial
-_NUMBER = re.compile(r"(?<![\^_*])[-−]?(?:\d++(?:\.\d++)?+|(?<!\d)\.\d++)(?!\s*(?:[\^_!]|\*\*))")
-_MAX_DIGITS = 60  # no answer is longer, and longer ones cost time
+_NUMBER = re.compile(r"(?<![\^_*])-?(?:\d++(?:\.\d++)?+|(?<!\d)\.\d++)(?!\s*(?:[\^_!]|\*\*))")
+_TOO_LONG = re.compile(r"\d{61}")  # digits; no answer has as many, and they cost time
 
 
 def before_end(text: str, stops: Sequence[str] = ()) -> str:
@@ -58,20 +59,24 @@ def boxes(text: str) -> list[str]:
     contents = [(start, text[start:end]) for start, end in spans]
     contents += [(start, re.split(r"\n|<", text[start:], maxsplit=1)[0].rstrip("> ")) for start in half_open]
     stripped = [content.split("</answer")[0].strip() for _, content in sorted(contents)]
-    return [content for content in stripped if not _PLACEHOLDER.fullmatch(content)]
+    return [content for content in stripped if not _is_blank(content)]
 
 
 def tagged(text: str) -> str | None:
     """What stands between ``<answer>`` and ``</answer>``, or the end; of several the last; blank is none."""
     contents = [match.strip() for match in _TAG.findall(text)]
-    return next((content for content in reversed(contents) if not _PLACEHOLDER.fullmatch(content)), None)
+    return next((content for content in reversed(contents) if not _is_blank(content)), None)
+
+
+def _is_blank(content: str) -> bool:
+    return _PLACEHOLDER.fullmatch(_BLANK_BOX.sub("", content)) is not None
 
 
 # Numbers ---------------------------------------------------------------------------------------------------
 
 
 def number(text: str, last: bool = False) -> Fraction | None:
-    r"""The number that a short answer states: ``1,234``, ``\$18.50``, ``20\%``, ``4 \text{ minutes}``, ``3/4``.
+    r"""The number that a short answer states: ``1,234``, ``\$18.5``, ``20\%``, ``4 \text{ miles}``, ``3/4``.
 
     Units, currency and percent signs don't count. Of an equation the right side counts, of arithmetic
     its value; of words with several numbers the first number, or the last.
@@ -79,7 +84,7 @@ def number(text: str, last: bool = False) -> Fraction | None:
     Returns:
         The exact number, or ``None`` if there is none.
     """
-    text = _SEPARATED.sub("", text)
+    text = _SEPARATED.sub("", text.replace("\u2212", "-"))
     unworded = _WORDS.sub(" ", text)
     if not re.search(r"\d", unworded):  # the number itself stands in \text{...}
         unworded = re.sub(_WORDING + r"|[{}]", " ", text)
@@ -88,15 +93,15 @@ def number(text: str, last: bool = False) -> Fraction | None:
     if not sides:
         return None
     text = sides[-1]
-    if re.search(r"\d{%d}" % (_MAX_DIGITS + 1), text):
+    if _TOO_LONG.search(text):
         return None
-    computed = evaluate(re.sub(r"(?<!\\)\b[A-Za-z]{2,}\b\.?", " ", text).strip(" .,;:/"))
+    computed = evaluate(re.sub(r"(?<!\\)\b[A-Za-z]{2,}\b\.?", " ", text).lstrip(" ,;:/").rstrip(" .,;:/"))
     if computed is not None:
         return computed[0]
-    if re.search(r"[+*×]|\\times|\\cdot", text):  # arithmetic with something in it that is no number
+    if re.search(r"[+*\u00d7]|\\times|\\cdot", text):  # arithmetic with something in it that is no number
         return None
     found = _NUMBER.findall(text)
-    return Fraction(found[-1 if last else 0].replace("−", "-")) if found else None
+    return Fraction(found[-1 if last else 0]) if found else None
 
 
 def same_number(one: Fraction | None, other: Fraction | None) -> bool:
@@ -106,15 +111,15 @@ def same_number(one: Fraction | None, other: Fraction | None) -> bool:
 
 # LaTeX -----------------------------------------------------------------------------------------------------
 
-_NAMED = re.compile(r"[A-Za-z]\w?\s*(?:=|\\in\b)(?!.*[=,])")  # x = 5 and x \in [1, 2], but no chain or list
+_NAMED = re.compile(r"[A-Za-z]\w?\s*(?:=|\\in\b)(?!.*(?:=|\\in\b))")  # x = 5, x \in [1, 2], but no chain
 _ALL_TEXT = re.compile(r"\\(?:text|mbox|mathrm|textrm|textbf)\s*\{([^{}]*)\}")
 _UNIT_WORDS = re.compile(rf"(?:\s*{_WORDS.pattern})+\s*\.?$")
 _UNITS_AFTER = re.compile(r"(?<=\d)\s*\b[a-z]{2,}(?:\s+[a-z]+)*\.?")
 
 
 def plain_latex(answer: str) -> str:
-    r"""An answer without what doesn't change it: layout, units, currency, percent and degree signs, ``x =``."""
-    answer = _SEPARATED.sub("", answer.strip().strip(".").replace("\n", " "))
+    r"""An answer without what doesn't change it: layout, units, currency, percent, degrees, ``x =``."""
+    answer = _SEPARATED.sub("", answer.strip().rstrip(".").replace("\n", " "))
     for mark in (r"\left", r"\right", r"\displaystyle", r"\$", "$", r"\%", "%", "°", r"\!", r"\,", r"\;"):
         answer = answer.replace(mark, "")
     answer = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\degree", "", answer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from itertools import permutations
+from operator import add, mul, sub
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ from dllm_gym.tasks.expression import evaluate
 from dllm_gym.tasks.prompts import COUNTDOWN_D1
 
 _COUNT, _LARGEST = 3, 100
+_ORDERS = tuple(permutations(range(_COUNT)))
+_OPERATIONS: tuple[tuple[str, Callable[[Fraction, Fraction], Fraction | None]], ...] = (
+    ("+", add),
+    ("-", sub),
+    ("*", mul),
+    ("/", lambda a, b: a / b if b else None),
+)
+# drawn below these: the numbers, their order, two operations, and whether the first pair stands left
+_BOUNDS = (*[_LARGEST] * _COUNT, len(_ORDERS), len(_OPERATIONS), len(_OPERATIONS), 2)
 _TOLERANCE = Fraction(1, 10**5)
 _FILES = {
     "test": ("countdown_cd3_test.jsonl", "*countdown*test*.jsonl"),
@@ -77,18 +88,20 @@ class CountdownTask:
     def _draw(self, index: int) -> tuple[tuple[int, ...], int, str]:
         rng = problem_rng(self.seed, index)
         while True:
-            numbers = tuple(int(n) for n in rng.integers(1, _LARGEST + 1, size=_COUNT))
-            order = rng.permutation(_COUNT)
-            first, second = (str(op) for op in rng.choice(list("+-*/"), size=2))
-            a, b, c = (numbers[i] for i in order)
-            text = (
-                f"({a} {first} {b}) {second} {c}" if rng.random() < 0.5 else f"{c} {second} ({a} {first} {b})"
-            )
-            computed = evaluate(text)
-            if computed is None or computed[0].denominator != 1 or not 1 <= computed[0] <= _LARGEST:
-                continue
-            if split_of(_content((numbers, int(computed[0])))) == self.split:
-                return numbers, int(computed[0]), text
+            # by the dozen, for most make no whole number within reach, and of those few are of a small split
+            for *drawn, order, first, second, left in rng.integers(_BOUNDS, size=(64, len(_BOUNDS))).tolist():
+                numbers = tuple(n + 1 for n in drawn)
+                a, b, c = (numbers[i] for i in _ORDERS[order])
+                inner = _OPERATIONS[first][1](Fraction(a), Fraction(b))
+                if inner is None:
+                    continue
+                sign, operation = _OPERATIONS[second]
+                value = operation(inner, Fraction(c)) if left else operation(Fraction(c), inner)
+                if value is None or value.denominator != 1 or not 1 <= value <= _LARGEST:
+                    continue
+                if split_of(_content((numbers, int(value)))) == self.split:
+                    inside = f"({a} {_OPERATIONS[first][0]} {b})"
+                    return numbers, int(value), f"{inside} {sign} {c}" if left else f"{c} {sign} {inside}"
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the expression has the target as value and every number exactly once, else 0.0.

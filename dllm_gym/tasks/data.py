@@ -133,16 +133,26 @@ def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[tuple[str, R
 def rows_of_split(rows: Sequence[Parsed], split: str, content: Callable[[Parsed], str]) -> list[Parsed]:
     """The rows of a split: a test file's rows all, a training file's rows by a hash of their content.
 
-    Training rows with another text are other problems: 5 % of them are ``validation``, the rest ``train``.
+    5 % of the training rows are ``validation``, the rest ``train``; rows of the same content are on one side.
+
+    Raises:
+        ValueError: If the split is empty.
     """
     if split == "test":
         return list(rows)
-    return [row for row in rows if (split_of(content(row)) == "validation") == (split == "validation")]
+    kept = [row for row in rows if (split_of(content(row)) == "validation") == (split == "validation")]
+    if not kept:
+        raise ValueError(
+            f"of {len(rows)} rows none is in the split {split!r}; give more, or take another split"
+        )
+    return kept
 
 
 def refuse_test_file(data: str | Path | None, split: str) -> None:
     """Raises ``ValueError`` if a file named as a test set is about to be trained on."""
-    if split != "test" and data is not None and "test" in re.split(r"[^a-z]+", Path(data).name.lower()):
+    if split == "test" or data is None or Path(data).is_dir():  # of a folder the split says which file
+        return
+    if "test" in re.split(r"[^a-z]+", Path(data).name.lower()):
         raise ValueError(
             f"{data} is named like a test set; use split='test' instead of {split!r}, or give training data"
         )

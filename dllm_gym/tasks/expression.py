@@ -16,22 +16,22 @@ _SIGNS = {
     r"\div": "/",
     r"\left": "",
     r"\right": "",
-    "×": "*",
-    "·": "*",
-    "⋅": "*",
-    "÷": "/",
-    "−": "-",
-    "–": "-",
+    "\u00d7": "*",  # multiplication sign
+    "\u00b7": "*",  # middle dot
+    "\u22c5": "*",  # dot operator
+    "\u00f7": "/",  # division sign
+    "\u2212": "-",  # minus sign
+    "\u2013": "-",  # en dash
     "[": "(",
     "]": ")",
 }
 
 
 def evaluate(text: str) -> tuple[Fraction, list[Fraction]] | None:
-    """Value of an arithmetic expression and the numbers written in it, in order.
+    r"""Value of an arithmetic expression and the numbers written in it, in order.
 
     Numbers, ``+ - * /``, unary signs and brackets, with LaTeX's and typographic signs for the operators
-    (``\\times``, ``\\div``, ``\\frac{a}{b}``, ``×``). Nothing else: no powers, names or calls.
+    (``\times``, ``\div``, ``\frac{a}{b}``). Nothing else: no powers, names or calls.
 
     Returns:
         Exact value and numbers, or ``None`` for anything that is not such an expression, for a division

@@ -48,7 +48,7 @@ class GSM8KTask:
         self.split = check_split(split)
         self.form: PromptForm = form_of_split(_FORMS, prompt, split)
         self.prompt = prompt
-        check_shots(shots, prompt)
+        check_shots(shots, prompt, data, split)
         refuse_test_file(data, split)
         self._rows = rows_of_split(_read(data, "test" if split == "test" else "train"), split, _question)
         # one more than are shown, in case the problem is among them
@@ -57,10 +57,14 @@ class GSM8KTask:
         self.num_problems = len(self._rows)
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split. ``reference`` is the number after ``####``."""
+        """Problem ``index`` of the split; ``reference`` is the number after ``####``.
+
+        ``metadata``: ``question`` and ``solution``, the file's own text.
+        """
         question, answer, gold = self._rows[check_index(index, self.num_problems)]
         solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
-        return Problem(self.form(question, solved), gold, {"solution": answer}, self.form.prefix)
+        metadata = {"question": question, "solution": answer}
+        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the answer is the reference to 1e-6, else 0.0.
@@ -87,12 +91,16 @@ def boxed_number(text: str) -> Fraction | None:
     return number(tagged(text) or "", last=True) if found is None else found
 
 
-def check_shots(shots: int, prompt: str) -> None:
-    """Raises ``ValueError`` for a number of examples that the form of asking cannot have."""
+def check_shots(shots: int, prompt: str, data: str | Path | None, split: str) -> None:
+    """Raises ``ValueError`` for examples that the form of asking cannot have, or that would be test problems."""
     if not isinstance(shots, int) or not 0 <= shots <= 32:
         raise ValueError(f"shots must be a whole number from 0 to 32, got {shots!r}")
     if shots and prompt != "lm-eval":
         raise ValueError(f"shots belong to prompt='lm-eval'; prompt {prompt!r} has none")
+    if shots and split == "test" and data is not None and Path(data).is_file():
+        raise ValueError(
+            f"shots are training problems, and {data} has test problems; give a folder with both"
+        )
 
 
 def _read(data: str | Path | None, part: str) -> list[tuple[str, str, str]]:

@@ -57,7 +57,7 @@ class Math500Task:
         self.split = check_split(split)
         self.form: PromptForm = form_of_split(_FORMS, prompt, split)
         self.prompt = prompt
-        check_shots(shots, prompt)
+        check_shots(shots, prompt, data, split)
         if equality not in _EQUALITIES:
             raise ValueError(f"unknown equality {equality!r}; choose one of {', '.join(_EQUALITIES)}")
         if equality == "math-verify":
@@ -70,10 +70,14 @@ class Math500Task:
         self.num_problems = len(self._rows)
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split. ``reference`` is the answer in LaTeX."""
+        """Problem ``index`` of the split; ``reference`` is the answer in LaTeX.
+
+        ``metadata``: ``question`` and ``solution``, the file's own text.
+        """
         question, solution, gold = self._rows[check_index(index, self.num_problems)]
         solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
-        return Problem(self.form(question, solved), gold, {"solution": solution}, self.form.prefix)
+        metadata = {"question": question, "solution": solution}
+        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the answer equals the reference, else 0.0.

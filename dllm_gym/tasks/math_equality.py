@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import IO
 
 from dllm_gym.tasks.answers import plain_latex
 
-_TIMEOUT = 5.0  # seconds for one comparison, which mostly takes milliseconds
+_TIMEOUT = 10.0  # seconds for one comparison, which mostly takes milliseconds
 _START_TIMEOUT = 120.0  # seconds; importing sympy takes a few on a busy machine
 _MAX_LENGTH = 300  # characters; no answer of MATH is longer
 
@@ -43,7 +44,7 @@ def require_math_verify() -> None:
 def same_value(gold: str, answer: str) -> bool:
     """Whether ``answer`` has the value of ``gold``, both LaTeX; the worker starts at the first call.
 
-    What cannot be read, is longer than 300 characters or takes more than 5 seconds is not equal.
+    What cannot be read, is longer than 300 characters or takes more than 10 seconds is not equal.
     """
     gold, answer = plain_latex(gold), plain_latex(answer)
     if {*_BASE.findall(gold)} != {*_BASE.findall(answer)} and _BASE.search(answer):
@@ -105,10 +106,8 @@ class _Worker:
             process.kill()
             process.wait()
             assert process.stdin is not None
-            try:
+            with suppress(OSError):  # what was not sent to a dead worker
                 process.stdin.close()
-            except OSError:  # what was not sent to a dead worker
-                pass
 
 
 def _forward(lines: IO[str], to: queue.Queue[str]) -> None:

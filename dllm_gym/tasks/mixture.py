@@ -65,7 +65,7 @@ class MixtureTask:
         )
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index``. ``metadata`` also has ``task``, the member's name, and ``member``, its number."""
+        """Problem ``index``; ``metadata`` also has the member's name, ``task``, and number, ``member``."""
         index = check_index(index, self.num_problems)
         if self._shares is None:
             member = int(np.searchsorted(self._ends, index, side="right"))
@@ -80,7 +80,7 @@ class MixtureTask:
 
     def score(self, completion: str, problem: Problem) -> float:
         """The score that the problem's own task gives."""
-        return self.members[problem.metadata["member"]].score(completion, problem)
+        return self._member(problem).score(completion, problem)
 
     def prepare(self, completions: Sequence[str], problems: Sequence[Problem]) -> None:
         """See ``Task``; passed on to the members that have it."""
@@ -91,8 +91,11 @@ class MixtureTask:
 
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """The metrics that all members have."""
-        metrics = self.members[problem.metadata["member"]].metrics(completion, problem)
+        metrics = self._member(problem).metrics(completion, problem)
         return {name: metrics[name] for name in self._metric_names}
+
+    def _member(self, problem: Problem) -> Task:
+        return self.members[int(problem.metadata["member"])]
 
 
 def _shares(weights: Sequence[Any]) -> list[float] | None:

@@ -54,9 +54,9 @@ MATH_LM_EVAL = PromptForm("Problem:\n", "\n\nSolution:")
 
 COUNTDOWN_D1 = PromptForm(
     "Using only the provided numbers, create an arithmetic expression that evaluates to exactly the provided "
-    "target number. You may use the operations +, -, *, and / as needed, but each number must be used exactly "
-    "once. Think step-by-step. After reasoning, provide only your final expression inside \\boxed{} tags "
-    "without including an equals sign or the target number. For example: \\boxed{a + b * c}"
+    "target number. You may use the operations +, -, *, and / as needed, but each number must be used "
+    "exactly once. Think step-by-step. After reasoning, provide only your final expression inside "
+    "\\boxed{} tags without including an equals sign or the target number. For example: \\boxed{a + b * c}"
     f"{_BOXED_FORMAT}\n\n",
     prefix=_REASON,
 )
@@ -65,7 +65,8 @@ SUDOKU_D1 = PromptForm(
     "\nPlease solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character string reading "
     "left-to-right, top-to-bottom, where '0' represents empty cells.\n\n"
     "Rules:\n- Fill empty cells with digits 1-4\n- Each row must contain digits 1-4 exactly once\n"
-    "- Each column must contain digits 1-4 exactly once\n- Each 2x2 box must contain digits 1-4 exactly once\n\n"
+    "- Each column must contain digits 1-4 exactly once\n"
+    "- Each 2x2 box must contain digits 1-4 exactly once\n\n"
     "Important: Your solution must be a COMPLETE 16-character string with only the digits 1-4, representing "
     "your final solved grid.\n\n"
     "Respond in this exact format:\n<reasoning>\nYour step-by-step solving process\n</reasoning>\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from dllm_gym.tasks.answers import before_end, tagged
@@ -29,6 +30,9 @@ DENIED = {
     "coin_flip": "its scorer takes for ever on an answer such as 1e999999999 (probability/coin_flip.py)",
     "rubiks_cube": "its scorer repeats a move as often as the answer says, such as U999999999, until memory "
     "is full (cognition/rubiks_cube.py)",
+    "rush_hour": "its scorer moves a car as far as the answer says, such as F+99999999, one step at a time "
+    "(games/rush_hour.py)",
+    "complex_arithmetic": "its scorer accepts the answer nan (algebra/complex_arithmetic.py)",
     "game_of_life_halting": "its scorer accepts any answer (algorithmic/game_of_life_halting.py)",
 }
 _ASK = "\n\nGive the final answer between <answer> and </answer>."
@@ -74,27 +78,31 @@ class ReasoningGymTask:
         if dataset not in DATASETS:
             known = ", ".join(sorted(set(DATASETS) - set(DENIED)))
             raise ValueError(f"unknown data set {dataset!r} of reasoning-gym; known: {known}")
+        self._make = partial(create_dataset, dataset, size=1, **(config or {}))
         try:
-            self._dataset = create_dataset(dataset, **{"seed": 0, **(config or {})})
+            self._scorer = self._make(seed=0)
         except (TypeError, AssertionError) as error:
             raise ValueError(f"{self.name}: {error}") from error
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split. ``metadata``: ``entry``, reasoning-gym's own record."""
+        """Problem ``index`` of the split. ``metadata``: ``entry``, reasoning-gym's own record.
+
+        Drawn again until the split is right, about 20 times for ``test``: slow for some data sets.
+        """
         rng = problem_rng(self.seed, check_index(index, None))
         for _ in range(_MAX_DRAWS):
-            entry = self._dataset[int(rng.integers(len(self._dataset)))]
+            entry = self._make(seed=int(rng.integers(2**31)))[0]
             if split_of(entry["question"]) == self.split:
                 return Problem(entry["question"] + _ASK, str(entry["answer"]), {"entry": entry})
         raise ValueError(f"{self.name} has no {self.split} problem among {_MAX_DRAWS} that were drawn")
 
     def score(self, completion: str, problem: Problem) -> float:
-        """What reasoning-gym's scorer gives the text in ``<answer>``; many give a little for a wrong answer."""
+        """What reasoning-gym's scorer gives the text in ``<answer>``; many give a wrong answer a little."""
         answer = tagged(before_end(completion))
         if answer is None or len(answer) > _MAX_LENGTH:
             return 0.0
         try:
-            score = float(self._dataset.score_answer(answer, problem.metadata["entry"]))
+            score = float(self._scorer.score_answer(answer, problem.metadata["entry"]))
         except Exception:  # whatever a scorer makes of text that nobody thought of
             return 0.0
         return min(max(score, 0.0), 1.0) if math.isfinite(score) else 0.0
