@@ -23,7 +23,10 @@ from typing import Any, TypeVar
 _Result = TypeVar("_Result")
 _CHILD = Path(__file__).with_name("sandbox_child.py")
 _LONGEST_MESSAGE = 65536  # bytes; what the child reports is far shorter
-_GRACE = 2.0  # seconds to start and to wind up, on top of the wall clock limit
+# no site-packages, no folder of a script, no files of bytecode; output is written at once
+_FLAGS = ("-S", "-P", "-s", "-B", "-u", "-X", "utf8")
+_START = 60.0  # seconds until the layers are in place; a busy machine is no reason to fail
+_GRACE = 2.0  # seconds for a process that has closed its socket to end
 
 # What a program must not be able to do, and the layers of which any one suffices.
 _LAYERS_FOR = {
@@ -240,24 +243,12 @@ class _Run:
 
     def __enter__(self) -> _Run:
         self.began = time.monotonic()
-        self.deadline = self.began + self.sandbox.limits.wall_seconds + _GRACE
+        self.deadline = self.began + _START
         self.folder = tempfile.TemporaryDirectory(prefix="dllm-gym-sandbox-", ignore_cleanup_errors=True)
         self.control, theirs = socket.socketpair()
         try:
             self.process = subprocess.Popen(
-                # no site-packages, no folder of a script, no files of bytecode; output is written at once
-                [
-                    _interpreter(),
-                    "-S",
-                    "-P",
-                    "-s",
-                    "-B",
-                    "-u",
-                    "-X",
-                    "utf8",
-                    str(_CHILD),
-                    str(theirs.fileno()),
-                ],
+                [_interpreter(), *_FLAGS, str(_CHILD), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
