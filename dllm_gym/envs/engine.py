@@ -258,6 +258,13 @@ class Engine:
             observation["target_steps"] = self.targets[:, None].astype(np.float32)
         return observation
 
+    def outcomes(self, rows: IntArray) -> list[tuple[float, dict[str, Any]]]:
+        """Rewards and infos of episodes that have ended."""
+        if hasattr(self.task, "prepare"):
+            finished = [problem for row in rows if (problem := self.problems[row]) is not None]
+            self.task.prepare([self.backend.decode(self._completion(row)) for row in rows], finished)
+        return [self.outcome(row) for row in rows.tolist()]
+
     def outcome(self, row: int) -> tuple[float, dict[str, Any]]:
         """Reward and info of an episode that has ended."""
         problem = self.problems[row]

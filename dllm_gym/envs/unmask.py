@@ -390,7 +390,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         if len(restarted):
             self.engine.start(restarted)
             stale[restarted] = True
-        outcomes = [self.engine.outcome(row) for row in ended.tolist()]
+        outcomes = self.engine.outcomes(ended)
         rewards[ended] = [reward for reward, _ in outcomes]
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
             self._add_final(infos, ended, [info for _, info in outcomes])

@@ -37,6 +37,9 @@ class Problem:
 class Task(Protocol):
     """A source of problems and a scorer of completions.
 
+    A task whose scores take long may also have ``prepare(completions, problems)``, which is called before
+    the scores of several completions are asked for, so that it can work on them side by side.
+
     Attributes:
         name: The task's registered name.
         split: One of ``train``, ``validation``, ``test``.

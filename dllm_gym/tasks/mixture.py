@@ -82,6 +82,13 @@ class MixtureTask:
         """The score that the problem's own task gives."""
         return self._member(problem).score(completion, problem)
 
+    def prepare(self, completions: Sequence[str], problems: Sequence[Problem]) -> None:
+        """See ``Task``; passed on to the members that have it."""
+        for number, member in enumerate(self.members):
+            mine = [at for at, problem in enumerate(problems) if problem.metadata["member"] == number]
+            if mine and hasattr(member, "prepare"):
+                member.prepare([completions[at] for at in mine], [problems[at] for at in mine])
+
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """The metrics that all members have."""
         metrics = self._member(problem).metrics(completion, problem)
