@@ -64,7 +64,7 @@ def test_the_learning_rate_rises_and_falls_like_a_cosine():
     assert rate(1 - 0.0534) == pytest.approx(3e-5)
     assert rate((1 - 0.0534) / 2) == pytest.approx(1.5e-5)
     assert rate((1 - 0.0534) / 4) == pytest.approx(3e-5 * (1 - 0.5**0.5) / 2)
-    assert rate(0.0) == pytest.approx(0.0)
+    assert rate(0.0) == rate(-0.3) == pytest.approx(0.0)
 
 
 # A dry run -------------------------------------------------------------------------------------------------
@@ -104,9 +104,9 @@ def write_tiny_checkpoint(directory: Path, layout: str) -> Path:
 def write_problems(folder: Path) -> dict[str, str]:
     """Training problems of both tasks in their publishers' columns; the path of each."""
     gsm8k = [
-        {"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(40)
+        {"question": f"What is {i} + {i}?", "answer": f"It is {2 * i}.\n#### {2 * i}"} for i in range(200)
     ]
-    math = [{"problem": f"Find ${i}^2$.", "solution": f"$\\boxed{{{i * i}}}$"} for i in range(40)]
+    math = [{"problem": f"Find ${i}^2$.", "solution": f"$\\boxed{{{i * i}}}$"} for i in range(200)]
     paths = {"gsm8k": folder / "gsm8k_train.jsonl", "math500": folder / "math_train.jsonl"}
     for path, rows in zip(paths.values(), (gsm8k, math), strict=True):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -116,7 +116,7 @@ def write_problems(folder: Path) -> dict[str, str]:
 class StandIn:
     """In the place of the mixture where this checkout has none yet: the same files, scored by length."""
 
-    name, completion_length, num_problems = "mixture", 256, 40
+    name, completion_length, num_problems = "mixture", 256, 200
 
     def __init__(self, split: str = "train", tasks: Any = ()) -> None:
         self.split = split

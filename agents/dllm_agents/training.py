@@ -294,7 +294,7 @@ def learning_rate(config: TrainConfig) -> Callable[[float], float]:
     first, last = config.learning_rate, config.final_learning_rate
 
     def rate(remaining: float) -> float:
-        done = 1.0 - remaining
+        done = min(1.0 - remaining, 1.0)  # the last rollout may go beyond the end
         if done < config.warmup:
             return first * done / config.warmup
         at = (done - config.warmup) / (1.0 - config.warmup)
