@@ -10,13 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import dllm_gym.tasks
 from dllm_agents import load_policy, train
 from dllm_agents.config import find_config, load_config
 from dllm_agents.training import learning_rate
 from dllm_gym.backends.families import family_named
 from dllm_gym.backends.word_tokenizer import save_tokenizer
-from dllm_gym.tasks import Problem, task_names
 
 NAMES = ("llada-bl32", "llada-bl256", "llada-bl256-expert", "dream-bl32", "dream-bl256")
 BACKENDS = {"llada": "GSAI-ML/LLaDA-8B-Instruct", "dream": "Dream-org/Dream-v0-Instruct-7B"}
@@ -113,27 +111,6 @@ def write_problems(folder: Path) -> dict[str, str]:
     return {name: str(path) for name, path in paths.items()}
 
 
-class StandIn:
-    """In the place of the mixture where this checkout has none yet: the same files, scored by length."""
-
-    name, completion_length, num_problems = "mixture", 256, 200
-
-    def __init__(self, split: str = "train", tasks: Any = ()) -> None:
-        self.split = split
-        texts = [Path(member["data"]).read_text(encoding="utf-8") for member in tasks]
-        self.rows = [json.loads(line) for text in texts for line in text.splitlines()]
-
-    def problem(self, index: int) -> Problem:
-        row = self.rows[index]
-        return Problem(row.get("question") or row["problem"], "")
-
-    def score(self, completion: str, problem: Problem) -> float:
-        return float(len(completion) % 2)
-
-    def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
-        return {}
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("checkpoints")
@@ -144,8 +121,6 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 def test_a_dry_run_goes_through_every_line(tmp_path, monkeypatch, checkpoints, name):
     """With another checkpoint, data in a file, 8 tokens for 256, 2 groups for 16 and 2 rounds for 936."""
     monkeypatch.setattr("dllm_agents.sb3.callbacks.pareto_figure", _no_picture)
-    if "mixture" not in task_names():
-        monkeypatch.setitem(dllm_gym.tasks._TASKS, "mixture", StandIn)
     config, paths = shipped(name), write_problems(tmp_path)
     members = [{**member, "data": paths[member["task"]]} for member in config.env["task_kwargs"]["tasks"]]
     short = {
