@@ -291,3 +291,31 @@ def test_shipped_policies(run, tmp_path, monkeypatch):
         load_agent("policy:slow")
     with pytest.raises(ValueError, match="cannot read the option 'greedy'"):
         load_agent("policy:quick:greedy")
+
+
+# What it was trained at -------------------------------------------------------------------------------------
+
+
+def test_a_conditioned_policy_is_not_asked_to_extrapolate():
+    network = make_network(features=("confidence", "mask", "target_steps"))
+    ranges = {"target_steps": (2.0, 24.0)}
+    message = r"mine was trained to be told 2 to 24 target_steps, not 1: .* mine:target_steps=7"
+    with pytest.raises(ValueError, match=message):
+        LearnedPolicy(network, knobs={"target_steps": 1.0}, ranges=ranges, name="mine")
+    agent = LearnedPolicy(network, ranges=ranges, name="mine")
+    with pytest.raises(ValueError, match=message):
+        agent.act(make_observation(target_steps=1.0))
+    for told in (2.0, 24.0):
+        agent.act(make_observation(target_steps=told))
+        LearnedPolicy(network, knobs={"target_steps": told}, ranges=ranges).act(make_observation())
+
+
+def test_a_saved_policy_knows_what_it_was_trained_at(tmp_path):
+    network = make_network(features=("confidence", "mask", "target_steps"))
+    metadata = {"config": {"env": {"target_steps": [3, 12], "alpha": 80.0}}}
+    save_policy(tmp_path / "drawn", network, metadata)
+    with pytest.raises(ValueError, match="trained to be told 3 to 12 target_steps, not 20"):
+        load_agent(f"{tmp_path / 'drawn'}:target_steps=20")
+    for at, other in enumerate(({}, {"config": 3}, {"config": {"env": {"target_steps": ["a", 2]}}})):
+        save_policy(tmp_path / str(at), network, other)
+        load_agent(f"{tmp_path / str(at)}:target_steps=20")

@@ -39,6 +39,7 @@ class LearnedPolicy:
         beta: Reveal probabilities are multiplied by it, up to 1 (paper, "beta scaling"); 1 for ``dpls``.
         knobs: Values a conditioned policy is told instead of the environment's, such as
             ``{"target_steps": 8}``; names out of ``KNOBS``.
+        ranges: What it was told in training, lowest and highest, by knob. It is not asked to extrapolate.
         name: Shown in tables and plots.
         seed: Row r draws from ``default_rng([seed, r])`` unless ``seed(rows, seeds)`` says otherwise.
 
@@ -49,7 +50,7 @@ class LearnedPolicy:
 
     Raises:
         ValueError: For an unknown decoding, a temperature or beta that is not positive, a beta with
-            ``dpls``, or a knob the network does not read.
+            ``dpls``, or a knob the network does not read or was not trained at.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class LearnedPolicy:
         temperature: float = 1.0,
         beta: float = 1.0,
         knobs: Mapping[str, float] | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
         name: str = "policy",
         seed: int = 0,
     ) -> None:
@@ -75,9 +77,12 @@ class LearnedPolicy:
             if knob not in KNOBS or knob not in network.config.requires:
                 readable = ", ".join(key for key in KNOBS if key in network.config.requires) or "none"
                 raise ValueError(f"{name} has no knob {knob!r}; it has {readable}")
+        self._ranges = dict(ranges or {})
+        self.name = name
+        for knob, value in self.knobs.items():
+            self._check_trained(knob, value, value)
         self.network = network
         self.decoding, self.temperature, self.beta = decoding, temperature, beta
-        self.name = name
         self.parameters: dict[str, Any] = {"decoding": decoding}
         options = {"temperature": temperature, "beta": beta}
         self.parameters |= {key: value for key, value in options.items() if value != 1}
@@ -99,7 +104,8 @@ class LearnedPolicy:
         """Actions, int8, for a batch ``(B, L)`` or a single observation ``(L,)``.
 
         Raises:
-            ValueError: If an observation key is missing or the network returns NaN.
+            ValueError: If an observation key is missing, the environment sets a knob to what the policy was
+                not trained at, or the network returns NaN.
         """
         missing = [key for key in self.requires if key not in observation]
         if missing:
@@ -110,6 +116,8 @@ class LearnedPolicy:
         if single:
             inputs = {key: value[None] for key, value in inputs.items()}
         action_mask = inputs["action_mask"]
+        for key in self._ranges.keys() & inputs.keys():
+            self._check_trained(key, float(inputs[key].min()), float(inputs[key].max()))
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
         logits = self.network(inputs)
@@ -120,6 +128,16 @@ class LearnedPolicy:
         actions = self._choose(adjust_logits(logits, self.temperature, self.beta), action_mask)
         array: NDArray[np.int8] = actions.cpu().numpy()
         return array[0] if single else array
+
+    def _check_trained(self, knob: str, least: float, most: float) -> None:
+        low, high = self._ranges.get(knob, (least, most))
+        slack = 1e-5 * high  # observations are float32
+        if least < low - slack or most > high + slack:
+            told = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+            raise ValueError(
+                f"{self.name} was trained to be told {low:g} to {high:g} {knob}, not {told}: "
+                f"choose a number, as in {self.name}:{knob}={(low * high) ** 0.5:.0f}"
+            )
 
     def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
         if self.decoding == "deterministic":

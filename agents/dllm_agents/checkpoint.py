@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dllm_agents.agent import LearnedPolicy
+from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
 from dllm_agents.tensors import check_tensors, read_tensors
@@ -103,10 +103,25 @@ def load_policy(
     else:
         directory = _directory_of(path)
         network = _read_own_policy(directory)
+        description = read_description(directory)
         # files from before there was a choice do not say
-        decoding = decoding or read_description(directory).get("decoding")
+        decoding = decoding or description.get("decoding")
+        options["ranges"] = _trained_ranges(description)
     network.eval()
     return LearnedPolicy(network, decoding=decoding or "sample", name=name, seed=seed, **options)
+
+
+def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Between which values each knob was drawn, for a policy that ``train`` saved."""
+    env: Any = description
+    for key in ("metadata", "config", "env"):
+        env = env.get(key) if isinstance(env, dict) else None
+    ranges = {}
+    for knob in KNOBS:
+        ends = env.get(knob) if isinstance(env, dict) else None
+        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+            ranges[knob] = (float(ends[0]), float(ends[1]))
+    return ranges
 
 
 def shipped_policies() -> dict[str, Path]:

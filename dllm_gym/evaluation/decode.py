@@ -77,9 +77,9 @@ def decode(
             on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
-        for row in ended:
-            reward, info = engine.outcome(row)
-            tokens = engine.canvas.completions(row[None])[0]
+        completions = engine.canvas.completions(ended)
+        outcomes = zip(ended, completions, engine.outcomes(ended), strict=True)
+        for row, tokens, (reward, info) in outcomes:
             yield Episode(int(positions[row]), tokens, reward, info)
         stale = np.concatenate([changed[~finished[changed]], start(ended)])
 
