@@ -46,7 +46,8 @@ def llada_generate(
     """``generate`` of LLaDA's ``generate.py`` (ML-GSAI/LLaDA), with any agent in place of its rule.
 
     What differs from the original without an agent: probabilities are computed in float32 whatever the
-    model's dtype, and the mask token is never written.
+    model's dtype, the mask token is never written, and ``logits_eos_inf`` and ``confidence_eos_eot_inf`` are
+    not there.
 
     Args:
         model: Anything where ``model(ids, attention_mask=mask).logits`` is ``(B, T, V)``. Without padding it

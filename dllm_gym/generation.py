@@ -79,7 +79,7 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     """Writes a text for every prompt.
 
     A row of the batch that has finished takes the next prompt, so that no forward is spent on it. With the
-    same prompts and seed the texts are those of ``dllm_gym.evaluate``.
+    same prompts, completion length and seed the texts are those of ``dllm_gym.evaluate``.
 
     Args:
         prompts: A text, the messages of a chat (``[{"role": "user", "content": "..."}]``), or any iterable
