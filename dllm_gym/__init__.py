@@ -14,6 +14,7 @@ from dllm_gym.registration import ENV_ID, register_envs
 if TYPE_CHECKING:
     from dllm_gym.backends import load_backend, register_backend
     from dllm_gym.evaluation import Recording, analyze, compare, evaluate
+    from dllm_gym.generation import generate
     from dllm_gym.strategies import make_strategy, register_strategy
     from dllm_gym.tasks import load_task, register_task
 
@@ -24,6 +25,7 @@ __all__ = [
     "analyze",
     "compare",
     "evaluate",
+    "generate",
     "load_backend",
     "load_task",
     "make_strategy",
@@ -37,6 +39,7 @@ _HOMES = {
     "analyze": "dllm_gym.evaluation",
     "compare": "dllm_gym.evaluation",
     "evaluate": "dllm_gym.evaluation",
+    "generate": "dllm_gym.generation",
     "load_backend": "dllm_gym.backends",
     "register_backend": "dllm_gym.backends",
     "load_task": "dllm_gym.tasks",

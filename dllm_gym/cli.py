@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from dllm_gym.evaluation import Profile
+    from dllm_gym.prompts import Prompt
 
 app = typer.Typer(
     name="dllm-gym",
@@ -36,6 +39,7 @@ TaskKwargsOption = Annotated[str, typer.Option(help="The task's parameters as JS
 BackendOption = Annotated[
     str | None, typer.Option(help="Name, checkpoint directory or hub id; default: the task's embedded dLLM.")
 ]
+AgentOption = Annotated[str, typer.Option(help="Strategy (fast-dllm:threshold=0.8) or path of a policy.")]
 BlockOption = Annotated[str, typer.Option(help="Block length, or 'full' for full diffusion.")]
 EpisodesOption = Annotated[int, typer.Option(min=1, help="Number of problems.")]
 SplitOption = Annotated[str, typer.Option(help="train, validation or test.")]
@@ -75,7 +79,7 @@ def list_(json_file: JsonOption = None) -> None:
 
 @app.command()
 def evaluate(
-    agent: Annotated[str, typer.Option(help="Strategy (fast-dllm:threshold=0.8) or path of a policy.")],
+    agent: AgentOption,
     task: TaskOption = "arithmetic",
     task_kwargs: TaskKwargsOption = "{}",
     backend: BackendOption = None,
@@ -220,6 +224,72 @@ def analyze(
 
 
 @app.command()
+def generate(
+    prompt: Annotated[
+        list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to answer.", show_default=False)
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Prompts: .txt, one per line; .jsonl, objects with prompt or messages; - for stdin.",
+        ),
+    ] = None,
+    agent: AgentOption = "fast-dllm:threshold=0.9",
+    backend: Annotated[str, typer.Option(help="Name, checkpoint directory or hub id.")] = "tiny-arithmetic",
+    completion_length: Annotated[
+        int | None, typer.Option(min=1, help="Positions to write in; default: the dLLM's own, or 256.")
+    ] = None,
+    block_length: BlockOption = "full",
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the tokens; 0 takes the best.")] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once.")] = 64,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show how one text is written.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Write a text for every prompt: texts to standard output, everything else to standard error."""
+    from dllm_gym.generation import generate as run
+    from dllm_gym.prompts import read_prompts
+
+    if (file is None) == (not prompt):
+        raise ValueError("give either prompts or --file")
+    prompts = read_prompts(file) if file is not None else list(prompt or [])
+    if not prompts:
+        raise ValueError(f"{file} holds no prompts")
+    if stream and len(prompts) != 1:
+        raise ValueError(f"--stream shows one text being written, got {len(prompts)} prompts")
+    progress = Progress(console=console)
+    bar = progress.add_task(escape(agent), total=len(prompts))
+    with Live(progress, console=console, transient=True) as live:
+        generations = run(
+            prompts,
+            agent,
+            backend,
+            completion_length=completion_length,
+            block_length=_block_length(block_length),
+            temperature=temperature,
+            seed=seed,
+            batch_size=batch_size,
+            backend_kwargs=_backend_kwargs(dtype),
+            on_step=(lambda _, text, step: live.update(Text(f"{step:4}  {text}"), refresh=True))
+            if stream
+            else None,
+            on_text=lambda *_: progress.advance(bar),
+        )
+    for generation in generations if json_file != "-" else ():
+        if len(generations) > 1:
+            console.print(Text(_shown(generation.prompt), style="dim"))
+        print(generation.text, flush=True)
+    tokens = sum(len(generation.tokens) for generation in generations)
+    steps = sum(generation.steps for generation in generations)
+    console.print(
+        f"{tokens} tokens in {steps} steps: {tokens / steps:.1f} tokens per forward", highlight=False
+    )
+    _write_json([generation.to_json() for generation in generations], json_file)
+
+
+@app.command()
 def pretrain(
     output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
     task: TaskOption = "arithmetic",
@@ -293,6 +363,11 @@ def pretrain(
     console.print(_table(rows))
 
 
+def _shown(prompt: Prompt) -> str:
+    """A prompt, or what was last said in a chat."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 def _task_kwargs(text: str, mixture: bool = False) -> Any:
     try:
         value = json.loads(text)
@@ -308,16 +383,24 @@ def _task_kwargs(text: str, mixture: bool = False) -> Any:
 def _environment(
     task: str, task_kwargs: str, backend: str | None, block_length: str, alpha: float, dtype: str | None
 ) -> dict[str, Any]:
-    if block_length != "full" and not block_length.isdigit():
-        raise ValueError(f"block length must be a whole number or 'full', got {block_length!r}")
     return {
         "task": task,
         "task_kwargs": _task_kwargs(task_kwargs),
         "backend": backend,
-        "backend_kwargs": {} if dtype is None else {"dtype": dtype},
-        "block_length": None if block_length == "full" else int(block_length),
+        "backend_kwargs": _backend_kwargs(dtype),
+        "block_length": _block_length(block_length),
         "alpha": alpha,
     }
+
+
+def _block_length(text: str) -> int | None:
+    if text != "full" and not text.isdigit():
+        raise ValueError(f"block length must be a whole number or 'full', got {text!r}")
+    return None if text == "full" else int(text)
+
+
+def _backend_kwargs(dtype: str | None) -> dict[str, Any]:
+    return {} if dtype is None else {"dtype": dtype}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -31,7 +31,7 @@ from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.files import write_atomically, write_json, write_text
-from dllm_gym.tasks import GenerativeTask, load_task
+from dllm_gym.tasks import GenerativeTask, load_task, task_names
 
 _STATE = "training_state.pt"
 _RECORD = "pretraining.json"
@@ -110,6 +110,20 @@ class PretrainConfig:
     def variants(self) -> list[dict[str, Any]]:
         """The task's parameters, one per member of the mixture."""
         return self.task_kwargs if isinstance(self.task_kwargs, list) else [self.task_kwargs or {}]
+
+
+def trained_length(directory: str | Path) -> int | None:
+    """The longest completion that the dLLM in a directory was trained on, if this module trained it.
+
+    ``None`` also where its task is not registered.
+    """
+    path = Path(directory) / _RECORD
+    if not path.is_file():
+        return None
+    config = PretrainConfig(**json.loads(path.read_text(encoding="utf-8"))["config"])
+    if config.task not in task_names():
+        return None
+    return max(load_task(config.task, **variant).completion_length for variant in config.variants)
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, masked: Tensor, probability: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
+from rich.console import Console
 
 import dllm_agents.checkpoint
 import dllm_gym
@@ -80,11 +82,13 @@ def assert_finite(value: Any) -> None:
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.code == 0
-    for command in ("list", "evaluate", "compare", "analyze", "pretrain", "train"):
+    for command in ("list", "evaluate", "compare", "analyze", "generate", "pretrain", "train"):
         assert f" {command} " in done.out
 
 
-@pytest.mark.parametrize("command", ["list", "evaluate", "compare", "analyze", "pretrain", "train"])
+@pytest.mark.parametrize(
+    "command", ["list", "evaluate", "compare", "analyze", "generate", "pretrain", "train"]
+)
 def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
 
@@ -132,6 +136,103 @@ def test_pretrain_a_dream_on_a_mixture(run, tmp_path):
         ({"size": 6}, 36, 8),
         ({"size": 6}, 36, 36),
     ]
+
+
+# Generate ---------------------------------------------------------------------------------------------------
+
+GENERATE = ("generate", "--backend", "toy", "--completion-length", 6, "--agent", "confidence:k=2")
+
+
+def expected_texts(*prompts, **options):
+    return dllm_gym.generate(prompts, "confidence:k=2", "toy", completion_length=6, **options)
+
+
+def test_generate_writes_texts_to_standard_output(run):
+    done = run(*GENERATE, "31", "4", "159")
+    assert done.code == 0, done.err
+    generations = expected_texts("31", "4", "159")
+    assert done.out.splitlines() == [one.text for one in generations]
+    tokens, steps = sum(len(one.tokens) for one in generations), sum(one.steps for one in generations)
+    assert f"{tokens} tokens in {steps} steps: {tokens / steps:.1f} tokens per forward" in done.words
+    assert done.words.startswith("31 4 159 ")  # whose texts they are
+
+
+def test_generate_json(run, tmp_path):
+    done = run(*GENERATE, "31", "4", "--json", tmp_path / "texts.json")
+    rows = json.loads((tmp_path / "texts.json").read_text())
+    assert rows == [one.to_json() for one in expected_texts("31", "4")]
+    assert done.out.splitlines() == [row["text"] for row in rows]
+    done = run(*GENERATE, "31", "4", "--json", "-")
+    assert len(done.out.splitlines()) == 1
+    assert done.json == rows
+
+
+def test_generate_passes_its_options_on(run):
+    options = {"temperature": 0.7, "block_length": 3, "batch_size": 2, "seed": 5}
+    given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
+    done = run(*GENERATE, "31", "4", "159", *given)
+    assert done.out.splitlines() == [one.text for one in expected_texts("31", "4", "159", **options)]
+
+
+def test_generate_from_files_and_standard_input(run, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("31\n4\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "31"}\n{"prompt": "4"}\n')
+    monkeypatch.setattr(sys, "stdin", io.StringIO("31\n4\n"))
+    expected = [one.text for one in expected_texts("31", "4")]
+    for source in (tmp_path / "prompts.txt", tmp_path / "prompts.jsonl", "-"):
+        assert run(*GENERATE, "--file", source).out.splitlines() == expected
+
+
+def test_generate_answers_chats(run, tmp_path):
+    prompt = "Sam has 20 coins, finds 4, loses 9. Total?"
+    lines = [json.dumps({"messages": [{"role": "user", "content": prompt}]}), json.dumps({"prompt": prompt})]
+    (tmp_path / "chats.jsonl").write_text("\n".join(lines))
+    done = run("generate", "--file", tmp_path / "chats.jsonl")
+    chat, text = done.out.splitlines()
+    assert chat == text == dllm_gym.generate(prompt).text
+    assert done.words.count(prompt) == 2
+
+
+def test_generate_streams_the_text_being_written(run, monkeypatch):
+    monkeypatch.setattr(cli, "console", Console(stderr=True, force_terminal=True, width=80))
+    done = run(
+        "generate", "--stream", "--agent", "confidence:k=12", "Mia has 7 pens, doubles them, finds 4. Total?"
+    )
+    assert done.code == 0, done.err
+    drafts = []
+    dllm_gym.generate(
+        "Mia has 7 pens, doubles them, finds 4. Total?",
+        "confidence:k=12",
+        on_step=lambda index, text, step: drafts.append(f"{step:4}  {text}"),
+    )
+    assert len(drafts) > 1
+    shown = [done.err.find(draft[:70]) for draft in drafts]
+    assert -1 not in shown
+    assert shown == sorted(shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give either prompts or --file"),
+        (("31", "--file", "prompts.txt"), "give either prompts or --file"),
+        (("31", "4", "--stream"), "--stream shows one text being written, got 2 prompts"),
+        (("--file", "prompts.csv"), "prompts come from .txt and .jsonl files"),
+        (("31", "--block-length", "x"), "block length must be a whole number or 'full', got 'x'"),
+    ],
+)
+def test_generate_refuses_in_one_line(run, arguments, message):
+    done = run(*GENERATE, *arguments)
+    assert done.code == 1
+    assert done.out == ""
+    assert message in done.words
+
+
+def test_generate_refuses_an_empty_file(run, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n")
+    done = run(*GENERATE, "--file", tmp_path / "prompts.txt")
+    assert done.code == 1
+    assert "prompts.txt holds no prompts" in done.words
 
 
 # Evaluate ---------------------------------------------------------------------------------------------------

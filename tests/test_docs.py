@@ -33,6 +33,7 @@ def test_readme_snippets_run_from_top_to_bottom(capsys, monkeypatch, tmp_path):
     run_snippets("README.md")
     printed = capsys.readouterr().out
     assert re.search(r"(right|wrong) in \d+ steps", printed)
+    assert re.search(r"#### \d+ \| \d\.\d tokens per step", printed)
     assert re.search(r"0\.\d+ right in \d+\.\d steps on average", printed)
 
 
@@ -42,6 +43,14 @@ def test_the_page_on_analysis_runs_from_top_to_bottom(capsys, monkeypatch, tmp_p
     printed = capsys.readouterr().out
     assert "arithmetic-full (sample) [" in printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.png", "policy.npz"]
+
+
+def test_the_page_on_generation_runs_from_top_to_bottom(capsys):
+    run_snippets("docs/generation.md")
+    printed = capsys.readouterr().out
+    assert re.search(r"#### \d+  \(\d+ steps, \d\.\d tokens per step\)", printed)
+    assert re.search(r"^1 ░", printed, re.MULTILINE)
+    assert re.search(r"#### 15$", printed.rstrip())
 
 
 def test_quickstart_shows_an_episode(capsys, monkeypatch):
@@ -66,6 +75,14 @@ def test_a_callable_is_a_dllm(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "left-to-right  'the quick brown fox': reward 0.100" in printed
     assert re.search(r"all at once +'the quick .*': reward 0.000", printed)
+
+
+def test_generate_shows_what_a_policy_buys(capsys, monkeypatch):
+    run_example(monkeypatch, "generate.py", "--prompts", 6)
+    printed = capsys.readouterr().out
+    totals = re.findall(r"(\S+) +(\d+) right, (\d\.\d) tokens per step", printed)
+    one_by_one, threshold, policy = (float(speed) for _, _, speed in totals)
+    assert one_by_one <= 1 < threshold < policy
 
 
 def test_film_is_an_animation(monkeypatch, tmp_path):

@@ -15,9 +15,13 @@ from dllm_gym.evaluation.agents import Agent
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode: its place in the list of problems, its reward and its final info."""
+    """One finished episode: its place in the list of problems, its completion, reward and final info.
+
+    ``tokens`` ``(L,)`` int64 is the whole completion, beyond the first end token too.
+    """
 
     position: int
+    tokens: NDArray[np.int64]
     reward: float
     info: dict[str, Any]
 
@@ -73,8 +77,9 @@ def decode(
             on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
-        for row, (reward, info) in zip(ended, engine.outcomes(ended), strict=True):
-            yield Episode(int(positions[row]), reward, info)
+        results = zip(ended, engine.outcomes(ended), engine.canvas.completions(ended), strict=True)
+        for row, (reward, info), tokens in results:
+            yield Episode(int(positions[row]), tokens, reward, info)
         stale = np.concatenate([changed[~finished[changed]], start(ended)])
 
 

@@ -1,0 +1,79 @@
+"""A policy as one file that runs wherever torch does, without this package."""
+
+from __future__ import annotations
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dllm_agents.agent import LearnedPolicy
+from dllm_agents.distributions import adjust_logits, masked_logits
+from dllm_agents.networks import Observation
+from dllm_gym.files import write_atomically
+
+_MASKS = ("mask", "action_mask")
+_PER_ROW = ("progress", "alpha", "target_steps")
+
+
+def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
+    """Writes what a policy computes as a program of ``torch.export``.
+
+    ``torch.export.load(path).module()(observation)`` takes a dictionary of what ``policy.requires`` names,
+    for any B and L: ``(B, L)``, ``(B, L, k)`` or ``(B, 1)`` as the environment gives it, int8 for ``mask``
+    and ``action_mask``, float32 for all others, on the device the policy was on. It returns logits
+    ``(B, L)`` float32, with temperature, beta and knobs built in: position k is revealed with probability
+    sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then where the logit
+    is largest. Positions that must not be revealed have -1e8.
+
+    Args:
+        policy: The policy.
+        path: The file, ending in ``.pt2``.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: For another ending, or for a policy that draws from Dynamic Plackett-Luce, whose logits
+            mean something else.
+    """
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"an exported policy is a .pt2 file, got {path}")
+    if policy.decoding == "dpls":
+        raise ValueError("decoding 'dpls' cannot be exported; load the policy with another decoding")
+    observation = {key: _example(key, policy) for key in policy.requires}
+    batch, length = torch.export.Dim("B", max=2**20), torch.export.Dim("L", max=2**20)
+    shapes = {key: {0: batch} if key in _PER_ROW else {0: batch, 1: length} for key in observation}
+    program = torch.export.export(_Decision(policy).eval(), (observation,), dynamic_shapes=(shapes,))
+    return write_atomically(path, lambda temporary: torch.export.save(program, os.fspath(temporary)))
+
+
+class _Decision(nn.Module):
+    """What ``LearnedPolicy`` computes before it draws."""
+
+    def __init__(self, policy: LearnedPolicy) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(policy.network).requires_grad_(False)  # users want numbers, not graphs
+        self._knobs = policy.knobs
+        self._temperature, self._beta = policy.temperature, policy.beta
+
+    def forward(self, observation: Observation) -> Tensor:
+        action_mask = observation["action_mask"]
+        knobs = {
+            key: action_mask.new_full((action_mask.shape[0], 1), value, dtype=torch.float32)
+            for key, value in self._knobs.items()
+        }
+        logits = self.network({**observation, **knobs})
+        return masked_logits(adjust_logits(logits, self._temperature, self._beta), action_mask)
+
+
+def _example(key: str, policy: LearnedPolicy) -> Tensor:
+    """Two rows of three positions: sizes of 1 would be taken for constants."""
+    config, device = policy.network.config, policy.network.output_proj.weight.device
+    if key in _MASKS:
+        return torch.ones(2, 3, dtype=torch.int8, device=device)
+    widths = {"top_k": (3, config.top_k), "hidden": (3, config.hidden_width or 0)}
+    shape = (1,) if key in _PER_ROW else widths.get(key, (3,))
+    return torch.full((2, *shape), 0.5, device=device)

@@ -1,0 +1,178 @@
+"""Text from a dLLM, with any agent deciding what is revealed when: for people who just want text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dllm_gym.backends import ASSETS, embedded_names
+from dllm_gym.envs.engine import Engine
+from dllm_gym.evaluation.agents import as_agent
+from dllm_gym.evaluation.decode import decode
+from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
+
+if TYPE_CHECKING:
+    from dllm_gym.backends.base import Backend, Message
+
+MASK_SIGN = "░"  # how a mask looks in a text that is being written
+_LENGTH = 256  # of a completion, where nothing says what the dLLM was trained for
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A text and what it took.
+
+    Attributes:
+        prompt: What it answers, as it was given.
+        text: What the dLLM wrote.
+        tokens: The text's token ids: everything before the first end token.
+        steps: Forwards of the dLLM that this row took part in (NFE).
+    """
+
+    prompt: Prompt
+    text: str
+    tokens: tuple[int, ...]
+    steps: int
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens of the text per forward; writing one after the other has at most 1."""
+        return len(self.tokens) / self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {**asdict(self), "tokens": list(self.tokens), "tokens_per_step": self.tokens_per_step}
+
+
+@overload
+def generate(
+    prompts: str | Sequence[Message], agent: Any = ..., backend: str | Path | Backend = ..., **options: Any
+) -> Generation: ...
+
+
+@overload
+def generate(
+    prompts: Iterable[Prompt], agent: Any = ..., backend: str | Path | Backend = ..., **options: Any
+) -> list[Generation]: ...
+
+
+def generate(  # type: ignore[misc]  # the overloads leave the options to this one
+    prompts: str | Sequence[Message] | Iterable[Prompt],
+    agent: Any = "fast-dllm:threshold=0.9",
+    backend: str | Path | Backend = "tiny-arithmetic",
+    *,
+    completion_length: int | None = None,
+    block_length: int | None = None,
+    temperature: float = 0.0,
+    stop_at_eos: bool = True,
+    seed: int = 0,
+    batch_size: int = 64,
+    backend_kwargs: Mapping[str, Any] | None = None,
+    on_step: Callable[[int, str, int], None] | None = None,
+    on_text: Callable[[int, Generation], None] | None = None,
+) -> Generation | list[Generation]:
+    """Writes a text for every prompt.
+
+    A row of the batch that has finished takes the next prompt, so that no forward is spent on it. With the
+    same prompts and seed the texts are those of ``dllm_gym.evaluate``.
+
+    Args:
+        prompts: A text, the messages of a chat (``[{"role": "user", "content": "..."}]``), or any iterable
+            of texts and chats.
+        agent: Whatever ``as_agent`` takes: a strategy or its name, a saved policy's path, ``policy:NAME``, an
+            object with ``act``, a function.
+        backend: What ``load_backend`` takes, or a backend.
+        completion_length: Positions to write in. ``None`` takes the longest completion a dLLM from
+            ``dllm-gym pretrain`` was trained on, and for others 256.
+        block_length: Width of the semi-autoregressive window; ``None`` is full diffusion, or the dLLM's own
+            block if it attends in blocks.
+        temperature: 0 writes the most probable tokens; above, tokens are drawn.
+        stop_at_eos: End a row as soon as an end token and everything before it are revealed.
+        seed: Seeds the agent's draws and the token noise, per place in ``prompts``.
+        batch_size: Rows decoded at once. Changes the speed, not the result.
+        backend_kwargs: Further arguments of ``load_backend``, such as ``{"dtype": "auto"}``.
+        on_step: Called after every step of every row with the prompt's index, the text so far, in which
+            ``MASK_SIGN`` stands for a mask, and the number of the step.
+        on_text: Called with every finished text and its prompt's index, in the order they finish.
+
+    Returns:
+        One ``Generation`` for a single prompt; else a list of them in the order of the prompts.
+
+    Raises:
+        ValueError: For arguments out of range, or prompts the dLLM cannot read or has no room for; before
+            anything is written.
+    """
+    resolved = as_agent(agent)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    one = is_one_prompt(prompts)
+    asked = check_prompts([prompts] if one else prompts)
+    if not asked:
+        return []
+    source = str(backend) if isinstance(backend, Path) else backend
+    engine = Engine(
+        min(batch_size, len(asked)),
+        backend=source,
+        backend_kwargs=backend_kwargs,
+        task=PromptTask(asked, _length_of(source) if completion_length is None else completion_length),
+        block_length=block_length,
+        temperature=temperature,
+        observe=tuple(getattr(resolved, "requires", ())),
+        stop_at_eos=stop_at_eos,
+    )
+    _check_room(asked, engine)
+    after_step = None if on_step is None else _reporter(on_step, engine)
+    generations: list[Generation | None] = [None] * len(asked)
+    for episode in decode(resolved, engine, range(len(asked)), seed, after_step):
+        ends = np.flatnonzero(np.isin(episode.tokens, list(engine.end_token_ids)))
+        tokens = episode.tokens[: ends[0]] if len(ends) else episode.tokens
+        prompt, steps = asked[episode.position], episode.info["nfe"]
+        generation = Generation(prompt, episode.info["completion"], tuple(tokens.tolist()), steps)
+        generations[episode.position] = generation
+        if on_text is not None:
+            on_text(episode.position, generation)
+    finished = [generation for generation in generations if generation is not None]
+    return finished[0] if one else finished
+
+
+def _length_of(backend: str | Backend) -> int:
+    """The longest completion the dLLM was trained on, as far as that is known."""
+    from dllm_gym.pretrain import trained_length
+
+    if not isinstance(backend, str):
+        return _LENGTH
+    return trained_length(ASSETS / backend if backend in embedded_names() else Path(backend)) or _LENGTH
+
+
+def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:
+    """Finds out now what would otherwise stop the work half-way."""
+    room = getattr(engine.backend, "max_length", None)
+    for number, prompt in enumerate(prompts, start=1):
+        taken = len(engine.backend.encode_prompt(prompt))
+        if room is not None and taken + engine.length > room:
+            raise ValueError(
+                f"prompt {number} takes {taken} tokens, which with completion_length {engine.length} is more "
+                f"than this dLLM's {room}: {prompt!r}"
+            )
+
+
+def _reporter(
+    on_step: Callable[[int, str, int], None], engine: Engine
+) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
+    backend = engine.backend
+    mask = backend.decode([backend.mask_token_id]).strip()
+
+    def report(rows: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        completions, steps = engine.canvas.completions(rows), engine.canvas.steps[rows]
+        for index, completion, step in zip(
+            positions.tolist(), completions.tolist(), steps.tolist(), strict=True
+        ):
+            text = backend.decode(completion)
+            on_step(index, text.replace(mask, MASK_SIGN) if mask else text, step)
+
+    return report

@@ -1,0 +1,123 @@
+"""Prompts as users have them, in memory or in a file, and as the task that the engine decodes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dllm_gym.tasks import Problem
+
+if TYPE_CHECKING:
+    from dllm_gym.backends.base import Message
+
+Prompt = str | Sequence["Message"]  # a text, or the messages of a chat
+
+
+class PromptTask:
+    """Prompts as a task, for which nothing is scored.
+
+    Args:
+        prompts: In the order of their problems.
+        completion_length: Positions to answer in.
+    """
+
+    name, split = "prompts", "test"
+
+    def __init__(self, prompts: Sequence[Prompt], completion_length: int) -> None:
+        self._prompts = prompts
+        self.num_problems: int | None = len(prompts)
+        self.completion_length = completion_length
+
+    def problem(self, index: int) -> Problem:
+        """The prompt with this index."""
+        return Problem(prompt=self._prompts[index], reference="")  # type: ignore[arg-type]  # or chat messages
+
+    def score(self, completion: str, problem: Problem) -> float:
+        """0: nobody knows the right answer."""
+        return 0.0
+
+    def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
+        """None."""
+        return {}
+
+
+def is_one_prompt(prompts: Any) -> bool:
+    """Whether this is a single prompt, a text or the messages of one chat, not several of them."""
+    if isinstance(prompts, str):
+        return True
+    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Mapping)
+
+
+def check_prompts(prompts: Iterable[Any]) -> list[Prompt]:
+    """The prompts as a list.
+
+    Raises:
+        ValueError: If they are no iterable of texts and chats; names the first that is neither.
+    """
+    if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
+        raise ValueError(
+            f"prompts must be a text, a list of chat messages, or an iterable of such, got {prompts!r}"
+        )
+    checked = list(prompts)
+    for number, prompt in enumerate(checked, start=1):
+        if not isinstance(prompt, str) and not _is_chat(prompt):
+            raise ValueError(
+                f"prompt {number} must be a text or a list of chat messages such as "
+                f"{{'role': 'user', 'content': '...'}}, got {prompt!r}"
+            )
+    return checked
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """Prompts from a file, or from standard input.
+
+    Args:
+        path: A ``.txt`` file with a prompt per line, a ``.jsonl`` file with an object per line that has
+            ``prompt`` (a text) or ``messages`` (those of a chat), or ``-``: standard input, a prompt per
+            line. Empty lines are left out.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: For another kind of file, or for a line that holds no prompt, naming it.
+    """
+    suffix = Path(path).suffix
+    if str(path) != "-" and suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"prompts come from .txt and .jsonl files and from - (standard input), got {path}")
+    text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8-sig")
+    # not splitlines: a text inside JSON may hold what that takes for the end of a line
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if suffix == ".jsonl":
+        return [_prompt_from_json(line, f"{path}, line {number}") for number, line in lines]
+    return [line for _, line in lines]
+
+
+def _prompt_from_json(line: str, where: str) -> Prompt:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: no JSON ({error})") from None
+    if isinstance(value, dict):
+        if isinstance(value.get("prompt"), str) and "messages" not in value:
+            return str(value["prompt"])
+        if _is_chat(value.get("messages")) and "prompt" not in value:
+            return list(value["messages"])
+    raise ValueError(
+        f"{where}: expected an object with either prompt (a text) or messages (a list of objects with role "
+        f"and content), got {line}"
+    )
+
+
+def _is_chat(value: Any) -> bool:
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(
+            isinstance(message, Mapping)
+            and isinstance(message.get("role"), str)
+            and isinstance(message.get("content"), str)
+            for message in value
+        )
+    )
