@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--block-length", type=int, default=None, help="decode in blocks of this length, left to right")
     add("--alpha", type=float, default=1.0, help="price of steps")
     add("--num-envs", type=int, default=64, help="episodes decoded at once, one forward for all")
-    add("--num-steps", type=int, default=32, help="steps of every row per rollout; better more than an episode takes")
+    add("--num-steps", type=int, default=32, help="steps of every row per rollout; best more than an episode")
     add("--total-timesteps", type=int, default=60_000)
     add("--learning-rate", type=float, default=1e-3, help="falls to 0 in the course of the training")
     add("--epochs", type=int, default=4, help="passes over each rollout")
