@@ -2,7 +2,7 @@
 
 Needs rl_zoo3, see docs/libraries.md. It takes the arguments of ``python -m rl_zoo3.train``.
 
-Run: ``python examples/rl_zoo3_train.py --env DLLMUnmask-v0 --conf-file agents/rl_zoo3/ppo.yml``
+Run: ``python examples/rl_zoo3_train.py --env DLLMUnmask-v0 --conf-file examples/rl_zoo3_ppo.yml``
 """
 
 import rl_zoo3.train
