@@ -84,10 +84,21 @@ def test_every_measure_is_its_definition(rows):
     neighbours = [slow_neighbours(row) for row in rows]
     assert np.allclose(order.neighbour_order(steps), neighbours, equal_nan=True)
     assert np.allclose(order.adjacent_share(steps), [slow_adjacent(row) for row in rows], equal_nan=True)
-    for block in range(1, steps.shape[1] + 1):
-        blocks = [[row[at : at + block] for at in range(0, len(row), block)] for row in rows]
-        counted = [[len(set(cells) - {0}) for cells in row] for row in blocks]
-        assert order.steps_per_block(steps, block).tolist() == counted
+
+
+@given(completions, st.data())
+def test_steps_are_counted_block_by_block(rows, data):
+    length = len(rows[0])
+    size = data.draw(st.integers(1, length))
+    offsets = data.draw(st.lists(st.integers(0, size - 1), min_size=len(rows), max_size=len(rows)))
+    block = order.block_numbers(length, size, np.array(offsets))
+    counted = order.steps_per_block(np.array(rows), block)
+    for row, offset, counts in zip(rows, offsets, counted, strict=True):
+        starts = [0, *range(size - offset, length, size)]
+        blocks = [row[a:b] for a, b in pairwise([*starts, length])]
+        expected = [len(set(cells) - {0}) for cells in blocks]
+        assert counts[: len(expected)].tolist() == expected
+        assert np.isnan(counts[len(expected) :]).all()
 
 
 @given(completions)
@@ -133,7 +144,7 @@ def test_other_orders_by_hand():
     assert order.local_ar_ness(steps, 4)[0] == pytest.approx([1 / 3, 0, 0, math.nan], nan_ok=True)
     assert order.global_ar_ness(steps, 4)[0] == pytest.approx([1 / 4, 1 / 4, 2 / 4, 1])
     assert order.adjacent_share(steps)[0] == 0.5  # 0 follows the prompt, 5 follows 4
-    assert order.steps_per_block(steps, 3).tolist() == [[1, 2]]
+    assert order.steps_per_block(steps, np.arange(6)[None] // 3).tolist() == [[1, 2]]
 
 
 def test_everything_at_once_is_told_from_left_to_right():
@@ -204,6 +215,28 @@ def test_a_recording_is_what_the_environment_did(agent, kwargs):
     unrecorded = evaluate(batched, 9, batch_size=4, **TOY, **kwargs)
     assert unrecorded.recording is None
     assert unrecorded.to_json() == result.to_json()
+
+
+def test_blocks_may_be_counted_from_the_prompt():
+    class InBlocks(ToyBackend):
+        attention_block, blocks_from = 4, "sequence"
+
+    result = evaluate("left-to-right:k=1", 9, backend=InBlocks(), task=ToyTask("test"), record=True)
+    recording = result.recording
+    before = [len(prompt_of(problem)) % 4 for problem in recording.problem]
+    assert recording.block_offset.tolist() == before
+    assert len(set(before)) > 1
+    one_per_step = [[min(4 - b, 6), min(6 - (4 - b), 4), 6 - (4 - b) - 4] for b in before]
+    there = [[count for count in counts if count > 0] for counts in one_per_step]
+    expected = [np.mean([c[at] for c in there if len(c) > at]) for at in range(max(map(len, there)))]
+    made = profile(recording)
+    assert made.steps_per_block == pytest.approx(expected)
+    assert made.block_starts.tolist() == []  # no two prompts agree
+    assert profile(some_recording(block_length=2, block_offset=[1, 1])).block_starts.tolist() == [1]
+
+
+def prompt_of(problem):
+    return ToyTask("test").problem(int(problem)).prompt
 
 
 def some_recording(**changes):
@@ -285,6 +318,7 @@ def test_a_file_that_is_no_recording_is_refused_and_never_unpickled(tmp_path):
         ),
         ({"confidence": [[0.9, 1.5, 1.0], [0, 0.25, 0]]}, "confidence must be 0 to 1"),
         ({"score": [2.0, 0.5]}, "score must be 0 to 1"),
+        ({"block_offset": [0, 3]}, "block_offset must be 0 to 2"),
         ({"text_length": [4, 0]}, "text_length must be 0 to 3"),
     ],
 )

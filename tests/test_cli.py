@@ -329,10 +329,13 @@ def test_train_evaluate_resume(run, tmp_path, config_file, monkeypatch):
     assert load_config(directory / "config.yaml") == written
 
 
-def test_train_overrides_the_number_of_steps(run, tmp_path, config_file):
-    done = run("train", "ppo", "--config", config_file, "--total-timesteps", 1, "--output", tmp_path / "run")
+def test_train_overrides_the_configuration(run, tmp_path, config_file):
+    changes = ["--total-timesteps", 1, "--num-envs", 16, "--alpha", 2.5]
+    done = run("train", "ppo", "--config", config_file, *changes, "--output", tmp_path / "run")
     assert done.code == 0
-    assert load_config(tmp_path / "run" / "config.yaml").total_timesteps == 1
+    written = load_config(tmp_path / "run" / "config.yaml")
+    env = {**load_config(config_file).env, "alpha": 2.5}
+    assert written == load_config(config_file).updated(total_timesteps=1, num_envs=16, env=env)
 
 
 # Wrong input ------------------------------------------------------------------------------------------------

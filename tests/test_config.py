@@ -45,6 +45,8 @@ def test_defaults_are_valid():
         ("learning_rate", "fast", r"learning_rate must lie in \[0, 1\), got 'fast'"),
         ("learning_rate", False, r"learning_rate must lie in \[0, 1\), got False"),
         ("final_learning_rate", float("nan"), r"final_learning_rate must lie in \[0, 1\), got nan"),
+        ("decay", "steps", r"unknown decay 'steps'; choose one of linear, cosine"),
+        ("warmup", 1, r"warmup must lie in \[0, 1\), got 1"),
         ("max_minutes", 0, r"max_minutes must be positive or null, got 0"),
         ("max_minutes", float("nan"), r"max_minutes must be positive or null, got nan"),
         ("max_minutes", "long", r"max_minutes must be positive or null, got 'long'"),
@@ -217,6 +219,10 @@ def test_find_config(tmp_path, monkeypatch):
         find_config("mine")
     with pytest.raises(FileNotFoundError, match=r"known: .*ppo-full"):
         find_config(tmp_path)
+    nested = find_config("paper/llada-bl32")
+    assert (nested.parent.name, nested.name) == ("paper", "llada-bl32.yaml")
+    with pytest.raises(FileNotFoundError, match=r"known: .*paper/llada-bl32"):
+        find_config("llada-bl32")
     # a folder of the same name in the current directory hides nothing
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ppo-full").mkdir()
@@ -239,6 +245,11 @@ def test_find_config(tmp_path, monkeypatch):
             {"expert": EXPERT, "imitation_steps": 1, "expert_block_length": 0},
             r"block_length must be an integer >= 1, got 0",
         ),
+        ({"policy": {"optimizer_class": "Module"}}, r"unknown optimizer_class 'Module'; give a name out of"),
+        ({"policy": {"optimizer_class": ["Adam"]}}, r"unknown optimizer_class \['Adam'\]"),
+        ({"algorithm_kwargs": {"groups_per_rollout": 0}}, r"groups_per_rollout must be at least 1, got 0"),
+        ({"algorithm_kwargs": {"micro_batch_size": 0}}, r"micro_batch_size must be at least 1, got 0"),
+        ({"algorithm_kwargs": {"total_rounds": 0}}, r"total_rounds must be at least 1, got 0"),
         ({"policy": {"widht": 3}}, r"unknown arguments \['widht'\] in policy; known: features, width"),
         (
             {"algorithm_kwargs": {"steps": 3}},

@@ -212,6 +212,12 @@ def test_the_real_sizes_give_the_published_number_of_parameters(family_name):
     assert model.config.is_causal is False
 
 
+def test_fields_that_happen_to_have_the_classes_defaults_are_read(tmp_path):
+    config = json.loads((CASES["LLaDA2.0-mini"].write(tmp_path) / "config.json").read_text())
+    changed = family_of(config, "").translate(config | {"partial_rotary_factor": 0.25})
+    assert changed.rope_parameters["partial_rotary_factor"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("published", "changes", "field"),
     [

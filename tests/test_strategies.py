@@ -30,6 +30,8 @@ RULES = [
     ("fast-dllm-factor", {"factor": 1.0}),
     ("fast-dllm-factor", {"factor": 0.5}),
     ("fast-dllm-factor", {"factor": 3}),
+    ("fast-dllm-factor-released", {"factor": 1.0}),
+    ("fast-dllm-factor-released", {"factor": 0.5}),
     ("eb-sampler", {"gamma": 0.0}),
     ("eb-sampler", {"gamma": 0.25}),
     ("eb-sampler", {"gamma": 2}),
@@ -76,6 +78,14 @@ def slow_factor(row, candidates, factor):
     return revealed
 
 
+def slow_factor_released(row, candidates, factor):
+    order = in_order([-c for c in row["confidence"]], candidates)
+    for n in range(2, len(order) + 1):
+        if row["confidence"][order[n - 1]] < 1 - Fraction(factor) / (n + 1):
+            return order if n == len(order) else order[: n - 1]
+    return order
+
+
 def slow_eb_sampler(row, candidates, gamma):
     order = in_order(row["entropy"], candidates)
     for size in range(len(order), 1, -1):
@@ -92,6 +102,7 @@ SLOW = {
     "left-to-right": slow_left_to_right,
     "fast-dllm": slow_fast_dllm,
     "fast-dllm-factor": slow_factor,
+    "fast-dllm-factor-released": slow_factor_released,
     "eb-sampler": slow_eb_sampler,
 }
 
@@ -353,6 +364,7 @@ def test_registry_names_requirements_and_labels():
         "left-to-right": ("left-to-right(k=1)", ()),
         "fast-dllm": ("fast-dllm(threshold=0.9)", ()),
         "fast-dllm-factor": ("fast-dllm-factor(factor=1.0)", ()),
+        "fast-dllm-factor-released": ("fast-dllm-factor-released(factor=1.0)", ()),
         "eb-sampler": ("eb-sampler(gamma=0.1)", ("entropy",)),
     }
     assert strategy_names() == sorted(expected)
@@ -461,12 +473,79 @@ def test_own_strategy(monkeypatch):
         make_strategy("needy")
 
 
+# LLaDA's schedule ------------------------------------------------------------------------------------------
+
+
+def schedule(masks, steps):
+    """LLaDA 2502.09992, ``get_num_transfer_tokens``, for as many steps as there are masks or fewer."""
+    return [masks // steps + (step < masks % steps) for step in range(steps)]
+
+
+@quick
+@given(
+    block_length=st.integers(1, 9),
+    num_blocks=st.integers(1, 4),
+    steps=st.integers(1, 9),
+    name=st.sampled_from(["confidence", "margin", "entropy", "left-to-right", "random"]),
+)
+def test_every_block_follows_lladas_schedule(block_length, num_blocks, steps, name):
+    steps = min(steps, block_length)
+    agent = make_strategy(name, steps_per_block=steps)
+    length = block_length * num_blocks
+    rng = np.random.default_rng(length)
+    mask, revealed = np.ones(length, dtype=np.int8), []
+    for used in range(num_blocks * steps):
+        active = mask & (np.arange(length) // block_length == mask.argmax() // block_length)
+        values = {key: rng.random(length, dtype=np.float32) for key in ("confidence", "margin", "entropy")}
+        progress = np.array([used / length], dtype=np.float32)
+        action = agent.act({"mask": mask, "action_mask": active, "progress": progress, **values})
+        revealed.append(int(action.sum()))
+        mask = mask - action
+    assert revealed == schedule(block_length, steps) * num_blocks
+    assert not mask.any()
+
+
+def test_rows_are_at_their_own_place_in_the_schedule():
+    agent = make_strategy("left-to-right", steps_per_block=4)
+    action_mask = np.array([[1] * 10, [0] * 6 + [1] * 4, [0] * 10], dtype=np.int8)
+    progress = np.array([[0.0], [0.2], [0.4]], dtype=np.float32)  # 0, 2 and 4 steps of 10
+    action = agent.act({"action_mask": action_mask, "progress": progress})
+    assert action.sum(axis=1).tolist() == [3, 2, 0]
+
+
+def test_a_short_last_block_takes_no_more_steps_than_it_has_positions():
+    records = evaluate("confidence:steps_per_block=7", 3, task="arithmetic", block_length=20).records
+    assert records.nfe.tolist() == [7 + 7 + 7] * 3
+    records = evaluate("confidence:steps_per_block=10", 3, task="arithmetic", block_length=20).records
+    assert records.nfe.tolist() == [10 + 10 + 8] * 3
+
+
+def test_a_schedule_has_its_limits():
+    with pytest.raises(ValueError, match="give k or steps_per_block, not both; got 2 and 3"):
+        make_strategy("confidence", k=2, steps_per_block=3)
+    with pytest.raises(ValueError, match="steps_per_block must be an integer >= 1, got 0"):
+        make_strategy("random", steps_per_block=0)
+    with pytest.raises(ValueError, match="steps_per_block 9 exceeds the 8 positions of a block"):
+        evaluate("confidence:steps_per_block=9", 1, task="arithmetic", block_length=8)
+    agent = make_strategy("margin", steps_per_block=3)
+    assert agent.label == "margin(steps_per_block=3)"
+    with pytest.raises(ValueError, match=r"reads observation\['progress'\]"):
+        agent.act(masked(1))
+
+
 # Block by block --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "text",
-    ["fast-dllm:threshold=0.8", "confidence:k=3", "random:k=4", "eb-sampler:gamma=0.3", "left-to-right:k=5"],
+    [
+        "fast-dllm:threshold=0.8",
+        "confidence:k=3",
+        "confidence:steps_per_block=5",
+        "random:k=4",
+        "eb-sampler:gamma=0.3",
+        "left-to-right:k=5",
+    ],
 )
 def test_in_blocks_is_the_rule_in_an_environment_with_blocks(text):
     confined = InBlocks(as_agent(text), 16)

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 ALGORITHMS = ("grpo", "ppo", "a2c")
+DECAYS = ("linear", "cosine")
 
 # In an installed package the files lie inside it, in a checkout beside it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
@@ -24,17 +25,19 @@ class TrainConfig:
     Attributes:
         algorithm: ``grpo``, ``ppo`` or ``a2c``.
         env: Arguments of ``UnmaskEnv``: task, backend, block_length, alpha, ...
-        num_envs: Rows decoded at once.
+        num_envs: Rows decoded at once, by all processes together.
         group_size: Episodes per problem. Above 1 the baseline is the mean reward of the other episodes on
             the same problem; 1 is the stock algorithm with its critic.
-        total_timesteps: Environment steps, summed over rows.
+        total_timesteps: Environment steps, summed over rows and processes.
         max_minutes: Stop after this time even if steps are left; ``None`` for no limit. The learning rate
             follows the steps, so a run that hits the limit has not annealed fully.
         learning_rate: At the start.
-        final_learning_rate: At the end; linear in between.
+        final_learning_rate: At the end.
+        decay: How the learning rate goes from one to the other: ``linear`` or ``cosine``.
+        warmup: Share of the training, from 0 to below 1, in which the learning rate first rises from 0.
         algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm.
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
-            read is observed automatically.
+            read is observed automatically. ``optimizer_class`` is the name of one of torch's.
         init_from: A saved policy, or the name of a shipped one, to take the first weights from. The new
             policy may read ``alpha`` or ``target_steps`` besides, as the last of its features.
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
@@ -54,6 +57,8 @@ class TrainConfig:
     max_minutes: float | None = None
     learning_rate: float = 1e-3
     final_learning_rate: float = 0.0
+    decay: str = "linear"
+    warmup: float = 0.0
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
     init_from: str | None = None
@@ -73,7 +78,9 @@ class TrainConfig:
             _check_whole(name, value, 1)
         for name in ("num_experts", "imitation_steps"):
             _check_whole(name, getattr(self, name), 0)
-        for name in ("learning_rate", "final_learning_rate"):
+        if self.decay not in DECAYS:
+            raise ValueError(f"unknown decay {self.decay!r}; choose one of {', '.join(DECAYS)}")
+        for name in ("learning_rate", "final_learning_rate", "warmup"):
             value = getattr(self, name)
             if not _is_number(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
@@ -128,7 +135,11 @@ def find_config(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is neither.
     """
-    shipped = {path.stem: path for folder in _FOLDERS for path in sorted(folder.glob("*.yaml"))}
+    shipped = {
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for folder in _FOLDERS
+        for path in sorted(folder.rglob("*.yaml"))
+    }
     for path in (Path(name), shipped.get(str(name))):
         if path is not None and path.is_file():
             return path

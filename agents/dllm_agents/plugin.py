@@ -77,15 +77,19 @@ def register_commands(app: typer.Typer) -> None:
 def _train(
     algorithm: Annotated[str, typer.Argument(help="grpo, ppo or a2c.")],
     config: Annotated[
-        str | None, typer.Option(help="Name of a configuration in agents/configs, or a YAML file.")
+        str | None,
+        typer.Option(help="Name of a configuration in agents/configs (paper/llada-bl32), or a YAML file."),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Directory of the run; default: runs/<config>.")] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     total_timesteps: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Overrides the configuration.")] = None,
+    num_envs: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Overrides the configuration's env.alpha.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
 ) -> None:
     """Train an unmasking policy."""
+    from dllm_agents import parallel
     from dllm_agents.config import ALGORITHMS, find_config, load_config
     from dllm_agents.training import CONFIG, train
 
@@ -97,11 +101,15 @@ def _train(
     if resume and not path.is_file():
         raise FileNotFoundError(f"nothing to resume in {directory}: no {CONFIG} there")
     changes = {"seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes}
-    changes = {name: value for name, value in changes.items() if value is not None}
+    changes = {name: value for name, value in {**changes, "num_envs": num_envs}.items() if value is not None}
     resolved = load_config(path).updated(**changes)
+    if alpha is not None:
+        resolved = resolved.updated(env={**resolved.env, "alpha": alpha})
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])
-    train(resolved, directory, resume=resume, progress=True, command=command)
-    print(f"policy: {directory / 'best'}")
-    print(f"curves: tensorboard --logdir {directory}")
+    with parallel.launched() as is_first:
+        train(resolved, directory, resume=resume, progress=True, command=command)
+    if is_first:
+        print(f"policy: {directory / 'best'}")
+        print(f"curves: tensorboard --logdir {directory}")

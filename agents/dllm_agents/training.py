@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,15 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.utils import LinearSchedule
 
+from dllm_agents import parallel
 from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import TrainConfig, load_config
@@ -55,6 +57,9 @@ def train(
     command: str = "",
 ) -> Path:
     """Trains an unmasking policy.
+
+    Where torch's process group is initialised (``dllm_agents.parallel``), all its processes call this with
+    the same arguments and train one policy; the first evaluates and writes.
 
     Args:
         config: A configuration or the path of a YAML file.
@@ -93,7 +98,9 @@ class _Run:
     def __init__(
         self, config: TrainConfig, directory: Path, resume: bool, progress: bool, command: str
     ) -> None:
-        self.config, self.directory, self.progress, self.command = config, directory, progress, command
+        self.config, self.directory, self.command = config, directory, command
+        self.is_first = parallel.rank() == 0
+        self.progress = progress and self.is_first
         self.best_reward = float("-inf")
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -101,10 +108,20 @@ class _Run:
         self.model = self._build()
         if state is None:  # only now: a configuration that does not work leaves nothing behind
             self._begin_with_a_saved_policy()
+            self._seed_other_processes()  # which waits until all have seen that there was no run
             self._save_state(0.0)  # before the configuration: what has one can be resumed
-            write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
+            if self.is_first:
+                write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
         else:
             self._restore(state)
+            self._seed_other_processes()
+
+    def _seed_other_processes(self) -> None:
+        """The same policy everywhere, but draws of their own in all processes after the first."""
+        parallel.same_as_first(parameter.detach() for parameter in self.model.policy.parameters())
+        if not self.is_first:
+            words = [self.config.seed, parallel.rank(), self.model.num_timesteps]
+            torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def _begin_with_a_saved_policy(self) -> None:
         source = self.config.init_from
@@ -129,21 +146,26 @@ class _Run:
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
         config, self._started = self.config, time.monotonic()
-        self.model.set_logger(configure(str(self.directory), ["tensorboard"]))
+        self.model.set_logger(
+            configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
+        )
         begun_at = self.model.num_timesteps
         if begun_at < config.imitation_steps:
             imitate(self.model, self._expert, config.imitation_steps)
         evaluation = Evaluation(config.env, config.eval_every, config.eval_episodes, self._note)
-        callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation]
+        callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation] if self.is_first else []
         if config.max_minutes is not None:
             callbacks.append(Deadline(config.max_minutes - self._elapsed() / 60))
         if self.progress:
             callbacks.append(Progress(config.total_timesteps))
-        if begun_at < config.total_timesteps:
+        rounds, total_rounds = (getattr(self.model, name, None) for name in ("rounds", "total_rounds"))
+        if begun_at < config.total_timesteps and (total_rounds is None or rounds < total_rounds):
             remaining = max(config.total_timesteps - self.model.num_timesteps, 0)  # 0 after mere imitation
             self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
-            evaluation.evaluate()
-        write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
+            if self.is_first:
+                evaluation.evaluate()
+        if self.is_first:
+            write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
         self.model.logger.close()
 
     def _elapsed(self) -> float:
@@ -170,15 +192,17 @@ class _Run:
         config = self.config
         algorithm = _CLASSES[config.algorithm, config.group_size > 1]
         _plain(config)
+        num_envs = _rows_of_one_process(config)
         _refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
         _refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
         _refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
         self._expert: Any = None
         if config.expert is not None:
             self._expert = expert_agent(config.expert, config.expert_block_length)
+        seed = config.seed + parallel.rank() * num_envs
         env = make_sb3_env(
-            config.num_envs,
-            seed=config.seed,
+            num_envs,
+            seed=seed,
             group_size=config.group_size,
             num_experts=config.num_experts,
             **{"split": "train", "observe": self._observed(), **config.env},
@@ -186,17 +210,18 @@ class _Run:
         steering: dict[str, Any] = {}
         if config.num_experts:
             steering = {"expert": config.expert, "expert_block_length": config.expert_block_length}
-        schedule = LinearSchedule(config.learning_rate, config.final_learning_rate, 1.0)
-        return algorithm(
+        model = algorithm(
             UnmaskPolicy,
             env,
-            learning_rate=schedule,
-            policy_kwargs=dict(config.policy),
+            learning_rate=learning_rate(config),
+            policy_kwargs=_with_optimizer(config.policy),
             seed=config.seed,
             device="cpu" if not torch.cuda.is_available() else "auto",
             **steering,
             **config.algorithm_kwargs,
         )
+        env.seed(seed)  # Stable-Baselines3 gave it its own, the same in every process
+        return model
 
     def _observed(self) -> tuple[str, ...]:
         """What the policy's features and the expert read besides the observations that are always there."""
@@ -230,6 +255,8 @@ class _Run:
         save_policy(self.directory / name, policy.network, metadata, decoding=policy.decoding)
 
     def _save_state(self, elapsed: float) -> None:
+        if not self.is_first:
+            return
         tickets = getattr(self.model.env, "tickets", None)
         reference = getattr(self.model, "_reference", None)
         state = {
@@ -260,6 +287,48 @@ class _Run:
         tickets = getattr(model.env, "tickets", None)
         if tickets:
             tickets.next = state["next_ticket"]
+
+
+def learning_rate(config: TrainConfig) -> Callable[[float], float]:
+    """The learning rate as a function of the share of training that remains."""
+    first, last = config.learning_rate, config.final_learning_rate
+
+    def rate(remaining: float) -> float:
+        done = min(1.0 - remaining, 1.0)  # the last rollout may go beyond the end
+        if done < config.warmup:
+            return first * done / config.warmup
+        at = (done - config.warmup) / (1.0 - config.warmup)
+        fall = at if config.decay == "linear" else (1.0 - math.cos(math.pi * at)) / 2
+        return first + (last - first) * fall
+
+    return rate
+
+
+def _rows_of_one_process(config: TrainConfig) -> int:
+    processes = parallel.count()
+    if processes > 1 and (config.algorithm != "grpo" or config.imitation_steps):
+        raise ValueError(
+            f"several processes train grpo, without imitation_steps; "
+            f"got {config.algorithm} with {config.imitation_steps} in {processes} processes"
+        )
+    rows, rest = divmod(config.num_envs, processes)
+    if rest or rows < config.group_size:
+        raise ValueError(
+            f"num_envs {config.num_envs} must be a multiple of the {processes} processes, "
+            f"at least {processes * config.group_size} for groups of {config.group_size}"
+        )
+    return rows
+
+
+def _with_optimizer(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the policy with the optimiser's class in the place of its name."""
+    if "optimizer_class" not in policy:
+        return dict(policy)
+    name = policy["optimizer_class"]
+    found = getattr(torch.optim, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise ValueError(f"unknown optimizer_class {name!r}; give a name out of torch.optim, such as AdamW")
+    return {**policy, "optimizer_class": found}
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

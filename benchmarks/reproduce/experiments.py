@@ -151,7 +151,7 @@ def heuristics(environment: str) -> list[Strategy]:
 
 DECODINGS = ("sample", "deterministic")
 BETAS = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
-TARGETS = (1, 2, 4, 6, 9, 13, 18, 24)
+TARGETS = (2, 4, 6, 9, 13, 18, 24)
 
 
 def evaluations() -> list[tuple[str, str, str]]:

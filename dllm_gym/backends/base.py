@@ -163,10 +163,8 @@ def predict_from_logits(
         raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
     if "top_k" in statistics and not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
-    logits = logits.float()
-    excluded = torch.zeros(logits.shape[-1], device=logits.device)
-    excluded[mask_token_id] = -torch.inf
-    logits = logits + excluded
+    logits = logits.to(torch.float32, copy=True)  # one pass over a large vocabulary; the caller's stay
+    logits[..., mask_token_id] = -torch.inf
     log_total = logits.logsumexp(-1)
     if not torch.isfinite(log_total).all():
         rows = (~torch.isfinite(log_total)).any(-1).nonzero().flatten().tolist()

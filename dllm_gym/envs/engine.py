@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from dllm_gym.backends import Backend, load_backend
+from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import STATISTICS, Memory
 from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
@@ -79,7 +79,7 @@ class Engine:
         self.backend_kwargs, self.task_kwargs = dict(backend_kwargs or {}), dict(task_kwargs or {})
         self.task = load_task(task, split=split, **self.task_kwargs) if isinstance(task, str) else task
         if backend is None:
-            backend = f"tiny-{self.task.name}"
+            backend = _embedded(self.task.name)
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         length = self.task.completion_length if completion_length is None else completion_length
@@ -160,7 +160,7 @@ class Engine:
             drawn = [self.task.problem(index) for index in indices]
         except IndexError as error:
             raise ValueError(str(error)) from None
-        prompts = [self.backend.encode_prompt(problem.prompt) for problem in drawn]
+        prompts = [self.encode(problem) for problem in drawn]
         if self._memory is not None:
             self._memory.forget(rows)
         for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
@@ -174,6 +174,13 @@ class Engine:
             self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
+
+    def encode(self, problem: Problem) -> list[int]:
+        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""
+        ids = self.backend.encode_prompt(problem.prompt)
+        if not problem.prefix:
+            return ids
+        return [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
 
     def _draw_from_row_generator(self, row: int) -> int:
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
@@ -250,6 +257,13 @@ class Engine:
         if "target_steps" in self.observe:
             observation["target_steps"] = self.targets[:, None].astype(np.float32)
         return observation
+
+    def outcomes(self, rows: IntArray) -> list[tuple[float, dict[str, Any]]]:
+        """Rewards and infos of episodes that have ended."""
+        if hasattr(self.task, "prepare"):
+            finished = [problem for row in rows if (problem := self.problems[row]) is not None]
+            self.task.prepare([self.backend.decode(self._completion(row)) for row in rows], finished)
+        return [self.outcome(row) for row in rows.tolist()]
 
     def outcome(self, row: int) -> tuple[float, dict[str, Any]]:
         """Reward and info of an episode that has ended."""
@@ -346,6 +360,17 @@ class Engine:
                 **{name: optional[name] for name in self.observe},
             }
         )
+
+
+def _embedded(task: str) -> str:
+    """The dLLM that comes with the package for a task."""
+    name = f"tiny-{task}"
+    if name not in backend_names():
+        raise ValueError(
+            f"no dLLM for task {task!r} comes with the package; give backend=..., a checkpoint directory or "
+            f"a hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
+        )
+    return name
 
 
 def _block_length(given: int | None, length: int, attention_block: int | None) -> int:

@@ -119,7 +119,8 @@ class UnmaskEnv(gym.Env[Observation, Action]):
       checkpoint directory, a hub id, or an object with the `Backend` protocol. `None` takes the
       embedded dLLM that was trained for the task.
     - `backend_kwargs=None`: for loading it, such as `{"dtype": "bfloat16", "device": "cuda"}`.
-    - `task="arithmetic"`: a registered task or an object with the `Task` protocol.
+    - `task="arithmetic"`: a registered task or an object with the `Task` protocol; `docs/tasks.md` is about
+      those that are registered.
     - `task_kwargs=None`: the task's parameters, such as `{"seed": 1}`.
     - `split="train"`: which of the task's problems: `train`, `validation` or `test`.
     - `completion_length=None`: L; `None` takes the task's own.
@@ -389,7 +390,7 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         if len(restarted):
             self.engine.start(restarted)
             stale[restarted] = True
-        outcomes = [self.engine.outcome(row) for row in ended.tolist()]
+        outcomes = self.engine.outcomes(ended)
         rewards[ended] = [reward for reward, _ in outcomes]
         if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
             self._add_final(infos, ended, [info for _, info in outcomes])

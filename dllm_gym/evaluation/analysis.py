@@ -54,6 +54,7 @@ class Profile:
         right_first: Share of them whose right position was revealed in an earlier step.
         adjacent_share: Share of reveals beside a position revealed in an earlier step, or the prompt.
         steps_per_block: ``(B,)``, steps that revealed something in each block.
+        block_starts: ``(B',)``, where blocks other than the first begin, in all episodes alike.
         running_at_step: ``(S,)`` episodes that took each step.
         reveals_at_step: ``(S,)`` positions revealed per episode that took the step.
         confidence_at_step: ``(S,)`` mean confidence of the reveals of each step; NaN if there were none.
@@ -91,6 +92,7 @@ class Profile:
     right_first: float
     adjacent_share: float
     steps_per_block: FloatArray
+    block_starts: IntArray
     running_at_step: IntArray
     reveals_at_step: FloatArray
     confidence_at_step: FloatArray
@@ -164,6 +166,8 @@ def profile(recording: Recording) -> Profile:
     reveals = np.zeros((last, recording.length), dtype=np.int64)
     np.add.at(reveals, (at[revealed] - 1, np.nonzero(revealed)[1]), 1)
     running = (recording.steps[:, None] > np.arange(last)).sum(axis=0)  # (S,)
+    offset = np.zeros(len(at), dtype=np.int64) if recording.block_offset is None else recording.block_offset
+    block = order.block_numbers(recording.length, recording.block_length, offset)  # (N, L)
     local, global_ = order.local_ar_ness(at, MAX_K), order.global_ar_ness(at, MAX_K)
     neighbours = _mean(order.neighbour_order(at))
     checked = recording.kept is not None
@@ -190,7 +194,8 @@ def profile(recording: Recording) -> Profile:
         same_step=float(neighbours[1]),
         right_first=float(neighbours[2]),
         adjacent_share=float(_mean(order.adjacent_share(at)[:, None])[0]),
-        steps_per_block=order.steps_per_block(at, recording.block_length).mean(axis=0),
+        steps_per_block=_mean(order.steps_per_block(at, block)),
+        block_starts=1 + np.flatnonzero((np.diff(block) > 0).all(axis=0)),
         running_at_step=running,
         reveals_at_step=reveals.sum(axis=1) / running,
         confidence_at_step=_mean_at_step(confidence, at, last),

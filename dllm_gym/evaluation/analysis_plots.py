@@ -123,8 +123,8 @@ def _heat_map(axes: Any, profile: Profile) -> Any:
         norm=PowerNorm(0.5, 0.0, 1.0),  # the square root lifts small shares off the ground
         extent=(-0.5, length - 0.5, len(starts) * together + 0.5, 0.5),
     )
-    for edge in range(profile.block_length, length, profile.block_length):
-        axes.axvline(edge - 0.5, color="black", linewidth=0.6, alpha=0.6)
+    for start in profile.block_starts:
+        axes.axvline(start - 0.5, color="black", linewidth=0.6, alpha=0.6)
     axes.set_title(textwrap.fill(profile.label, _TITLE_WIDTH), fontsize=9)
     axes.set_xlabel("position in the completion", fontsize=9)
     axes.set_ylabel("step" if together == 1 else f"step (rows of {together})", fontsize=9)

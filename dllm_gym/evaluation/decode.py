@@ -73,8 +73,7 @@ def decode(
             on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
-        for row in ended:
-            reward, info = engine.outcome(row)
+        for row, (reward, info) in zip(ended, engine.outcomes(ended), strict=True):
             yield Episode(int(positions[row]), reward, info)
         stale = np.concatenate([changed[~finished[changed]], start(ended)])
 

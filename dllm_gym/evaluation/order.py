@@ -105,17 +105,36 @@ def adjacent_share(reveal_step: IntArray) -> FloatArray:
     return _share(beside.sum(axis=1), revealed.sum(axis=1))
 
 
-def steps_per_block(reveal_step: IntArray, block_length: int) -> IntArray:
-    """Number of steps that revealed something in each block.
+def block_numbers(length: int, block_length: int, offset: IntArray) -> IntArray:
+    """The block each position is in, from 0.
+
+    Args:
+        length: L.
+        block_length: Positions per block.
+        offset: ``(N,)``, by how many positions the first block is shorter than the others.
 
     Returns:
-        ``(N, B)``, B blocks of ``block_length`` positions, of which the last may be shorter.
+        ``(N, L)``.
+    """
+    return (np.arange(length) + offset[:, None]) // block_length
+
+
+def steps_per_block(reveal_step: IntArray, block: IntArray) -> FloatArray:
+    """Number of steps that revealed something in each block.
+
+    Args:
+        reveal_step: ``(N, L)``.
+        block: ``(N, L)``, the block each position is in.
+
+    Returns:
+        ``(N, B)``; NaN for blocks that a completion does not have.
     """
     counts = []
-    for start in range(0, reveal_step.shape[1], block_length):
-        steps = np.sort(reveal_step[:, start : start + block_length], axis=1)
+    for number in range(int(block.max()) + 1):
+        inside = block == number
+        steps = np.sort(np.where(inside, reveal_step, 0), axis=1)
         new = np.diff(steps, axis=1, prepend=0) > 0  # never (0) comes first and is not new
-        counts.append(new.sum(axis=1))
+        counts.append(np.where(inside.any(axis=1), new.sum(axis=1), np.nan))
     return np.stack(counts, axis=1)
 
 

@@ -33,6 +33,8 @@ class Recording:
         score: ``(N,)`` float64, the task's score in [0, 1], 1 is success; NaN if unknown.
         problem: ``(N,)`` int64, which problem of the task it was.
         block_length: Width of the semi-autoregressive window; L means full diffusion.
+        block_offset: ``(N,)`` int64, by how many positions the first block is shorter than the others, where
+            blocks are counted from the start of the prompt; ``None`` if it is not.
         tokens: ``(N, L)`` int64, the completion; ``None`` if unknown.
         text_length: ``(N,)`` int64, positions before the first end token; ``None`` if unknown.
         kept: ``(N, L)`` bool, whether the dLLM, shown the finished completion with only that position masked,
@@ -50,6 +52,7 @@ class Recording:
     score: FloatArray
     problem: IntArray
     block_length: int
+    block_offset: IntArray | None = None
     tokens: IntArray | None = None
     text_length: IntArray | None = None
     kept: BoolArray | None = None
@@ -61,6 +64,7 @@ class Recording:
         "steps": np.int64,
         "score": np.float64,
         "problem": np.int64,
+        "block_offset": np.int64,
         "tokens": np.int64,
         "text_length": np.int64,
         "kept": np.bool_,
@@ -84,6 +88,9 @@ class Recording:
                 raise ValueError(f"{name} must have the shape {expected}, got {value.shape}")
         if not 1 <= self.block_length <= length:
             raise ValueError(f"block_length must be 1 to {length}, got {self.block_length}")
+        offset = self.block_offset
+        if offset is not None and not ((offset >= 0) & (offset < self.block_length)).all():
+            raise ValueError(f"block_offset must be 0 to {self.block_length - 1}")
         if (self.steps < 1).any():
             raise ValueError(f"steps must be at least 1, got {int(self.steps.min())}")
         if ((self.reveal_step < 0) | (self.reveal_step > self.steps[:, None])).any():
@@ -179,6 +186,7 @@ class Recorder:
         self._reveal_step = np.zeros(shape, dtype=np.int64)
         self._confidence = np.full(shape, np.nan, dtype=np.float32)
         self._tokens = np.zeros(shape, dtype=np.int64)
+        self._block_offset = np.zeros(episodes, dtype=np.int64)
 
     def after_step(self, rows: IntArray, episodes: IntArray) -> None:
         """Notes what the last action revealed; call it before the dLLM predicts again.
@@ -192,6 +200,8 @@ class Recorder:
         self._reveal_step[episodes] = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
         self._tokens[episodes] = canvas.completions(rows)
+        for place in np.flatnonzero(canvas.steps[rows] == 1):
+            self._block_offset[episodes[place]] = canvas.block_offset(rows[place])
 
     def recording(self, label: str, steps: FloatArray, score: FloatArray, problem: IntArray) -> Recording:
         """Everything seen so far, with what is known about episodes only at their ends."""
@@ -203,6 +213,7 @@ class Recorder:
             score=score,
             problem=problem,
             block_length=self._engine.block_length,
+            block_offset=self._block_offset,
             tokens=self._tokens,
             text_length=_first(np.isin(self._tokens, list(self._engine.end_token_ids))),
             environment=self._engine.description(),
@@ -213,8 +224,9 @@ def self_consistency(recording: Recording, engine: Engine, batch_size: int = 64)
     """Asks the dLLM about every token of the finished completions: would it write the same again?
 
     Each position is masked alone, and kept if the most probable token there, given all the others, is the one
-    that stands there. A token that is not kept was revealed too early: what came later speaks against it.
-    The reverse does not hold: a consistent text can be wrong. Costs one row of a forward per position.
+    that stands there (a dLLM that attends in blocks sees those up to its own block). A token that is not kept
+    was revealed too early: what came later speaks against it. The reverse does not hold: a consistent text
+    can be wrong. Costs one row of a forward per position; caches are not used.
 
     Args:
         recording: Episodes of the engine's task and dLLM, with tokens.
@@ -234,20 +246,20 @@ def self_consistency(recording: Recording, engine: Engine, batch_size: int = 64)
     backend = engine.backend
     kept = np.zeros(recording.tokens.shape, dtype=bool)
     for episode, (problem, completion) in enumerate(zip(recording.problem, recording.tokens, strict=True)):
-        prompt = backend.encode_prompt(engine.task.problem(int(problem)).prompt)
+        prompt = engine.encode(engine.task.problem(int(problem)))
         canvas = np.concatenate([prompt, completion]).astype(np.int64)  # (P + L,)
         for positions in np.array_split(np.arange(recording.length), -(-recording.length // batch_size)):
-            rows, columns = np.arange(len(positions)), len(prompt) + positions
+            rows = np.arange(len(positions))
             tokens = np.tile(canvas, (len(positions), 1))  # (R, P + L), row i hides position i of the chunk
-            tokens[rows, columns] = backend.mask_token_id
+            tokens[rows, len(prompt) + positions] = backend.mask_token_id
             prediction = backend.predict(
                 torch.from_numpy(tokens),
                 torch.ones(tokens.shape, dtype=torch.int64),
-                slice(int(columns[0]), int(columns[-1]) + 1),
+                slice(len(prompt), None),
             )
-            written = prediction.tokens.cpu().numpy().diagonal()  # (R,)
+            written = prediction.tokens.cpu().numpy()[rows, positions]  # (R,)
             kept[episode, positions] = written == completion[positions]
-    return replace(recording, kept=kept & recording.revealed)
+    return replace(recording, kept=kept)
 
 
 def _first(true: BoolArray) -> IntArray:

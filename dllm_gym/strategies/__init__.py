@@ -13,6 +13,7 @@ from dllm_gym.strategies.rules import (
     Entropy,
     FastDLLM,
     FastDLLMFactor,
+    FastDLLMFactorReleased,
     LeftToRight,
     Margin,
     Random,
@@ -20,7 +21,17 @@ from dllm_gym.strategies.rules import (
 
 __all__ = ["InBlocks", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
 
-_RULES = (Random, Confidence, Margin, Entropy, LeftToRight, FastDLLM, FastDLLMFactor, EBSampler)
+_RULES = (
+    Random,
+    Confidence,
+    Margin,
+    Entropy,
+    LeftToRight,
+    FastDLLM,
+    FastDLLMFactor,
+    FastDLLMFactorReleased,
+    EBSampler,
+)
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 
 

@@ -171,10 +171,10 @@ def prefix(order: IntArray, passes: BoolArray) -> BoolArray:
     return selected
 
 
-def top_k(cost: FloatArray | IntArray, candidates: BoolArray, k: int) -> BoolArray:
+def top_k(cost: FloatArray | IntArray, candidates: BoolArray, k: int | IntArray) -> BoolArray:
     """Selects the k candidates of lowest cost in each row, or all if there are fewer.
 
-    Shapes and ties as in ``rank`` and ``prefix``.
+    Shapes and ties as in ``rank`` and ``prefix``; k may differ between rows, ``(B, 1)``.
     """
     return prefix(rank(cost, candidates), np.arange(candidates.shape[-1]) < k)
 

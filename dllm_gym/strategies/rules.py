@@ -30,19 +30,47 @@ class TopK(Strategy):
     """Reveals the k candidates of lowest cost; a rule of this family says what a position costs.
 
     Args:
-        k: Positions to reveal per step, an integer >= 1. A row with fewer candidates reveals all of them.
+        k: Positions to reveal per step, an integer >= 1; ``None`` is 1. A row with fewer candidates reveals
+            all of them.
+        steps_per_block: Instead of ``k``: every block is revealed in so many steps, at most its length. Where
+            the division is uneven the first steps reveal one more, the schedule of LLaDA's ``generate.py``
+            (``get_num_transfer_tokens``; its ``steps`` are those of all blocks together). 10 positions in 4
+            steps are 3, 3, 2, 2.
 
     Raises:
-        ValueError: For any other k.
+        ValueError: For values that are no integer >= 1, both at once, or (in ``act``, at the first step of an
+            episode) more steps than a block has positions.
     """
 
-    def __init__(self, k: int = 1) -> None:
-        self.k = check_integer("k", k, minimum=1)
-        super().__init__(k=self.k)
+    def __init__(self, k: int | None = None, *, steps_per_block: int | None = None) -> None:
+        if k is not None and steps_per_block is not None:
+            raise ValueError(f"give k or steps_per_block, not both; got {k!r} and {steps_per_block!r}")
+        if steps_per_block is not None:
+            self.steps_per_block = check_integer("steps_per_block", steps_per_block, minimum=1)
+            super().__init__(steps_per_block=self.steps_per_block)
+        else:
+            super().__init__(k=check_integer("k", 1 if k is None else k, minimum=1))
 
     def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
         """The k candidates of lowest cost."""
-        return top_k(self.cost(observation, candidates), candidates, self.k)
+        k = self.parameters["k"] if "k" in self.parameters else self._scheduled(observation, candidates)
+        return top_k(self.cost(observation, candidates), candidates, k)
+
+    def _scheduled(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> IntArray:
+        """Positions to reveal in this step, ``(B, 1)``: what is left over the steps left, rounded up.
+
+        As every block takes the same number of steps, the steps used say how many are left in this one.
+        """
+        progress = np.asarray(self._lookup(observation, "progress"), dtype=np.float64).reshape(-1, 1)
+        used = np.rint(progress * candidates.shape[-1]).astype(np.int64)  # (B, 1)
+        left = candidates.sum(axis=-1, keepdims=True)  # (B, 1)
+        short = (used == 0) & (left > 0) & (left < self.steps_per_block)
+        if short.any():
+            raise ValueError(
+                f"steps_per_block {self.steps_per_block} exceeds the {left[short][0]} positions of a block"
+            )
+        k: IntArray = -(-left // (self.steps_per_block - used % self.steps_per_block))
+        return k
 
     @abstractmethod
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray | IntArray:
@@ -55,19 +83,23 @@ class Random(TopK):
     Every batch row draws from its own generator and only while it has candidates, so what a row draws
     never depends on its neighbours. Whoever drives the episodes calls ``seed`` when a row starts one.
 
+    The positions revealed are those of the smallest numbers. The released loop takes the largest of its own
+    draws, and draws for the prompt as well.
+
     Args:
-        k: Positions to reveal per step, an integer >= 1.
+        k: As in ``TopK``.
         seed: Row r draws from a generator seeded with ``[seed, r]`` until ``seed()`` gives it another. It
             is no part of the rule, hence neither in ``parameters`` nor in ``label``.
+        steps_per_block: As in ``TopK``.
 
     Raises:
-        ValueError: For any other k, or a seed that is no integer >= 0.
+        ValueError: As ``TopK``, and for a seed that is no integer >= 0.
     """
 
     name = "random"
 
-    def __init__(self, k: int = 1, seed: int = 0) -> None:
-        super().__init__(k)
+    def __init__(self, k: int | None = None, seed: int = 0, *, steps_per_block: int | None = None) -> None:
+        super().__init__(k, steps_per_block=steps_per_block)
         self._seed = check_integer("seed", seed, minimum=0)
         self._generators: dict[int, np.random.Generator] = {}
 
@@ -103,7 +135,10 @@ class Random(TopK):
 class Confidence(TopK):
     """Reveals the k most confident candidates, as MaskGIT (arXiv 2202.04200).
 
-    LLaDA calls it low-confidence remasking.
+    LLaDA calls it low-confidence remasking, and ``steps_per_block`` gives its schedule. Two things differ
+    from the released ``generate.py``: of equal confidences (float32 has many close to 1) the lowest index
+    comes first, where the order of ``torch.topk`` is undefined; and the mask token, never written here, has
+    no part in the softmax.
     """
 
     name = "confidence"
@@ -183,8 +218,8 @@ class FastDLLMFactor(Strategy):
     """Reveals the most confident candidates while (n + 1)(1 - c_n) < factor, and rank 1 always.
 
     The factor rule of Fast-dLLM (arXiv 2505.22618, parallel decoding theorem): the more tokens are
-    revealed together, the surer each must be. This is the paper's rule. The released code differs in two
-    points: there equality passes, and a failure at the very last rank reveals that rank as well.
+    revealed together, the surer each must be. This is the paper's rule; ``fast-dllm-factor-released`` is what
+    the released code does.
 
     The left-hand side is computed in float64, which is exact for float32 confidences (unless they are tiny):
     the numbers as stored decide.
@@ -206,9 +241,42 @@ class FastDLLMFactor(Strategy):
         """The ranks before the first that fails."""
         confidence = self.read(observation, "confidence")  # (B, L)
         order = rank(-confidence, candidates)
-        doubt = 1 - np.take_along_axis(confidence, order, axis=-1).astype(np.float64)  # (B, L) by rank
+        ranked = np.take_along_axis(confidence, order, axis=-1).astype(np.float64)  # (B, L) by rank
         n = np.arange(1, candidates.shape[-1] + 1)
-        return prefix(order, (n + 1) * doubt < self.factor)
+        return prefix(order, self.passes(ranked, n, candidates.sum(axis=-1, keepdims=True)))
+
+    def passes(self, confidence: FloatArray, n: IntArray, candidates: IntArray) -> BoolArray:
+        """Which ranks fulfil the bound, ``(B, L)``.
+
+        Args:
+            confidence: ``(B, L)`` float64, by rank.
+            n: ``(L,)``, the rank.
+            candidates: ``(B, 1)``, how many candidates the row has.
+        """
+        passing: BoolArray = (n + 1) * (1 - confidence) < self.factor
+        return passing
+
+
+class FastDLLMFactorReleased(FastDLLMFactor):
+    """The factor rule as Fast-dLLM's released ``generate.py`` has it (``get_transfer_index_dynamic``).
+
+    It differs from the paper's rule in two points. Equality passes: rank n fails iff
+    c_n < 1 - factor / (n + 1). And if the first rank that fails is that of the row's last candidate, it is
+    revealed as well; so the last two positions of a block are always revealed together.
+
+    Args:
+        factor: A finite number > 0.
+
+    Raises:
+        ValueError: For any other factor.
+    """
+
+    name = "fast-dllm-factor-released"
+
+    def passes(self, confidence: FloatArray, n: IntArray, candidates: IntArray) -> BoolArray:
+        """See ``FastDLLMFactor.passes``."""
+        passing: BoolArray = (confidence >= 1 - self.factor / (n + 1)) | (n == candidates)
+        return passing
 
 
 class EBSampler(Strategy):

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from dllm_gym.arguments import call_named
-from dllm_gym.tasks.arithmetic import ArithmeticTask
 from dllm_gym.tasks.base import SPLITS, GenerativeTask, Problem, Task
-from dllm_gym.tasks.sudoku import SudokuTask
 
 __all__ = ["SPLITS", "GenerativeTask", "Problem", "Task", "load_task", "register_task", "task_names"]
 
-_TASKS: dict[str, Callable[..., Any]] = {"arithmetic": ArithmeticTask, "sudoku": SudokuTask}
+# Factories, or where they are: a task is imported when it is first built.
+_TASKS: dict[str, Callable[..., Any] | str] = {
+    "arithmetic": "dllm_gym.tasks.arithmetic:ArithmeticTask",
+    "countdown": "dllm_gym.tasks.countdown:CountdownTask",
+    "gsm8k": "dllm_gym.tasks.gsm8k:GSM8KTask",
+    "humaneval": "dllm_gym.tasks.humaneval:HumanEvalTask",
+    "kodcode": "dllm_gym.tasks.kodcode:KodCodeTask",
+    "math500": "dllm_gym.tasks.math500:Math500Task",
+    "mbpp": "dllm_gym.tasks.mbpp:MBPPTask",
+    "mixture": "dllm_gym.tasks.mixture:MixtureTask",
+    "reasoning-gym": "dllm_gym.tasks.reasoning:ReasoningGymTask",
+    "sudoku": "dllm_gym.tasks.sudoku:SudokuTask",
+}
 
 
 def register_task(name: str, factory: Callable[..., Task]) -> None:
@@ -29,14 +40,24 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
     """Builds a task by name.
 
     Args:
-        name: A registered task (``task_names()``).
+        name: A registered task (``task_names()``). ``FAMILY:NAME``, as in ``reasoning-gym:chain_sum``, is
+            short for ``dataset=NAME`` among the parameters of ``FAMILY``.
         split: ``train``, ``validation`` or ``test``.
         **kwargs: The task's own parameters.
 
     Raises:
         ValueError: For an unknown name, split, parameter or parameter value.
+        FileNotFoundError: If the task needs data and there is none.
+        ImportError: If the task needs a package that is not installed.
     """
-    if name not in _TASKS:
+    family, colon, member = name.partition(":")
+    if family not in _TASKS:
         raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
-    task: Task = call_named(f"task {name!r}", _TASKS[name], {"split": split, **kwargs})
+    factory = _TASKS[family]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = getattr(import_module(module), attribute)
+    if colon:
+        kwargs = {"dataset": member, **kwargs}
+    task: Task = call_named(f"task {name!r}", factory, {"split": split, **kwargs})
     return task

@@ -24,16 +24,21 @@ class Problem:
         prompt: What the user would ask the dLLM, as plain text.
         reference: A correct answer in the task's own notation (the final number, the solved grid).
         metadata: Whatever the scorer and curious users need besides; never shown to the model.
+        prefix: Text the answer is made to begin with, after the chat template; no part of the completion.
     """
 
     prompt: str
     reference: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    prefix: str = ""
 
 
 @runtime_checkable
 class Task(Protocol):
     """A source of problems and a scorer of completions.
+
+    A task whose scores take long may also have ``prepare(completions, problems)``, which is called before
+    the scores of several completions are asked for, so that it can work on them side by side.
 
     Attributes:
         name: The task's registered name.

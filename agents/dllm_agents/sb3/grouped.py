@@ -8,6 +8,7 @@ episode's advantage is its reward minus the mean of the other episodes on the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+
+from dllm_agents import parallel
 
 _ENDLESS = 2**31 - 1
 
@@ -138,7 +141,8 @@ class GroupRolloutBuffer(BaseBuffer):
         n_envs: Number of rows.
         group_size: Episodes per problem.
         baseline: See ``group_advantages``.
-        scale: See there; ``batch`` divides by the standard deviation over all steps of the rollout.
+        scale: See there; ``batch`` divides by the standard deviation over all steps of the rollout, those of
+            all processes.
         drop_flat: Leave out groups whose episodes all earned the same: without advantage there is nothing
             to learn from them.
 
@@ -195,6 +199,11 @@ class GroupRolloutBuffer(BaseBuffer):
         group.append(_Episode(row, int(self._started[row]), last, reward, expert))
         self._started[row] = last + 1
 
+    @property
+    def num_complete(self) -> int:
+        """How many groups ``complete`` would find."""
+        return sum(len(group) == self.group_size for group in self._groups.values())
+
     def complete(self) -> int:
         """Turns all complete groups into samples; returns how many steps they had, flat ones included."""
         done = [key for key, group in self._groups.items() if len(group) == self.group_size]
@@ -220,10 +229,13 @@ class GroupRolloutBuffer(BaseBuffer):
         stacked = {key: np.stack([step[key] for step in self._history]) for key in self._history[0]}
         self._samples = {key: array[steps, rows] for key, array in stacked.items()}
         spread = np.repeat(np.concatenate(advantages), lengths)
+        num_steps, num_episodes, summed = parallel.total(len(steps), len(episodes), spread.sum())
         if self.scale == "batch":
-            spread = spread / ((spread.std() if len(spread) else 0.0) + 1e-8)
+            mean = summed / max(num_steps, 1)
+            (squares,) = parallel.total(np.square(spread - mean).sum())
+            spread = spread / (math.sqrt(squares / max(num_steps, 1)) + 1e-8)
         self._samples["advantages"] = spread.astype(np.float32)
-        mean_length = len(steps) / max(len(lengths), 1)
+        mean_length = num_steps / max(num_episodes, 1)
         self._samples["weights"] = np.repeat(mean_length / lengths, lengths).astype(np.float32)
         self._samples["expert"] = np.repeat(np.array([e.expert for e in episodes], dtype=bool), lengths)
         self.values = self._samples["values"]
@@ -266,11 +278,19 @@ class GroupedRollouts(OnPolicyAlgorithm):
     """Mixin that collects whole episodes in groups; put it before the algorithm: ``(GroupedRollouts, PPO)``.
 
     The environment must come from ``make_sb3_env(group_size=...)``. A rollout is ``n_steps`` steps of all
-    rows; what is learned from are the groups that completed in it.
+    rows; what is learned from are the groups that completed in it. In several processes all numbers of
+    steps and groups are those of all together.
     """
 
     rollout_buffer: GroupRolloutBuffer  # type: ignore[assignment]
     expert: Any = None  # who plays the expert episodes, if there are any
+    groups_per_rollout: int = 1
+    total_rounds: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Rollouts learned from so far."""
+        return self._n_updates // getattr(self, "n_epochs", 1)
 
     def _setup_model(self) -> None:
         self.rollout_buffer_class = GroupRolloutBuffer  # type: ignore[assignment]
@@ -307,14 +327,21 @@ class GroupedRollouts(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
     ) -> bool:
-        """Steps all rows ``n_rollout_steps`` times, and on until a group is complete."""
+        """Steps all rows ``n_rollout_steps`` times, and on until ``groups_per_rollout`` are complete.
+
+        Returns:
+            Whether training goes on: no callback of any process stopped it, and there are rounds left.
+        """
+        if self.total_rounds is not None and self.rounds >= self.total_rounds:
+            return False
         assert self._last_obs is not None
         tickets = self._tickets()
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        steps = ready = 0
-        while steps < n_rollout_steps or not ready:
+        steps, going_on = 0, True
+        begun_at, needed = self.num_timesteps, parallel.share(self.groups_per_rollout)
+        while going_on and (steps < n_rollout_steps or rollout_buffer.num_complete < needed):
             observation: Any = self._last_obs
             expert_rows = tickets.is_expert()
             with torch.no_grad():
@@ -331,12 +358,14 @@ class GroupedRollouts(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             steps += 1
             callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            going_on = callback.on_step()
             own = np.flatnonzero(~expert_rows)  # experts are in no statistic
             self._update_info_buffer([infos[row] for row in own], dones[own])
-            if steps >= n_rollout_steps:
-                ready = rollout_buffer.complete()
+        stopped, taken = parallel.total(not going_on, steps * env.num_envs)
+        self.num_timesteps = begun_at + round(taken)
+        if stopped:
+            return False
+        rollout_buffer.complete()
         self._last_episode_starts = dones
         self.logger.record("train/samples", len(rollout_buffer.returns))
         self.logger.record("train/zero_variance_groups", rollout_buffer.zero_variance)

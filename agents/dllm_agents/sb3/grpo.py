@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from torch import Tensor
 
+from dllm_agents import parallel
 from dllm_agents.sb3.grouped import GroupedRollouts, GroupSamples
 from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
 from dllm_gym.evaluation import as_agent
@@ -51,13 +53,25 @@ def expert_agent(expert: str, block_length: int | None) -> Any:
     return agent if block_length is None else InBlocks(agent, block_length)
 
 
+def pieces(batch: GroupSamples, size: int | None) -> Iterator[GroupSamples]:
+    """A batch in pieces of at most ``size`` steps, in order."""
+    if size is None:
+        yield batch
+        return
+    for first in range(0, len(batch.actions), size):
+        part = slice(first, first + size)
+        observations = {key: value[part] for key, value in batch.observations.items()}
+        yield GroupSamples(observations, *(tensor[part] for tensor in batch[1:]))
+
+
 class GRPO(GroupedRollouts):
     """Group relative policy optimisation without a critic.
 
     Every problem is decoded by a group of G rows; an episode's advantage is its reward minus the mean of
     its group, and the clipped surrogate of PPO is maximised with the ratio of the whole step action. A row
     that finishes takes the next free place in a group, so no forward of the dLLM is spent on a finished
-    row; what is learned from are the groups that completed during ``n_steps`` steps of all rows.
+    row; what is learned from are the groups that completed during ``n_steps`` steps of all rows. In several
+    processes (``dllm_agents.parallel``) batches and groups are those of all together.
 
     The defaults are the recipe of arXiv 2512.09106 (mean baseline, no scaling, mean over steps within an
     episode and then over episodes, two passes, no KL) but for clip range (0.5 there), learning rate (3e-5
@@ -68,7 +82,11 @@ class GRPO(GroupedRollouts):
         env: From ``make_sb3_env(group_size=...)``.
         learning_rate: Number or schedule.
         n_steps: Steps of all rows between updates.
-        batch_size: Steps per minibatch.
+        batch_size: Steps per minibatch; ``None`` takes the whole rollout at once, as the paper does.
+        micro_batch_size: So many steps of a minibatch go through the network at a time, and their gradients
+            add up: the same update in less memory. ``None``: all at once.
+        groups_per_rollout: A rollout goes on until so many groups are complete.
+        total_rounds: Training ends after so many rollouts, and schedules follow them instead of the steps.
         n_epochs: Passes over the steps of a rollout (mu).
         clip_range: Epsilon, number or schedule.
         baseline: ``mean`` or ``leave-one-out``, see ``group_advantages``.
@@ -100,7 +118,7 @@ class GRPO(GroupedRollouts):
         env: GymEnv | str,
         learning_rate: float | Schedule = 1e-3,
         n_steps: int = 16,
-        batch_size: int = 512,
+        batch_size: int | None = 512,
         n_epochs: int = 2,
         clip_range: float | Schedule = 0.2,
         baseline: str = "mean",
@@ -111,6 +129,9 @@ class GRPO(GroupedRollouts):
         max_grad_norm: float = 0.5,
         expert: str | None = None,
         expert_block_length: int | None = None,
+        micro_batch_size: int | None = None,
+        groups_per_rollout: int = 1,
+        total_rounds: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -123,9 +144,11 @@ class GRPO(GroupedRollouts):
             raise ValueError(
                 f"unknown loss_average {loss_average!r}; choose one of {', '.join(LOSS_AVERAGES)}"
             )
-        for name, value, least in (("batch_size", batch_size, 1), ("n_epochs", n_epochs, 1)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+        sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "n_epochs": n_epochs}
+        sizes |= {"groups_per_rollout": groups_per_rollout, "total_rounds": total_rounds}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         if kl_coef < 0:
             raise ValueError(f"kl_coef must not be negative, got {kl_coef}")
         super().__init__(
@@ -155,6 +178,8 @@ class GRPO(GroupedRollouts):
             supported_action_spaces=(spaces.MultiBinary,),
         )
         self.batch_size, self.n_epochs, self.clip_range = batch_size, n_epochs, clip_range
+        self.micro_batch_size = micro_batch_size
+        self.groups_per_rollout, self.total_rounds = groups_per_rollout, total_rounds
         self.loss_average, self.kl_coef = loss_average, kl_coef
         self.expert, self.expert_block_length = expert, expert_block_length
         if _init_setup_model:
@@ -182,6 +207,12 @@ class GRPO(GroupedRollouts):
             self._reference = copy.deepcopy(self.policy)  # type: ignore[assignment]
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        if self.total_rounds is None:
+            super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        else:  # the round under way counts, as its steps do in the other case
+            super()._update_current_progress_remaining(self.rounds + 1, self.total_rounds)
+
     def _act(
         self, observation: dict[str, NDArray[Any]], expert_rows: NDArray[np.bool_]
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,20 +233,36 @@ class GRPO(GroupedRollouts):
         tickets = self._tickets()
         policy_share = 1 - tickets.num_experts / tickets.group_size
         logs: dict[str, list[float]] = {}
+        size = None if self.batch_size is None else parallel.share(self.batch_size)
+        samples = len(self.rollout_buffer.returns)
+        num_batches = parallel.largest(math.ceil(samples / (size or max(samples, 1))))
         for _ in range(self.n_epochs):
-            for batch in self.rollout_buffer.get(self.batch_size):
-                loss, facts = self._loss(batch, clip_range, policy_share)
-                self.policy.optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-                self.policy.optimizer.step()
-                for name, value in facts.items():
-                    logs.setdefault(name, []).append(float(value))
+            batches = self.rollout_buffer.get(size)
+            for _ in range(num_batches):
+                for name, value in self._update(next(batches, None), clip_range, policy_share).items():
+                    logs.setdefault(name, []).append(value)
         self._n_updates += self.n_epochs
         for name, values in logs.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
+
+    def _update(self, batch: GroupSamples | None, clip_range: float, policy_share: float) -> dict[str, float]:
+        """One step of the optimiser on a minibatch, of which this process may have no sample; what to log."""
+        own = 0 if batch is None else len(batch.actions)
+        (everyones,) = parallel.total(own)
+        facts: dict[str, float] = {}
+        self.policy.optimizer.zero_grad()
+        if batch is not None:
+            for piece in pieces(batch, self.micro_batch_size):
+                loss, found = self._loss(piece, clip_range, policy_share)
+                (loss * (len(piece.actions) / everyones)).backward()  # type: ignore[no-untyped-call]
+                for name, value in found.items():
+                    facts[name] = facts.get(name, 0.0) + float(value) * len(piece.actions) / own
+        parallel.sum_gradients(self.policy.parameters())
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        return facts
 
     def _loss(
         self, batch: GroupSamples, clip_range: float, policy_share: float

@@ -1,0 +1,237 @@
+"""Rows of a benchmark: from a local file or folder, from an installed package, or from the hub when asked."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dllm_gym.tasks.base import split_of
+
+Row = dict[str, Any]
+Parsed = TypeVar("Parsed")
+HUB = "hub"
+
+
+def read_rows(
+    task: str,
+    data: str | Path | None,
+    parse: Callable[[Row], Parsed],
+    *,
+    hub: str,
+    hub_config: str | None = None,
+    hub_split: str,
+    package: str | None = None,
+    files: Sequence[str] = (),
+) -> list[Parsed]:
+    """Reads a benchmark's rows and hands each to ``parse``.
+
+    Nothing is downloaded unless ``data`` is ``"hub"``.
+
+    Args:
+        task: Name of the task, for messages.
+        data: Path of a file (``.jsonl``, ``.json``, ``.csv``, each also ``.gz``, or ``.parquet``) or of a
+            folder; ``"hub"`` for the data set hub; ``None`` for the installed package that ships the data.
+        parse: Makes of a row (a dict of its columns) what the task keeps. What it raises as ``KeyError``
+            or ``ValueError`` is reported with the row's place.
+        hub: Data set id, such as ``openai/gsm8k``; read with the library ``datasets``.
+        hub_config: Its configuration, if it has several.
+        hub_split: Its split.
+        package: Distribution on PyPI that ships the data, if there is one; it is not imported.
+        files: Glob patterns of the file in a folder and in the package. The first pattern that matches
+            counts; where it matches several files they are read in the order of their names.
+
+    Raises:
+        FileNotFoundError: If there is no data; the message names the three ways to give it.
+        ValueError: For another kind of file, for a file that cannot be read and for a malformed row, by
+            file and line.
+        ImportError: If ``datasets`` or, for a ``.parquet`` file, ``pyarrow`` is needed and not installed.
+    """
+    parsed = []
+    for place, row in _rows(task, data, hub, hub_config, hub_split, package, files):
+        try:
+            parsed.append(parse(row))
+        except KeyError as error:
+            raise ValueError(f"{place}: no column {error}; it has {', '.join(map(str, row))}") from None
+        except (ValueError, TypeError, AttributeError) as error:  # a column that holds another type
+            raise ValueError(f"{place}: {error}") from None
+    if not parsed:
+        raise ValueError(f"task {task!r}: no rows in {data if data is not None else package}")
+    return parsed
+
+
+def _rows(
+    task: str,
+    data: str | Path | None,
+    hub: str,
+    hub_config: str | None,
+    hub_split: str,
+    package: str | None,
+    files: Sequence[str],
+) -> Iterator[tuple[str, Row]]:
+    """Every row with its place, such as ``test.jsonl, line 3``."""
+    if data == HUB:
+        yield from _hub_rows(hub, hub_config, hub_split)
+        return
+    if data is not None:
+        path = Path(data).expanduser()
+        if not path.exists():
+            raise FileNotFoundError(f"task {task!r}: {path} does not exist. {_ways(hub, package, files)}")
+        paths = _matching(path, files) if path.is_dir() else [path]
+        missing = f"task {task!r}: {path} has none of {', '.join(files)}. {_ways(hub, package, files)}"
+    else:
+        paths = _shipped(package, files) if package is not None else []
+        missing = f"task {task!r} needs data. {_ways(hub, package, files)}"
+    if not paths:
+        raise FileNotFoundError(missing)
+    for path in paths:
+        yield from _file_rows(path)
+
+
+def _ways(hub: str, package: str | None, files: Sequence[str]) -> str:
+    shipped = (
+        f"install the package that ships it (pip install {package}) and give no data"
+        if package is not None
+        else "no package that ships it is known"
+    )
+    return (
+        f"Three ways: data=PATH of a file or of a folder with {' or '.join(files)}; {shipped}; "
+        f"or data='{HUB}' to download {hub} (needs network and pip install 'dllm-gym[hub]')"
+    )
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return next((found for pattern in patterns if (found := sorted(folder.glob(pattern)))), [])
+
+
+def _shipped(package: str, patterns: Sequence[str]) -> list[Path]:
+    try:
+        shipped = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        return []
+    for pattern in patterns:
+        if found := sorted(str(file.locate()) for file in shipped if file.match(pattern)):
+            return [Path(path) for path in found]
+    return []
+
+
+def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[tuple[str, Row]]:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f"data='{HUB}' needs the library datasets: pip install 'dllm-gym[hub]'") from error
+    for number, row in enumerate(load_dataset(hub, config, split=split), 1):
+        yield f"{hub} ({split}), row {number}", row
+
+
+def rows_of_split(rows: Sequence[Parsed], split: str, content: Callable[[Parsed], str]) -> list[Parsed]:
+    """The rows of a split: a test file's rows all, a training file's rows by a hash of their content.
+
+    5 % of the training rows are ``validation``, the rest ``train``; rows of the same content are on one side.
+
+    Raises:
+        ValueError: If the split is empty.
+    """
+    if split == "test":
+        return list(rows)
+    kept = [row for row in rows if (split_of(content(row)) == "validation") == (split == "validation")]
+    if not kept:
+        raise ValueError(
+            f"of {len(rows)} rows none is in the split {split!r}; give more, or take another split"
+        )
+    return kept
+
+
+def refuse_test_file(data: str | Path | None, split: str) -> None:
+    """Raises ``ValueError`` if a file named as a test set is about to be trained on."""
+    if split == "test" or data is None or Path(data).is_dir():  # of a folder the split says which file
+        return
+    if "test" in re.split(r"[^a-z]+", Path(data).name.lower()):
+        raise ValueError(
+            f"{data} is named like a test set; use split='test' instead of {split!r}, or give training data"
+        )
+
+
+# Files -----------------------------------------------------------------------------------------------------
+
+
+def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
+    if kind not in _READERS or (kind == ".parquet" and suffixes[-1] == ".gz"):
+        raise ValueError(
+            f"{path} is of no known kind; give a .jsonl, .json or .csv file (.gz of these too) or .parquet"
+        )
+    try:
+        for place, row in _READERS[kind](path):
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, {place}: a row must be an object with columns, got {row!r:.80}")
+            yield f"{path}, {place}", row
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
+    with _open(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield f"line {number}", _json_value(line, f"{path}, line {number}")
+
+
+def _json(path: Path) -> Iterator[tuple[str, Any]]:
+    """A list of rows, or a file with a single row as MATH has them."""
+    with _open(path) as file:
+        value = _json_value(file.read(), str(path))
+    rows = value if isinstance(value, list) else [value]
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", row
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Any]]:
+    with _open(path) as lines:
+        reader = csv.DictReader(lines)
+        for row in reader:
+            place = f"line {reader.line_num}"
+            if None in row or None in row.values():
+                raise ValueError(f"{path}, {place}: not as many fields as the header has")
+            yield place, row
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        from pyarrow import ArrowInvalid, parquet
+    except ImportError as error:
+        raise ImportError(f"{path} needs the library pyarrow: pip install 'dllm-gym[hub]'") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    for number, row in enumerate(rows, 1):
+        yield f"row {number}", row
+
+
+_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".parquet": _parquet,
+}
+
+
+def _open(path: Path) -> Any:
+    # utf-8-sig: files saved on Windows may start with a byte order mark
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    return opener(path, "rt", encoding="utf-8-sig", newline="" if ".csv" in path.name.lower() else None)
+
+
+def _json_value(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: no JSON: {error}") from None

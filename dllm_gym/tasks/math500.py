@@ -1,0 +1,126 @@
+"""MATH: competition problems whose answer is a piece of LaTeX; MATH-500 is its usual test set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dllm_gym.tasks.answers import before_end, boxes, same_text, tagged
+from dllm_gym.tasks.base import Problem, check_index, check_split
+from dllm_gym.tasks.data import read_rows, refuse_test_file, rows_of_split
+from dllm_gym.tasks.gsm8k import check_shots
+from dllm_gym.tasks.math_equality import require_math_verify, same_value
+from dllm_gym.tasks.prompts import MATH_D1, MATH_LM_EVAL, MATH_TRAINING, PromptForm, form_of_split
+
+_FORMS = {"paper": (MATH_TRAINING, MATH_D1), "d1": (MATH_D1, MATH_D1), "lm-eval": (MATH_LM_EVAL,) * 2}
+_EQUALITIES = ("math-verify", "text")
+_HUB = {"test": "HuggingFaceH4/MATH-500", "train": "ankner/math-500"}
+_FILES = {
+    "test": ("math500*.jsonl", "test*.jsonl", "test*.parquet", "data/test*.parquet", "test/*/*.json"),
+    "train": ("math_train*.jsonl", "train*.jsonl", "train*.parquet", "data/train*.parquet", "train/*/*.json"),
+}
+_SAID, _HOPED = "The final answer is", "I hope it is correct"
+
+
+class Math500Task:
+    """The 500 test problems of MATH-500, or MATH's training problems.
+
+    Args:
+        split: ``test`` takes the test file; ``train`` and ``validation`` divide the training file.
+        data: Path of a file with the columns ``problem`` and ``answer``, or ``problem`` and ``solution``
+            whose last box is the answer; or of a folder with such files, ``train.jsonl`` and
+            ``test.jsonl``, the hub's parquet files or MATH's own ``train/SUBJECT/NUMBER.json``. ``"hub"``
+            for HuggingFaceH4/MATH-500 and, to train on, ankner/math-500.
+        prompt: ``paper``, ``d1`` or ``lm-eval``, as in ``gsm8k``.
+        shots: Solved examples before the question, the first ones of the training file; for ``lm-eval``.
+        equality: ``math-verify`` compares values (needs the extra ``math``); ``text`` compares the answers
+            as written, as d1 and arXiv 2512.09106 do, which refuses right answers in other words.
+
+    Raises:
+        ValueError: For an unknown split, prompt or equality, shots without ``lm-eval``, or a malformed file.
+        FileNotFoundError: If there is no data.
+        ImportError: If the extra ``math`` is needed and not installed.
+    """
+
+    name = "math500"
+    completion_length = 256
+
+    def __init__(
+        self,
+        split: str = "train",
+        data: str | Path | None = None,
+        prompt: str = "paper",
+        shots: int = 0,
+        equality: str = "math-verify",
+    ) -> None:
+        self.split = check_split(split)
+        self.form: PromptForm = form_of_split(_FORMS, prompt, split)
+        self.prompt = prompt
+        check_shots(shots, prompt, data, split)
+        if equality not in _EQUALITIES:
+            raise ValueError(f"unknown equality {equality!r}; choose one of {', '.join(_EQUALITIES)}")
+        if equality == "math-verify":
+            require_math_verify()
+        self.equality = equality
+        refuse_test_file(data, split)
+        self._rows = rows_of_split(_read(data, "test" if split == "test" else "train"), split, _question)
+        self._examples = _read(data, "train")[: shots + 1] if shots else []
+        self.shots = shots
+        self.num_problems = len(self._rows)
+
+    def problem(self, index: int) -> Problem:
+        """Problem ``index`` of the split; ``reference`` is the answer in LaTeX.
+
+        ``metadata``: ``question`` and ``solution``, the file's own text.
+        """
+        question, solution, gold = self._rows[check_index(index, self.num_problems)]
+        solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
+        metadata = {"question": question, "solution": solution}
+        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
+
+    def score(self, completion: str, problem: Problem) -> float:
+        """1.0 if the answer equals the reference, else 0.0.
+
+        The last box counts, without one the text in ``<answer>``; of ``lm-eval`` first what follows
+        "The final answer is". Text after an end token never does.
+        """
+        answer = self._answer(completion)
+        if answer is None:
+            return 0.0
+        if same_text(problem.reference, answer):
+            return 1.0
+        return float(self.equality == "math-verify" and same_value(problem.reference, answer))
+
+    def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
+        """``answered``: 1.0 if there is something where an answer is looked for."""
+        return {"answered": float(self._answer(completion) is not None)}
+
+    def _answer(self, completion: str) -> str | None:
+        if self.prompt == "lm-eval":
+            text = before_end(completion, ["Problem:"])
+            _, said, rest = text.partition(_SAID)
+            if said:
+                return rest.partition(_HOPED)[0].strip(" .\n") or None
+        else:
+            text = before_end(completion)
+        found = boxes(text)
+        return found[-1] if found else tagged(text)
+
+
+def _read(data: str | Path | None, part: str) -> list[tuple[str, str, str]]:
+    return read_rows("math500", data, _parse, hub=_HUB[part], hub_split=part, files=_FILES[part])
+
+
+def _parse(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    problem, solution = row["problem"], row.get("solution") or ""
+    if row.get("answer"):
+        return problem, solution, row["answer"]
+    found = boxes(solution)
+    if not found:
+        raise ValueError("the row has no answer and its solution no \\boxed{...}")
+    return problem, solution, found[-1]
+
+
+def _question(row: tuple[str, str, str]) -> str:
+    return row[0]
