@@ -2,7 +2,7 @@
 
 Needs ``pip install 'dllm-gym[torchrl]'``.
 
-Run: ``python examples/torchrl_ppo.py`` (a minute or two), then
+Run: ``python examples/torchrl_ppo.py`` (a minute or two on one thread), then
 ``dllm-gym evaluate --task sudoku --agent runs/torchrl_ppo``.
 """
 
@@ -41,8 +41,11 @@ class MaskedBernoulli(Independent):
         return (self.base_dist.probs > 0.5).float()
 
 
-class Actor(nn.Module):
-    """TorchRL hands over a tensor per key, with any number of leading axes; the network takes a dict."""
+class OnTensors(nn.Module):
+    """The network as TorchRL calls a module: with a tensor per key, of any number of leading axes.
+
+    A network with a value head is a critic: state values ``(..., 1)`` come out, not logits ``(..., L)``.
+    """
 
     def __init__(self, network: UnmaskTransformer) -> None:
         super().__init__()
@@ -51,15 +54,11 @@ class Actor(nn.Module):
     def forward(self, *observation: Tensor) -> Tensor:
         batch = observation[0].shape[:-1]  # (N,), (N, T), ...
         flat = {key: value.flatten(0, -2) for key, value in zip(KEYS, observation, strict=True)}
-        return self.output(flat).unflatten(0, batch)
-
-    def output(self, observation: dict[str, Tensor]) -> Tensor:
-        return self.network(observation)  # (B, L)
-
-
-class Critic(Actor):
-    def output(self, observation: dict[str, Tensor]) -> Tensor:
-        return self.network.forward_actor_critic(observation)[1][:, None]  # (B, 1)
+        if self.network.value_head is None:
+            output = self.network(flat)  # (B, L)
+        else:
+            output = self.network.forward_actor_critic(flat)[1][:, None]  # (B, 1)
+        return output.unflatten(0, batch)
 
 
 def main() -> None:
@@ -67,7 +66,7 @@ def main() -> None:
     parser.add_argument("--task", default="sudoku")
     parser.add_argument("--num-envs", type=int, default=64)
     parser.add_argument("--num-steps", type=int, default=32, help="steps of every row per rollout")
-    parser.add_argument("--total-timesteps", type=int, default=60_000)
+    parser.add_argument("--total-timesteps", type=int, default=61_440)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("runs/torchrl_ppo"), help="gets the policy")
@@ -87,13 +86,13 @@ def main() -> None:
     env.set_seed(arguments.seed)
     network = UnmaskTransformer(UnmaskTransformerConfig(width=32))
     actor = ProbabilisticActor(
-        TensorDictModule(Actor(network), in_keys=list(KEYS), out_keys=["logits"]),
+        TensorDictModule(OnTensors(network), in_keys=list(KEYS), out_keys=["logits"]),
         in_keys=["logits", "action_mask"],
         distribution_class=MaskedBernoulli,
         return_log_prob=True,
     )
     critic_network = UnmaskTransformer(UnmaskTransformerConfig(width=32, value_head=True))
-    critic = TensorDictModule(Critic(critic_network), in_keys=list(KEYS), out_keys=["state_value"])
+    critic = TensorDictModule(OnTensors(critic_network), in_keys=list(KEYS), out_keys=["state_value"])
     # The price of steps is inside the final reward already: no discount.
     advantage = GAE(gamma=1.0, lmbda=0.95, value_network=critic, deactivate_vmap=True)
     loss_module = ClipPPOLoss(
@@ -105,7 +104,7 @@ def main() -> None:
         actor,
         frames_per_batch=arguments.num_envs * arguments.num_steps,
         total_frames=arguments.total_timesteps,
-        auto_register_policy_transforms=False,
+        auto_register_policy_transforms=False,  # they are for policies that keep a state
     )
     steps = 0
     for rollout in collector:  # (num_envs, num_steps)
