@@ -5,7 +5,7 @@ that may be revealed count), ``gae`` (no discount) and ``collect`` (autoreset mo
 end of an episode is the first observation of the next).
 
 Run: ``python examples/ppo_single_file.py`` (a minute on one thread), then
-``dllm-gym compare --task sudoku --agent runs/ppo_single_file``.
+``dllm-gym evaluate --task sudoku --agent runs/ppo_single_file``.
 """
 
 import argparse

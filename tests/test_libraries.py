@@ -158,19 +158,11 @@ def test_torchrl_steps_single_and_batched_environments(tmp_path):
 
 # rl_zoo3 ----------------------------------------------------------------------------------------------------
 
-# What rl_zoo3 takes out of a file itself (its exp_manager.py); the rest goes to the algorithm.
-ZOO_KEYS = {
-    *(
-        "n_timesteps",
-        "n_envs",
-        "normalize",
-        "frame_stack",
-        "env_wrapper",
-        "vec_env_wrapper",
-        "vec_env_kwargs",
-    ),
-    *("vec_env_class", "monitor_kwargs", "callback", "env_kwargs"),
-}
+ZOOS_OWN = {
+    "n_timesteps",
+    "n_envs",
+    "env_kwargs",
+}  # what rl_zoo3 itself takes; the rest goes to the algorithm
 
 
 def test_rl_zoo3_file_says_what_ppo_and_the_environment_understand():
@@ -183,7 +175,7 @@ def test_rl_zoo3_file_says_what_ppo_and_the_environment_understand():
     schedule, _, rate = settings.pop("learning_rate").partition("_")
     assert schedule == "lin"
     env = make_sb3_env(4, **settings["env_kwargs"])
-    arguments = {key: value for key, value in settings.items() if key not in ZOO_KEYS}
+    arguments = {key: value for key, value in settings.items() if key not in ZOOS_OWN}
     PPO(UnmaskPolicy, env, learning_rate=float(rate), **arguments | {"batch_size": 32}).learn(128)
 
 
