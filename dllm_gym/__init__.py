@@ -13,6 +13,7 @@ from dllm_gym.registration import ENV_ID, register_envs
 
 if TYPE_CHECKING:
     from dllm_gym.backends import load_backend, register_backend
+    from dllm_gym.envs.wrappers import MultiBinaryToMultiDiscrete, VectorMultiBinaryToMultiDiscrete
     from dllm_gym.evaluation import Recording, analyze, compare, evaluate
     from dllm_gym.generation import generate
     from dllm_gym.strategies import make_strategy, register_strategy
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ENV_ID",
+    "MultiBinaryToMultiDiscrete",
     "Recording",
+    "VectorMultiBinaryToMultiDiscrete",
     "analyze",
     "compare",
     "evaluate",
@@ -35,6 +38,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MultiBinaryToMultiDiscrete": "dllm_gym.envs.wrappers",
+    "VectorMultiBinaryToMultiDiscrete": "dllm_gym.envs.wrappers",
     "Recording": "dllm_gym.evaluation",
     "analyze": "dllm_gym.evaluation",
     "compare": "dllm_gym.evaluation",

@@ -50,6 +50,12 @@ DtypeOption = Annotated[
 ]
 
 
+BackendKwargsOption = Annotated[
+    str,
+    typer.Option(help='The dLLM\'s keywords as JSON, such as \'{"device": "cuda:1", "cache": "dual"}\'.'),
+]
+
+
 @app.command("list")
 def list_(json_file: JsonOption = None) -> None:
     """List embedded dLLMs, tasks, strategies, learned policies and families of checkpoints."""
@@ -89,6 +95,7 @@ def evaluate(
     alpha: AlphaOption = 1.0,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate one agent on a task's problems."""
@@ -102,7 +109,7 @@ def evaluate(
             split,
             seed=seed,
             on_episode=lambda _: progress.advance(bar),
-            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
         )
     row = result.to_json()
     console.print(_table([row]))
@@ -124,6 +131,7 @@ def compare(
     alpha: AlphaOption = 1.0,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
     plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot here (.png, .pdf).")] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -141,7 +149,7 @@ def compare(
             split,
             seed=seed,
             on_result=lambda result: progress.update(bar, advance=1, description=escape(result.label)),
-            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
         )
     rows = comparison.to_json()
     console.print(_table(rows))
@@ -179,6 +187,7 @@ def analyze(
     alpha: AlphaOption = 1.0,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
     text_only: Annotated[
         bool, typer.Option("--text-only", help="Leave out the positions from the first end token on.")
     ] = False,
@@ -209,7 +218,7 @@ def analyze(
             check_consistency=check_consistency,
             seed=seed,
             on_episode=lambda _: progress.advance(bar),
-            **_environment(task, task_kwargs, backend, block_length, alpha, dtype),
+            **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
         )
     console.print(_order_table(analysis.profiles))
     rows = analysis.to_json()
@@ -245,6 +254,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once.")] = 64,
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
     stream: Annotated[bool, typer.Option("--stream", help="Show how one text is written.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -271,7 +281,7 @@ def generate(
             temperature=temperature,
             seed=seed,
             batch_size=batch_size,
-            backend_kwargs=_backend_kwargs(dtype),
+            backend_kwargs=_backend_kwargs(dtype, backend_kwargs),
             on_step=(lambda _, text, step: live.update(Text(f"{step:4}  {text}"), refresh=True))
             if stream
             else None,
@@ -368,26 +378,36 @@ def _shown(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _task_kwargs(text: str, mixture: bool = False) -> Any:
+def _json_object(option: str, text: str, example: str, or_list: bool = False) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
         value = None
-    variants = value if mixture and isinstance(value, list) else [value]
-    if not variants or not all(isinstance(variant, dict) for variant in variants):
-        kind = "JSON object, or a list of them," if mixture else "JSON object"
-        raise ValueError(f"--task-kwargs must be a {kind} such as '{{\"size\": 6}}', got {text!r}")
+    objects = value if or_list and isinstance(value, list) else [value]
+    if not objects or not all(isinstance(one, dict) for one in objects):
+        kind = "JSON object, or a list of them," if or_list else "JSON object"
+        raise ValueError(f"{option} must be a {kind} such as '{example}', got {text!r}")
     return value
 
 
+def _task_kwargs(text: str, mixture: bool = False) -> Any:
+    return _json_object("--task-kwargs", text, '{"size": 6}', or_list=mixture)
+
+
 def _environment(
-    task: str, task_kwargs: str, backend: str | None, block_length: str, alpha: float, dtype: str | None
+    task: str,
+    task_kwargs: str,
+    backend: str | None,
+    block_length: str,
+    alpha: float,
+    dtype: str | None,
+    backend_kwargs: str,
 ) -> dict[str, Any]:
     return {
         "task": task,
         "task_kwargs": _task_kwargs(task_kwargs),
         "backend": backend,
-        "backend_kwargs": _backend_kwargs(dtype),
+        "backend_kwargs": _backend_kwargs(dtype, backend_kwargs),
         "block_length": _block_length(block_length),
         "alpha": alpha,
     }
@@ -399,8 +419,9 @@ def _block_length(text: str) -> int | None:
     return None if text == "full" else int(text)
 
 
-def _backend_kwargs(dtype: str | None) -> dict[str, Any]:
-    return {} if dtype is None else {"dtype": dtype}
+def _backend_kwargs(dtype: str | None, text: str) -> dict[str, Any]:
+    given = _json_object("--backend-kwargs", text, '{"cache": "dual"}')
+    return given if dtype is None else {**given, "dtype": dtype}
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

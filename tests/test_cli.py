@@ -485,6 +485,11 @@ def test_train_overrides_the_configuration(run, tmp_path, config_file):
         ("pretrain --output new --task-kwargs []", "--task-kwargs must be a JSON object, or a list of"),
         ("pretrain --output new --layout bert", "unknown layout 'bert'; choose one of llada, dream"),
         ("evaluate --agent random --task-kwargs [1]", "--task-kwargs must be a JSON object"),
+        ("evaluate --agent random --backend-kwargs dual", "--backend-kwargs must be a JSON object such as"),
+        (
+            """evaluate --agent random --backend-kwargs {"cache":"block"}""",
+            "cache must be prefix or dual, got 'block'",
+        ),
         ("analyze", "nothing to analyze: give at least one agent or recording"),
         ("analyze --agent nope", "'nope' is neither a strategy"),
         ("analyze --recording broken.yaml", "broken.yaml holds no recording of episodes: it is no .npz file"),

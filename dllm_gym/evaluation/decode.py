@@ -77,9 +77,8 @@ def decode(
             on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
-        completions = engine.canvas.completions(ended)
-        outcomes = zip(ended, completions, engine.outcomes(ended), strict=True)
-        for row, tokens, (reward, info) in outcomes:
+        results = zip(ended, engine.outcomes(ended), engine.canvas.completions(ended), strict=True)
+        for row, (reward, info), tokens in results:
             yield Episode(int(positions[row]), tokens, reward, info)
         stale = np.concatenate([changed[~finished[changed]], start(ended)])
 
