@@ -729,7 +729,8 @@ def test_the_default_sweep_has_every_rule_at_several_values():
 
     sweep = default_sweep()
     names = [strategy.name for strategy in sweep]
-    assert set(names) == set(strategy_names())
+    # the released form of the factor rule is there for parity and reveals nearly the same
+    assert set(names) == set(strategy_names()) - {"fast-dllm-factor-released"}
     assert all(names.count(name) >= 4 for name in set(names))
     assert len({strategy.label for strategy in sweep}) == len(sweep)
 
