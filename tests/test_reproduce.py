@@ -134,6 +134,13 @@ def test_everything_evaluated_exists():
     assert len(set(evaluations())) == len(evaluations())
 
 
+def test_every_training_has_a_configuration_file_of_its_own(tmp_path):
+    workshop = Workshop(SMALL, tmp_path, 1)
+    commands = [workshop._training(run, seed) for run in RUNS for seed in (0, 1)]
+    files = {command[command.index("--config") + 1] for command in commands}
+    assert len(files) == len(commands) == len(list((tmp_path / "train").glob("*.yaml")))
+
+
 def test_a_changed_configuration_is_another_run(tmp_path, monkeypatch):
     workshop = Workshop(SMALL, tmp_path, 1)
     before = workshop.policy("base", 0)

@@ -62,7 +62,7 @@ class Workshop:
         if first is not None:
             policy = self.policy(first, seed) / "best"
             config = config.updated(init_from=os.path.relpath(policy, ROOT))
-        path = target.with_suffix(".yaml")
+        path = target.with_name(target.name + ".yaml")  # names hold dots: alpha-0.3
         write_text(path, yaml.safe_dump(json.loads(json.dumps(config.to_dict())), sort_keys=False))
         resume = ["--resume"] if (target / "training_state.pt").is_file() else []
         return ["train", config.algorithm, "--config", str(path), "--output", str(target), *resume]
