@@ -101,7 +101,7 @@ def test_train_is_a_function_whatever_was_imported_before():
     """A module of that name would take its place as soon as anything imports it."""
     assert dllm_agents.train is train
     assert dllm_agents.train is train
-    assert sorted(dllm_agents.__all__) == ["load_policy", "make_sb3_env", "save_policy", "train"]
+    assert set(dllm_agents.__all__) >= {"load_policy", "make_sb3_env", "save_policy", "train"}
     assert all(callable(getattr(dllm_agents, name)) for name in dllm_agents.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         dllm_agents.nonsense  # noqa: B018

@@ -273,6 +273,7 @@ class _Run:
 
     def outcome(self) -> Outcome:
         status, passed = self._judge()
+        self._drain()
         return Outcome(
             status=status,
             passed=passed if passed is not None else (False,) * len(self.tests),
@@ -386,6 +387,15 @@ class _Run:
                     else:
                         self.output += data[: self.sandbox.limits.output_bytes - len(self.output)]
         return None
+
+    def _drain(self) -> None:
+        """Reads what it had already written when it was judged."""
+        assert self.process.stdout is not None
+        output, limit = self.process.stdout.fileno(), self.sandbox.limits.output_bytes
+        os.set_blocking(output, False)
+        with suppress(BlockingIOError):
+            while len(self.output) < limit and (data := os.read(output, 65536)):
+                self.output += data[: limit - len(self.output)]
 
     def _read_control(self) -> bytes:
         with suppress(ConnectionResetError):
