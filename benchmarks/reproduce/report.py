@@ -132,7 +132,7 @@ def _frontier_figure(evidence: Evidence) -> Figure:
         [r.nfe_mean for r in rules], [r.accuracy for r in rules], s=10, color="lightgrey", label="heuristics"
     )
     curves = {
-        "one policy told 3 to 20 steps (sample)": [
+        f"one policy told {TARGETS[0]} to {TARGETS[-1]} steps (sample)": [
             evidence.learned("any", f"sample,target_steps={t}") for t in TARGETS
         ],
         "the same (deterministic)": [
