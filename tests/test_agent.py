@@ -299,7 +299,7 @@ def test_shipped_policies(run, tmp_path, monkeypatch):
 def test_a_conditioned_policy_is_not_asked_to_extrapolate():
     network = make_network(features=("confidence", "mask", "target_steps"))
     ranges = {"target_steps": (2.0, 24.0)}
-    message = r"mine was trained to be told 2 to 24 target_steps, not 1: .* mine:target_steps=7"
+    message = r"mine was trained to be told 2 to 24 target_steps, not 1: .* target_steps=7"
     with pytest.raises(ValueError, match=message):
         LearnedPolicy(network, knobs={"target_steps": 1.0}, ranges=ranges, name="mine")
     agent = LearnedPolicy(network, ranges=ranges, name="mine")

@@ -136,7 +136,7 @@ class LearnedPolicy:
             told = f"{least:g}" if least == most else f"{least:g} to {most:g}"
             raise ValueError(
                 f"{self.name} was trained to be told {low:g} to {high:g} {knob}, not {told}: "
-                f"choose a number, as in {self.name}:{knob}={(low * high) ** 0.5:.0f}"
+                f"choose a number, such as {knob}={(low * high) ** 0.5:.0f}"
             )
 
     def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
