@@ -43,8 +43,8 @@ def trained(directory: Path, steps: int, seed: int, residual: bool) -> str:
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=3000, help="optimiser steps of each training")
-    parser.add_argument("--episodes", type=int, default=1000, help="test problems")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of each training")
+    parser.add_argument("--episodes", type=int, default=500, help="test problems")
     parser.add_argument("--seed", type=int, default=10, help="of data and masks")
     parser.add_argument("--directory", type=Path, default=Path("runs/residual-context"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/residual_context"))
