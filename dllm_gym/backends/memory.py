@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import Cache
 
-from dllm_gym.backends.attention import block_causal_mask, block_numbers
+from dllm_gym.backends.attention import block_causal_mask
 from dllm_gym.backends.base import Prediction, predict_from_logits
 
 if TYPE_CHECKING:
     from dllm_gym.backends.transformers_backend import TransformersBackend
 
-CACHES = ("prefix", "dual", "block")
 STARTS = ("cold", "warm")
 
 _NOTHING = -(2**31)  # no column is so far from the end
@@ -47,7 +46,7 @@ class KeyValueMemory:
 
     Args:
         backend: Whose model computes.
-        kind: One of ``CACHES``.
+        kind: ``prefix``, ``dual`` or ``block``.
         num_rows: N, number of episodes.
         length: L, number of positions of a completion.
     """
@@ -79,13 +78,16 @@ class KeyValueMemory:
     ) -> Prediction:
         """See ``Memory.predict``; what is not computed is as it was when it last was."""
         backend = self.backend
+        backend.check_length(attention_mask)  # before it moves: a device would have to be waited for
         tokens, attention_mask = tokens.to(backend.device), attention_mask.to(backend.device)
-        backend.check_length(attention_mask)
         width = tokens.shape[1]
         completion = width - self.length
         first = attention_mask.argmax(1)  # (R,)
-        blocks = self._blocks(first, width, completion)  # (R, T)
-        begin, end = self._window(windows + completion, blocks.cpu().numpy())
+        if backend.attention_block is None:  # everybody sees everybody
+            blocks = first.new_zeros(len(first), width)  # (R, T)
+        else:
+            blocks = backend.blocks(first, width, completion)
+        begin, end = self._window(windows + completion, blocks)
         known = self._known_to[rows] + width
         shift = int(backend.family.shift_logits)
         if self.kind == "block":
@@ -131,20 +133,14 @@ class KeyValueMemory:
         found = {name: values[rows] for name, values in self._last.items()}
         return Prediction(found.pop("tokens"), found.pop("confidence"), found)
 
-    def _blocks(self, first: Tensor, width: int, completion: int) -> Tensor:
-        backend = self.backend
-        if backend.attention_block is None:  # everybody sees everybody
-            return first.new_zeros(len(first), width)
-        origin = first if backend.blocks_from == "sequence" else torch.full_like(first, completion)
-        return block_numbers(origin, width, backend.attention_block)
-
     def _window(
-        self, windows: NDArray[np.int64], blocks: NDArray[np.int64]
+        self, windows: NDArray[np.int64], blocks: Tensor
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Begin and end ``(R,)`` of the columns that are computed in every step."""
         if self.kind != "block":
             return windows[:, 0], windows[:, 1]
-        active = blocks == np.take_along_axis(blocks, windows[:, :1], axis=1)  # (R, T)
+        numbers = blocks.cpu().numpy()
+        active = numbers == np.take_along_axis(numbers, windows[:, :1], axis=1)  # (R, T)
         return active.argmax(axis=1), active.shape[1] - active[:, ::-1].argmax(axis=1)
 
     def _remember(self, rows: NDArray[np.int64], positions: Tensor, prediction: Prediction) -> None:
@@ -258,6 +254,7 @@ class ResidualMemory:
     ) -> Prediction:
         """See ``Memory.predict``."""
         backend = self.backend
+        backend.check_length(attention_mask)
         tokens, attention_mask = tokens.to(backend.device), attention_mask.to(backend.device)
         new = np.flatnonzero(~self._begun[rows])
         if self.start == "warm" and len(new):

@@ -92,6 +92,8 @@ class TransformersBackend:
         family = self.family = family_of(config, str(source))
         self.attention_block = _attention_block(family, config, str(source), attention_block)
         self.blocks_from = family.blocks_from
+        self._cache = self._checked_cache(cache)
+        self._residual_start = self._checked_start(residual_context, config, str(source))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         attention = attn_implementation or self._default_attention()
         if self.attention_block is not None and "flash" in str(attention):
@@ -134,8 +136,6 @@ class TransformersBackend:
         self._lm_head = self.model.get_output_embeddings()
         self.hidden_width: int = self._lm_head.in_features
         self.max_length = max_length(self.model)
-        self._cache = self._checked_cache(cache)
-        self._residual_start = self._checked_start(residual_context, config, str(source))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
@@ -218,7 +218,9 @@ class TransformersBackend:
             ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
         """
         columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
-        padding = tokens.shape[1] - int(attention_mask.sum(1).max())  # of every row; nobody needs it computed
+        padding = tokens.shape[1] - self.check_length(
+            attention_mask
+        )  # nobody needs it computed
         tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
         logits, hidden = self.forward(tokens, attention_mask, columns - padding)
         return predict_from_logits(
@@ -268,11 +270,24 @@ class TransformersBackend:
             )
         return start
 
-    def check_length(self, attention_mask: Tensor) -> None:
-        """Refuses rows ``(B, T)`` that are longer than ``max_length``."""
+    def check_length(self, attention_mask: Tensor) -> int:
+        """The length of the longest row of ``(B, T)``; refuses one longer than ``max_length``."""
         longest = int(attention_mask.sum(1).max())
         if longest > self.max_length:
             raise ValueError(f"prompt and completion take {longest} tokens; this dLLM has {self.max_length}")
+        return longest
+
+    def blocks(self, first: Tensor, length: int, completion: int | Tensor) -> Tensor:
+        """The number ``(B, T)`` of the block that each column belongs to, for dLLMs that attend in blocks.
+
+        Args:
+            first: ``(B,)``, the column at which each sequence begins.
+            length: T, number of columns.
+            completion: The column at which the completions begin.
+        """
+        assert self.attention_block is not None
+        origin = first if self.blocks_from == "sequence" else torch.zeros_like(first) + completion
+        return block_numbers(origin, length, self.attention_block)
 
     def rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
         """The rows ``(B, K)`` of the output that predict the tokens at ``columns`` ``(K,)`` or ``(B, K)``.
@@ -298,7 +313,6 @@ class TransformersBackend:
         Returns:
             Logits ``(B, K, V)``, and the hidden states ``(B, K, H)`` they were made of.
         """
-        self.check_length(attention_mask)
         first = attention_mask.argmax(1)  # (B,), of the sequence
         rows = self.rows_about(columns, first)  # (B, K)
         if not self.family.rotary:
@@ -306,8 +320,7 @@ class TransformersBackend:
         length = tokens.shape[1]
         visible = attention_mask
         if self.attention_block is not None:
-            origin = first if self.blocks_from == "sequence" else columns.min().expand(len(first))
-            blocks = block_numbers(origin, length, self.attention_block)
+            blocks = self.blocks(first, length, columns.min())
             visible = block_causal_mask(blocks, attention_mask, self.model.dtype)
         fed = {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
         return self.forward_rows(

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.tasks.answers import before_end, boxes, number, same_number, tagged
-from dllm_gym.tasks.base import Problem, check_index, check_split
-from dllm_gym.tasks.data import read_rows, refuse_test_file, rows_of_split
-from dllm_gym.tasks.prompts import GSM8K_D1, GSM8K_LM_EVAL, GSM8K_TRAINING, PromptForm, form_of_split
+from dllm_gym.tasks.base import Problem
+from dllm_gym.tasks.data import read_rows
+from dllm_gym.tasks.prompts import GSM8K_D1, GSM8K_LM_EVAL, GSM8K_TRAINING
+from dllm_gym.tasks.questions import QuestionRow, QuestionTask
 
 _FORMS = {"paper": (GSM8K_TRAINING, GSM8K_D1), "d1": (GSM8K_D1, GSM8K_D1), "lm-eval": (GSM8K_LM_EVAL,) * 2}
 _FILES = {
@@ -19,8 +20,10 @@ _FILES = {
 }
 
 
-class GSM8KTask:
+class GSM8KTask(QuestionTask):
     """The 1,319 test problems of openai/grade-school-math, or its training problems.
+
+    The ``reference`` of a problem is the number after ``####``.
 
     Args:
         split: ``test`` takes the test file; ``train`` and ``validation`` divide the training file.
@@ -36,7 +39,6 @@ class GSM8KTask:
     """
 
     name = "gsm8k"
-    completion_length = 256
 
     def __init__(
         self,
@@ -45,26 +47,7 @@ class GSM8KTask:
         prompt: str = "paper",
         shots: int = 0,
     ) -> None:
-        self.split = check_split(split)
-        self.form: PromptForm = form_of_split(_FORMS, prompt, split)
-        self.prompt = prompt
-        check_shots(shots, prompt, data, split)
-        refuse_test_file(data, split)
-        self._rows = rows_of_split(_read(data, "test" if split == "test" else "train"), split, _question)
-        # one more than are shown, in case the problem is among them
-        self._examples = _read(data, "train")[: shots + 1] if shots else []
-        self.shots = shots
-        self.num_problems = len(self._rows)
-
-    def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split; ``reference`` is the number after ``####``.
-
-        ``metadata``: ``question`` and ``solution``, the file's own text.
-        """
-        question, answer, gold = self._rows[check_index(index, self.num_problems)]
-        solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
-        metadata = {"question": question, "solution": answer}
-        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
+        super().__init__(split, data, prompt, shots, _FORMS, _read)
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the answer is the reference to 1e-6, else 0.0.
@@ -73,10 +56,6 @@ class GSM8KTask:
         ``lm-eval`` the last number (its filter ``flexible-extract``). Text after an end token never does.
         """
         return float(same_number(self._answer(completion), number(problem.reference)))
-
-    def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
-        """``answered``: 1.0 if there is a number where an answer is looked for."""
-        return {"answered": float(self._answer(completion) is not None)}
 
     def _answer(self, completion: str) -> Fraction | None:
         if self.prompt == "lm-eval":
@@ -91,32 +70,16 @@ def boxed_number(text: str) -> Fraction | None:
     return number(tagged(text) or "", last=True) if found is None else found
 
 
-def check_shots(shots: int, prompt: str, data: str | Path | None, split: str) -> None:
-    """Raises ``ValueError`` for examples that a form of asking cannot have, or that are test problems."""
-    if not isinstance(shots, int) or not 0 <= shots <= 32:
-        raise ValueError(f"shots must be a whole number from 0 to 32, got {shots!r}")
-    if shots and prompt != "lm-eval":
-        raise ValueError(f"shots belong to prompt='lm-eval'; prompt {prompt!r} has none")
-    if shots and split == "test" and data is not None and Path(data).is_file():
-        raise ValueError(
-            f"shots are training problems, and {data} has test problems; give a folder with both"
-        )
-
-
-def _read(data: str | Path | None, part: str) -> list[tuple[str, str, str]]:
+def _read(data: str | Path | None, part: str) -> list[QuestionRow]:
     return read_rows(
         "gsm8k", data, _parse, hub="openai/gsm8k", hub_config="main", hub_split=part, files=_FILES[part]
     )
 
 
-def _parse(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _parse(row: Mapping[str, Any]) -> QuestionRow:
     question, answer = row["question"], row["answer"]
     _, marker, gold = answer.rpartition("####")
     gold = gold.strip().replace(",", "").removeprefix("$")
     if not marker or number(gold) is None:
         raise ValueError(f"the answer must end with '#### NUMBER', got {answer[-40:]!r}")
     return question, answer, gold
-
-
-def _question(row: tuple[str, str, str]) -> str:
-    return row[0]

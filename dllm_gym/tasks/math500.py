@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.tasks.answers import before_end, boxes, same_text, tagged
-from dllm_gym.tasks.base import Problem, check_index, check_split
-from dllm_gym.tasks.data import read_rows, refuse_test_file, rows_of_split
-from dllm_gym.tasks.gsm8k import check_shots
+from dllm_gym.tasks.base import Problem
+from dllm_gym.tasks.data import read_rows
 from dllm_gym.tasks.math_equality import require_math_verify, same_value
-from dllm_gym.tasks.prompts import MATH_D1, MATH_LM_EVAL, MATH_TRAINING, PromptForm, form_of_split
+from dllm_gym.tasks.prompts import MATH_D1, MATH_LM_EVAL, MATH_TRAINING
+from dllm_gym.tasks.questions import QuestionRow, QuestionTask
 
 _FORMS = {"paper": (MATH_TRAINING, MATH_D1), "d1": (MATH_D1, MATH_D1), "lm-eval": (MATH_LM_EVAL,) * 2}
 _EQUALITIES = ("math-verify", "text")
@@ -23,8 +23,10 @@ _FILES = {
 _SAID, _HOPED = "The final answer is", "I hope it is correct"
 
 
-class Math500Task:
+class Math500Task(QuestionTask):
     """The 500 test problems of MATH-500, or MATH's training problems.
+
+    The ``reference`` of a problem is the answer in LaTeX.
 
     Args:
         split: ``test`` takes the test file; ``train`` and ``validation`` divide the training file.
@@ -44,7 +46,6 @@ class Math500Task:
     """
 
     name = "math500"
-    completion_length = 256
 
     def __init__(
         self,
@@ -54,30 +55,12 @@ class Math500Task:
         shots: int = 0,
         equality: str = "math-verify",
     ) -> None:
-        self.split = check_split(split)
-        self.form: PromptForm = form_of_split(_FORMS, prompt, split)
-        self.prompt = prompt
-        check_shots(shots, prompt, data, split)
         if equality not in _EQUALITIES:
             raise ValueError(f"unknown equality {equality!r}; choose one of {', '.join(_EQUALITIES)}")
         if equality == "math-verify":
             require_math_verify()
         self.equality = equality
-        refuse_test_file(data, split)
-        self._rows = rows_of_split(_read(data, "test" if split == "test" else "train"), split, _question)
-        self._examples = _read(data, "train")[: shots + 1] if shots else []
-        self.shots = shots
-        self.num_problems = len(self._rows)
-
-    def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split; ``reference`` is the answer in LaTeX.
-
-        ``metadata``: ``question`` and ``solution``, the file's own text.
-        """
-        question, solution, gold = self._rows[check_index(index, self.num_problems)]
-        solved = [(asked, text) for asked, text, _ in self._examples if asked != question][: self.shots]
-        metadata = {"question": question, "solution": solution}
-        return Problem(self.form(question, solved), gold, metadata, self.form.prefix)
+        super().__init__(split, data, prompt, shots, _FORMS, _read)
 
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the answer equals the reference, else 0.0.
@@ -92,10 +75,6 @@ class Math500Task:
             return 1.0
         return float(self.equality == "math-verify" and same_value(problem.reference, answer))
 
-    def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
-        """``answered``: 1.0 if there is something where an answer is looked for."""
-        return {"answered": float(self._answer(completion) is not None)}
-
     def _answer(self, completion: str) -> str | None:
         if self.prompt == "lm-eval":
             text = before_end(completion, ["Problem:"])
@@ -108,11 +87,11 @@ class Math500Task:
         return found[-1] if found else tagged(text)
 
 
-def _read(data: str | Path | None, part: str) -> list[tuple[str, str, str]]:
+def _read(data: str | Path | None, part: str) -> list[QuestionRow]:
     return read_rows("math500", data, _parse, hub=_HUB[part], hub_split=part, files=_FILES[part])
 
 
-def _parse(row: Mapping[str, Any]) -> tuple[str, str, str]:
+def _parse(row: Mapping[str, Any]) -> QuestionRow:
     problem, solution = row["problem"], row.get("solution") or ""
     if row.get("answer"):
         return problem, solution, row["answer"]
@@ -120,7 +99,3 @@ def _parse(row: Mapping[str, Any]) -> tuple[str, str, str]:
     if not found:
         raise ValueError("the row has no answer and its solution no \\boxed{...}")
     return problem, solution, found[-1]
-
-
-def _question(row: tuple[str, str, str]) -> str:
-    return row[0]
