@@ -26,13 +26,13 @@ from llada_reference import (
     random_tensors,
     random_values,
 )
+from padded import LENGTH
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dllm_gym.backends.word_tokenizer import SpecialTokens, build_tokenizer, save_tokenizer
 from dllm_gym.tasks import load_task
 
-LENGTH = 12  # of the completions that blocks are counted from
 HEAD = 12  # width of a head where it is not the model's width over the number of heads
 EXPERTS, EXPERT_WIDTH = 8, 24
 WORDS = load_task("arithmetic").vocabulary

@@ -16,6 +16,7 @@ from PIL import Image
 from toy_backend import EOS, MASK, ScriptedBackend, ToyBackend, ToyTask
 
 import dllm_gym
+from dllm_gym.envs.canvas import block_numbers
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import Recording, analyze, evaluate, order, profile
 from dllm_gym.evaluation.statistics import reliability, separation, wilson_interval
@@ -91,7 +92,7 @@ def test_steps_are_counted_block_by_block(rows, data):
     length = len(rows[0])
     size = data.draw(st.integers(1, length))
     offsets = data.draw(st.lists(st.integers(0, size - 1), min_size=len(rows), max_size=len(rows)))
-    block = order.block_numbers(length, size, np.array(offsets))
+    block = block_numbers(length, size, np.array(offsets))
     counted = order.steps_per_block(np.array(rows), block)
     for row, offset, counts in zip(rows, offsets, counted, strict=True):
         starts = [0, *range(size - offset, length, size)]

@@ -8,14 +8,17 @@ import pickle
 import re
 import socket
 import sys
+from functools import partial
 
 import numpy as np
+import padded
 import pytest
 import torch
 from dream_reference import ReferenceDream, write_dream_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import PREFIX, ReferenceLLaDA, write_checkpoint
+from padded import LENGTH, left_padded
 from safetensors.torch import load_file, save_file
 
 import dllm_gym
@@ -30,7 +33,6 @@ from dllm_gym.tasks import load_task
 
 WRITERS = {"llada": write_checkpoint, "dream": write_dream_checkpoint}
 REFERENCES = {"llada": ReferenceLLaDA, "dream": ReferenceDream}
-LENGTH = 12  # of the completions in these tests
 PROMPT = "Sam has 20 coins, finds 4, triples them. Total?"
 LONG_PROMPT = "Zoe has 7 cards, wins 50, halves them, spends 3, doubles them. Total?"
 
@@ -93,22 +95,7 @@ def edit_tensors(directory, edit):
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def canvases(backend, count, seed=0, prompts=(PROMPT, LONG_PROMPT)):
-    """Token lists of different lengths: a prompt, then a completion with masks left in it."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for at in range(count):
-        completion = rng.integers(4, backend.vocab_size - 1, LENGTH)
-        completion[rng.random(LENGTH) < 0.6] = backend.mask_token_id
-        rows.append(backend.encode_prompt(prompts[at % 2]) + completion.tolist())
-    return rows
-
-
-def left_padded(backend, rows, extra=0):
-    width = max(map(len, rows)) + extra
-    tokens = [[backend.pad_token_id] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(tokens), torch.tensor(mask)
+canvases = partial(padded.canvases, prompts=(PROMPT, LONG_PROMPT))
 
 
 def predict(backend, rows, extra=0, positions=slice(-LENGTH, None), **kwargs):

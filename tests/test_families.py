@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import gymnasium as gym
 import numpy as np
+import padded
 import pytest
 import torch
-from family_checkpoints import CASES, LENGTH, ReferenceStock
+from family_checkpoints import CASES, ReferenceStock
+from padded import LENGTH, left_padded
 from safetensors.torch import load_file, save_file
 
 from dllm_gym.backends import load_backend
@@ -49,22 +52,7 @@ def backend(checkpoint):
     return load_backend(checkpoint)
 
 
-def canvases(backend, count, seed=0):
-    """Token lists: prompts of different lengths, then completions with masks in them."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for at in range(count):
-        completion = rng.integers(4, backend.vocab_size - 1, LENGTH)
-        completion[rng.random(LENGTH) < 0.6] = backend.mask_token_id
-        rows.append(backend.encode_prompt(PROMPTS[at % 3]) + completion.tolist())
-    return rows
-
-
-def left_padded(backend, rows, extra=0):
-    width = max(map(len, rows)) + extra
-    tokens = [[backend.pad_token_id] * (width - len(row)) + row for row in rows]
-    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-    return torch.tensor(tokens), torch.tensor(mask)
+canvases = partial(padded.canvases, prompts=PROMPTS)
 
 
 def predict(backend, rows, extra=0, **kwargs):

@@ -218,9 +218,7 @@ class TransformersBackend:
             ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
         """
         columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
-        padding = tokens.shape[1] - self.check_length(
-            attention_mask
-        )  # nobody needs it computed
+        padding = tokens.shape[1] - self.check_length(attention_mask)  # nobody needs it computed
         tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
         logits, hidden = self.forward(tokens, attention_mask, columns - padding)
         return predict_from_logits(

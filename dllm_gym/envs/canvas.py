@@ -49,7 +49,7 @@ class Canvas:
         self._mask_token_id = mask_token_id
         self._pad_token_id = pad_token_id
         self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
-        self._block_of = np.tile(np.arange(completion_length) // block_length, (num_rows, 1))  # (N, L)
+        self._block_of = block_numbers(completion_length, block_length, np.zeros(num_rows, dtype=np.int64))
         self._prompts = np.full((num_rows, 0), pad_token_id, dtype=np.int64)  # (N, P)
         self._prompt_lengths = np.zeros(num_rows, dtype=np.int64)
         self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
@@ -65,9 +65,8 @@ class Canvas:
         self._prompts[row] = self._pad_token_id
         self._prompts[row, self._prompts.shape[1] - len(prompt_ids) :] = prompt_ids
         self._prompt_lengths[row] = len(prompt_ids)
-        self._block_of[row] = (
-            np.arange(self.completion_length) + self.block_offset(row)
-        ) // self._block_length
+        offset = np.array([self.block_offset(row)])
+        self._block_of[row] = block_numbers(self.completion_length, self._block_length, offset)[0]
         self._completions[row] = self._mask_token_id
         self.masked[row] = True
         self.just_revealed[row] = False
@@ -126,3 +125,17 @@ class Canvas:
         tokens = np.concatenate([self._prompts[rows, first:], self._completions[rows]], axis=1)
         real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]  # (R, P + L)
         return tokens, real.astype(np.int64)
+
+
+def block_numbers(length: int, block_length: int, offset: IntArray) -> IntArray:
+    """The block each position is in, from 0.
+
+    Args:
+        length: L.
+        block_length: Positions per block.
+        offset: ``(N,)``, by how many positions the first block is shorter than the others.
+
+    Returns:
+        ``(N, L)``.
+    """
+    return (np.arange(length) + offset[:, None]) // block_length

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.envs.canvas import block_numbers
 from dllm_gym.evaluation import order
 from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.statistics import (
@@ -167,7 +168,7 @@ def profile(recording: Recording) -> Profile:
     np.add.at(reveals, (at[revealed] - 1, np.nonzero(revealed)[1]), 1)
     running = (recording.steps[:, None] > np.arange(last)).sum(axis=0)  # (S,)
     offset = np.zeros(len(at), dtype=np.int64) if recording.block_offset is None else recording.block_offset
-    block = order.block_numbers(recording.length, recording.block_length, offset)  # (N, L)
+    block = block_numbers(recording.length, recording.block_length, offset)  # (N, L)
     local, global_ = order.local_ar_ness(at, MAX_K), order.global_ar_ness(at, MAX_K)
     neighbours = _mean(order.neighbour_order(at))
     checked = recording.kept is not None

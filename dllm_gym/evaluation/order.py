@@ -105,20 +105,6 @@ def adjacent_share(reveal_step: IntArray) -> FloatArray:
     return _share(beside.sum(axis=1), revealed.sum(axis=1))
 
 
-def block_numbers(length: int, block_length: int, offset: IntArray) -> IntArray:
-    """The block each position is in, from 0.
-
-    Args:
-        length: L.
-        block_length: Positions per block.
-        offset: ``(N,)``, by how many positions the first block is shorter than the others.
-
-    Returns:
-        ``(N, L)``.
-    """
-    return (np.arange(length) + offset[:, None]) // block_length
-
-
 def steps_per_block(reveal_step: IntArray, block: IntArray) -> FloatArray:
     """Number of steps that revealed something in each block.
 
