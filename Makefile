@@ -33,7 +33,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
+	$(BIN)/python benchmarks/limit.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/training.py
 
 reproduce: $(INSTALLED)  ## trains, evaluates and writes docs/results.md; goes on where it was interrupted
 	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)

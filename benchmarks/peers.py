@@ -39,11 +39,12 @@ from unittest.mock import patch
 import gymnasium as gym
 import numpy as np
 import torch
-from throughput import RESULTS, machine
+from limit import RESULTS
 
 import dllm_gym
 from dllm_gym.backends import ASSETS
 from dllm_gym.backends.transformers_backend import TransformersBackend
+from dllm_gym.bench import machine
 from dllm_gym.evaluation import as_agent, evaluate
 from dllm_gym.files import write_json, write_text
 

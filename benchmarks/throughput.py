@@ -1,12 +1,8 @@
-"""How much of the time goes to the dLLM: batched against single environments, and against the bare forward.
+"""One batched environment against as many single ones, in Gymnasium's SyncVectorEnv and AsyncVectorEnv.
 
-All figures of one table come from one process, taken in turns, medians of several rounds:
-
-- ``vector``: environment steps per second of one ``UnmaskVectorEnv`` with 64 rows, SameStep;
-- ``singles``: of 64 single environments stepped in turn;
-- ``forward_share``: share of the vector environment's time spent inside ``Backend.predict``'s forward.
-
-Actions are the strategy ``confidence(k=2)``, computed outside the clock.
+Environment steps per second with 64 rows, episodes of 8 steps, the agent's time not counted; one process, in
+turns, medians of several rounds. AsyncVectorEnv starts 64 processes with a copy of the dLLM each, which takes
+about 10 GB; ``--kinds batched sync`` leaves it out.
 
 Run: ``make bench`` or ``python benchmarks/throughput.py``; writes ``benchmarks/results/throughput.json``
 and ``.md``.
@@ -15,54 +11,38 @@ and ``.md``.
 from __future__ import annotations
 
 import argparse
-import platform
+import multiprocessing
 import statistics
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import torch
+from gymnasium.vector import AutoresetMode
 
 import dllm_gym
+from dllm_gym.bench import EPISODE_STEPS, machine, now
 from dllm_gym.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
-ROWS = 64
+KINDS = ("batched", "sync", "async")
 
 
-class Clock:
-    """Adds up the time spent inside functions, with what they leave to the GPU."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function`` with its time counted."""
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            started = now()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += now() - started
-
-        return timed
+def make(kind: str, rows: int, dtype: str) -> Any:
+    """A vector environment; single ones have one thread each where they run in processes."""
+    settings = {"num_envs": rows, "backend_kwargs": {"dtype": dtype}}
+    if kind == "batched":
+        return gym.make_vec(dllm_gym.ENV_ID, autoreset_mode="SameStep", **settings)
+    options: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if kind == "async":
+        # forked from a process without threads, which has imported what takes long
+        multiprocessing.set_forkserver_preload(["dllm_gym.backends.transformers_backend"])
+        options["context"] = "forkserver"
+    return gym.make_vec(dllm_gym.ENV_ID, vectorization_mode=kind, vector_kwargs=options, **settings)
 
 
-def now() -> float:
-    """Seconds on a clock, once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def vector_round(env: Any, agent: Any, steps: int, clocks: Sequence[Clock] = ()) -> float:
-    """Seconds for ``steps`` steps of all rows; the clocks begin with the first."""
+def seconds_of(env: Any, agent: Any, steps: int) -> float:
+    """Seconds for ``steps`` steps of all rows."""
     observation, _ = env.reset()
-    for clock in clocks:
-        clock.seconds = 0.0
     total = 0.0
     for _ in range(steps):
         actions = agent.act(observation)
@@ -72,80 +52,66 @@ def vector_round(env: Any, agent: Any, steps: int, clocks: Sequence[Clock] = ())
     return total
 
 
-def singles_round(envs: list[Any], agent: Any, steps: int) -> float:
-    """Seconds for ``steps`` steps of every environment, restarts included."""
-    observations = [env.reset()[0] for env in envs]
-    total = 0.0
-    for _ in range(steps):
-        for at, env in enumerate(envs):
-            action = agent.act(observations[at])
-            started = time.perf_counter()
-            observations[at], _, terminated, _, _ = env.step(action)
-            if terminated:
-                observations[at], _ = env.reset()
-            total += time.perf_counter() - started
-    return total
-
-
-def measure(dtype: str, rounds: int, steps: int) -> dict[str, Any]:
-    """One table row: medians over rounds taken in turns."""
-    kwargs: dict[str, Any] = {"backend_kwargs": {"dtype": dtype}}
-    agent = dllm_gym.make_strategy("confidence", k=2)
-    vector = gym.make_vec(dllm_gym.ENV_ID, num_envs=ROWS, autoreset_mode="SameStep", **kwargs)
-    singles = [gym.make(dllm_gym.ENV_ID, **kwargs) for _ in range(ROWS)]
-    backend: Any = vector.unwrapped.engine.backend
-    clock = Clock()
-    backend.model.model.forward = clock.around(backend.model.model.forward)
-    vector_round(vector, agent, 5)
-    singles_round(singles, agent, 1)
-    ratios, rates, single_rates, shares = [], [], [], []
-    for _ in range(rounds):
-        batched = vector_round(vector, agent, steps, [clock])
-        shares.append(clock.seconds / batched)
-        one_by_one = singles_round(singles, agent, max(steps // 8, 2))
-        rates.append(ROWS * steps / batched)
-        single_rates.append(ROWS * max(steps // 8, 2) / one_by_one)
-        ratios.append(rates[-1] / single_rates[-1])
+def measure(kinds: list[str], rows: int, dtype: str, rounds: int, episodes: int) -> dict[str, Any]:
+    """Steps per second of every kind, and how many times as fast the batched environment is."""
+    envs = {kind: make(kind, rows, dtype) for kind in kinds}
+    length = next(iter(envs.values())).single_action_space.n
+    agent = dllm_gym.make_strategy("confidence", k=length // EPISODE_STEPS)
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    try:
+        for env in envs.values():
+            seconds_of(env, agent, EPISODE_STEPS)
+        for _ in range(rounds):
+            for kind, env in envs.items():
+                steps = EPISODE_STEPS * episodes
+                rates[kind].append(rows * steps / seconds_of(env, agent, steps))
+    finally:
+        for env in envs.values():
+            env.close()
+    ratios = {
+        kind: round(statistics.median(a / b for a, b in zip(rates["batched"], rates[kind], strict=True)), 2)
+        for kind in kinds
+        if kind != "batched"
+    }
     return {
         "dtype": dtype,
-        "vector_steps_per_second": round(statistics.median(rates)),
-        "singles_steps_per_second": round(statistics.median(single_rates)),
-        "ratio": round(statistics.median(ratios), 2),
-        "forward_share": round(statistics.median(shares), 3),
+        "steps_per_second": {kind: round(statistics.median(values)) for kind, values in rates.items()},
+        "times_as_fast": ratios,
     }
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
-    return {
-        "processor": platform.processor() or platform.machine(),
-        **gpu,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def table(kinds: list[str], rows: int, results: list[dict[str, Any]]) -> str:
+    """The measurements as Markdown."""
+    lines = [
+        "| dtype | " + " | ".join(f"{kind}, {rows} rows, steps/s" for kind in kinds) + " | batched is |",
+        "|---" * (len(kinds) + 2) + "|",
+    ]
+    for result in results:
+        ratios = ", ".join(f"{ratio} times {kind}" for kind, ratio in result["times_as_fast"].items())
+        speeds = " | ".join(str(speed) for speed in result["steps_per_second"].values())
+        lines.append(f"| {result['dtype']} | {speeds} | {ratios} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=48)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--episodes", type=int, default=2, help="of every row in a round")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--output", type=Path, default=RESULTS / "throughput.json")
     arguments = parser.parse_args()
-    rows = [measure(dtype, arguments.rounds, arguments.steps) for dtype in arguments.dtypes]
-    write_json(RESULTS / "throughput.json", {"machine": machine(), "rows": ROWS, "results": rows})
-    lines = [
-        "| dtype | 64 rows, steps/s | 64 singles, steps/s | ratio | share in the dLLM forward |",
-        "|---|---|---|---|---|",
+    kinds = list(dict.fromkeys(["batched", *arguments.kinds]))
+    results = [
+        measure(kinds, arguments.rows, dtype, arguments.rounds, arguments.episodes)
+        for dtype in arguments.dtypes
     ]
-    lines += [
-        f"| {r['dtype']} | {r['vector_steps_per_second']} | {r['singles_steps_per_second']} | {r['ratio']} "
-        f"| {r['forward_share']:.1%} |"
-        for r in rows
-    ]
-    text = "\n".join(lines) + f"\n\n`python benchmarks/throughput.py`, {machine()}\n"
-    write_text(RESULTS / "throughput.md", text)
+    write_json(arguments.output, {"machine": machine(), "rows": arguments.rows, "results": results})
+    text = f"{table(kinds, arguments.rows, results)}\n\n`python benchmarks/throughput.py`, {machine()}\n"
+    write_text(arguments.output.with_suffix(".md"), text)
     print(text)
 
 

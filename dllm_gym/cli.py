@@ -373,6 +373,56 @@ def pretrain(
     console.print(_table(rows))
 
 
+@app.command()
+def bench(
+    backend: Annotated[str, typer.Option(help="Name, checkpoint directory or hub id.")] = "tiny-arithmetic",
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Rows; may be given several times.  [default: 1, 8, 64, 256]"),
+    ] = None,
+    completion_length: Annotated[
+        int | None, typer.Option(min=1, help="Positions to write in; default: the task's.")
+    ] = None,
+    task: TaskOption = "arithmetic",
+    dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Batch sizes 1 and 64, in less than a minute.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure how close environment steps come to the bare forward of a dLLM on this machine."""
+    from dllm_gym.backends import load_backend
+    from dllm_gym.bench import machine, measure_limit
+
+    loaded = load_backend(backend, **_backend_kwargs(dtype, backend_kwargs))
+    limits = []
+    with Progress(console=console, transient=True) as progress:
+        sizes = batch_size or ([1, 64] if quick else [1, 8, 64, 256])
+        bar = progress.add_task(escape(backend), total=len(sizes))
+        for size in sizes:
+            limits.append(
+                measure_limit(
+                    loaded,
+                    batch_size=size,
+                    completion_length=completion_length,
+                    rounds=3 if quick else 5,
+                    task=task,
+                )
+            )
+            progress.advance(bar)
+    table = Table(box=None)
+    for name in ("rows", "bare forward, rows/s", "environment, steps/s", "efficiency", "of it in the model"):
+        table.add_column(name, justify="right")
+    for limit in limits:
+        speeds = (f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}")
+        table.add_row(str(limit.batch_size), *speeds, f"{limit.efficiency:.2f}", f"{limit.model:.1%}")
+    console.print(table)
+    efficiencies = {f"efficiency_batch_{limit.batch_size}": round(limit.efficiency, 3) for limit in limits}
+    rows = [limit.to_json() for limit in limits]
+    _write_json({"backend": backend, **efficiencies, "machine": machine(), "limits": rows}, json_file)
+
+
 def _shown(prompt: Prompt) -> str:
     """A prompt, or what was last said in a chat."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

@@ -7,11 +7,18 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from toy_backend import ToyBackend
+
+import dllm_gym
+from dllm_gym.bench import Clock, measure_limit
+from dllm_gym.evaluation import compare
+from dllm_gym.strategies import make_strategy
 
 WRONG_ORDER = '''
 import torch
@@ -34,6 +41,17 @@ def benchmark() -> Iterator[Callable[[str], Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         yield importlib.import_module
+
+
+@pytest.fixture
+def run_benchmark(benchmark, monkeypatch) -> Callable[..., None]:
+    """Runs a benchmark as from the command line."""
+
+    def run(name: str, *options: Any) -> None:
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, options)])
+        benchmark(name).main()
+
+    return run
 
 
 @pytest.fixture
@@ -78,8 +96,8 @@ def test_judging_where_two_decodings_part(peers):
 
 
 def test_the_8b_shape_is_lladas_and_takes_no_disk(benchmark, tmp_path):
-    large = benchmark("large")
-    large.write_hollow_checkpoint(tmp_path, large.SHAPES["8b"])
+    random_weights = benchmark("random_weights")
+    random_weights.write_hollow_checkpoint(tmp_path, random_weights.SHAPES["8b"])
     weights = tmp_path / "model.safetensors"
     with weights.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
@@ -89,44 +107,96 @@ def test_the_8b_shape_is_lladas_and_takes_no_disk(benchmark, tmp_path):
     weights.unlink()
 
 
-def test_large_measures_random_weights(benchmark, monkeypatch, tmp_path):
-    large = benchmark("large")
-    report = tmp_path / "large.json"
-    command = [
-        "large.py",
-        "--shape",
-        "tiny",
-        "--rows",
-        "2",
-        "--steps",
-        "2",
-        "--rounds",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    monkeypatch.setattr("sys.argv", [*command, "--output", str(report)])
-    monkeypatch.setattr(large, "BLOCKS", (32,))
+def test_limits_of_random_weights(benchmark, run_benchmark, monkeypatch, tmp_path):
+    limit = benchmark("limit")
     loaded = []
-    load = large.load_random
-    monkeypatch.setattr(large, "load_random", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0])
-    large.main()
+    load = limit.load_random
+    monkeypatch.setattr(limit, "load_random", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[0])
+    report = tmp_path / "limit.json"
+    options = ["--model", "tiny", "--batch-sizes", "1", "2", "--lengths", "16", "--dtypes", "float32"]
+    run_benchmark(
+        "limit", *options, "--rounds", "1", "--seconds", "0.01", "--device", "cpu", "--output", report
+    )
     weights = loaded[0].model.state_dict()
     assert weights["lm_head.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert weights["model.layers.1.mlp.up_proj.weight"].std().item() == pytest.approx(0.02, rel=0.05)
     assert (weights["model.norm.weight"] == 1).all()
     content = json.loads(report.read_text())
-    assert content["parameters"] == sum(tensor.numel() for tensor in weights.values())
-    assert [row["block_length"] for row in content["results"]] == [32]
-    row = content["results"][0]
-    assert row["rows_per_second"] > 0
-    assert 0 < row["outside_predict"] < row["outside_forward"] < 1
-    assert content["peak_memory_gib"] > 0.05
+    (result,) = content["results"]
+    assert result["parameters"] == sum(tensor.numel() for tensor in weights.values())
+    assert [row["batch_size"] for row in result["limits"]] == [1, 2]
+    assert result["peak_memory_gib"] > 0.05
     assert content["machine"]["torch"]
+    assert "| 2 | 16 |" in report.with_suffix(".md").read_text()
 
 
-def test_a_clock_counts_what_runs_inside(benchmark):
-    clock = benchmark("throughput").Clock()
+def test_one_batch_is_measured_against_single_environments(run_benchmark, tmp_path):
+    report = tmp_path / "throughput.json"
+    options = ["--kinds", "sync", "--rows", "2", "--rounds", "1", "--episodes", "1", "--dtypes", "float32"]
+    run_benchmark("throughput", *options, "--output", report)
+    (result,) = json.loads(report.read_text())["results"]
+    batched, sync = result["steps_per_second"].values()
+    assert result["times_as_fast"]["sync"] == pytest.approx(batched / sync, rel=0.02)
+
+
+# The limit --------------------------------------------------------------------------------------------------
+
+
+def test_the_shares_of_a_step_add_up_and_the_model_is_left_as_it_was():
+    backend = dllm_gym.load_backend("tiny-arithmetic", dtype="float32", device="cpu")
+    before = backend.model.base_model.forward
+    for batch_size in (1, 3):
+        limit = measure_limit(backend, batch_size=batch_size, rounds=1, seconds=0.01)
+        assert limit.batch_size == batch_size
+        assert limit.completion_length == 48 < limit.input_length
+        assert limit.model + limit.picking + limit.episodes + limit.rest == pytest.approx(1.0)
+        assert min(limit.model, limit.picking, limit.episodes, limit.rest) > 0
+        ratio = limit.env_steps_per_second / limit.forward_rows_per_second
+        assert limit.efficiency == pytest.approx(ratio)
+    assert backend.model.base_model.forward == before
+
+
+def test_what_cannot_be_measured_is_refused():
+    with pytest.raises(ValueError, match="batch_size and rounds must be at least 1, got 0 and 5"):
+        measure_limit("tiny-arithmetic", batch_size=0)
+    with pytest.raises(ValueError, match="only transformers models have a bare forward"):
+        measure_limit(ToyBackend())
+
+
+def test_a_clock_counts_what_runs_inside():
+    clock = Clock()
     double = clock.around(lambda x: time.sleep(0.01) or 2 * x)
     assert (double(2), double(3)) == (4, 6)
     assert 0.02 <= clock.seconds < 2
+
+
+# Growth and training ----------------------------------------------------------------------------------------
+
+
+def test_exponents_of_growth(benchmark, run_benchmark, tmp_path):
+    exponent = benchmark("growth").exponent
+    assert exponent([1, 2, 4], [3.0, 6.0, 12.0]) == pytest.approx(1.0)
+    assert exponent([1, 2, 4], [3.0, 12.0, 48.0]) == pytest.approx(2.0)
+    report = tmp_path / "growth.json"
+    run_benchmark(
+        "growth", "--grow", "blocks", "--points", 2, "--rounds", 1, "--seconds", 0, "--output", report
+    )
+    points = json.loads(report.read_text())["results"]["blocks"]["points"]
+    assert [point["blocks"] for point in points] == [1, 2]
+    assert all(0 < point["outside_model"] < point["milliseconds"] for point in points)
+
+
+def test_where_the_time_of_training_goes(benchmark, run_benchmark, monkeypatch, tmp_path):
+    two_rules = partial(compare, strategies=[make_strategy("confidence", k=k) for k in (4, 8)])
+    monkeypatch.setattr(benchmark("training"), "compare", two_rules)
+    report = tmp_path / "training.json"
+    sizes = ["--steps", 2048, "--cases", 1, "--lead-steps", 2048, "--lead-every", 2048, "--episodes", 2]
+    run_benchmark("training", *sizes, "--output", report)
+    content = json.loads(report.read_text())
+    (row,), (lead,) = content["splits"], content["leads"]
+    parts = [row[name] for name in ("dllm", "policy", "update", "rest")]
+    assert sum(parts) == pytest.approx(1.0, abs=0.01)
+    assert min(parts) > 0
+    assert lead["evaluations"][-1]["timesteps"] >= 2048
+    text = benchmark("training").table([row], [{**lead, "first": None}])
+    assert "no lead of 5 points" in text

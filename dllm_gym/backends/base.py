@@ -165,11 +165,11 @@ def predict_from_logits(
         raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
     logits = logits.to(torch.float32, copy=True)  # one pass over a large vocabulary; the caller's stay
     logits[..., mask_token_id] = -torch.inf
-    log_total = logits.logsumexp(-1)
+    best, tokens = logits.max(-1)
+    log_total = best + (logits - best[..., None]).exp_().sum(-1).log()  # log-sum-exp, its maximum in hand
     if not torch.isfinite(log_total).all():
         rows = (~torch.isfinite(log_total)).any(-1).nonzero().flatten().tolist()
         raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
-    best, tokens = logits.max(-1)
     if temperature > 0:
         tokens = _noisy(logits, temperature, generators).argmax(-1)
         chosen = logits.gather(-1, tokens[..., None])[..., 0]

@@ -41,10 +41,23 @@ def keep_freed_memory() -> bool:
 def register_attention() -> None:
     """Makes ``attn_implementation=ATTENTION`` known to transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, eager_mask)
+    AttentionMaskInterface.register(ATTENTION, _padding_mask)
+
+
+def _padding_mask(
+    *, kv_length: int, attention_mask: Tensor | None = None, dtype: torch.dtype = torch.float32, **_: Any
+) -> Tensor | None:
+    """What hides padding from all queries alike, ``(B, 1, 1, T)``, to be added; ``None`` if there is none.
+
+    It is all that a bidirectional model needs of transformers' ``eager_mask``, which writes it out T times.
+    """
+    if attention_mask is None or attention_mask.all():
+        return None
+    return torch.where(attention_mask[:, None, None, :kv_length].bool(), 0.0, torch.finfo(dtype).min).to(
+        dtype
+    )
 
 
 def _attention(
@@ -52,7 +65,7 @@ def _attention(
     query: Tensor,  # (B, H, T, d)
     key: Tensor,  # (B, H / groups, T, d)
     value: Tensor,
-    attention_mask: Tensor | None,  # (B, 1, T, T), added
+    attention_mask: Tensor | None,  # (B, 1, 1 or T, T), added
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,8 @@ class Engine:
         self.alphas = np.full(num_rows, self.alpha[0])
         self.targets = np.full(num_rows, self.target_steps[0])
         self._has_range = any(low < high for low, high in (self.alpha, self.target_steps))
+        # the rows of a group are given the same problem one soon after the other
+        self._draw = lru_cache(maxsize=256)(self._problem_and_prompt)
         self.draw_problem: Callable[[int], int] = self._draw_from_row_generator
         self.draw_knobs: Callable[[int], NDArray[np.float64]] = lambda row: self.problem_rngs[row].random(2)
         self._token_generators: list[Any] = [None] * num_rows
@@ -157,13 +160,12 @@ class Engine:
             problems = [self.draw_problem(row) for row in rows.tolist()]
         indices = [int(index) for index in problems]
         try:
-            drawn = [self.task.problem(index) for index in indices]
+            drawn = [self._draw(index) for index in indices]
         except IndexError as error:
             raise ValueError(str(error)) from None
-        prompts = [self.encode(problem) for problem in drawn]
         if self._memory is not None:
             self._memory.forget(rows)
-        for row, index, problem, prompt in zip(rows.tolist(), indices, drawn, prompts, strict=True):
+        for row, index, (problem, prompt) in zip(rows.tolist(), indices, drawn, strict=True):
             self.indices[row] = index
             self.problems[row] = problem
             self.empty_actions[row] = self.ignored_actions[row] = 0
@@ -174,6 +176,10 @@ class Engine:
             self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
+
+    def _problem_and_prompt(self, index: int) -> tuple[Problem, list[int]]:
+        problem = self.task.problem(index)
+        return problem, self.encode(problem)
 
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""

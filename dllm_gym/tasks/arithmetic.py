@@ -9,6 +9,7 @@ are written and do not matter, others follow from what is already on the canvas.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -92,10 +93,10 @@ class ArithmeticTask:
             content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)
             if _longest_wording(start, steps) < self.completion_length and split_of(content) == self.split:
                 break
-        clauses = [f"{rng.choice(_NAMES)} has {start} {rng.choice(_OBJECTS)}"]
+        clauses = [f"{_pick(_NAMES, rng)} has {start} {_pick(_OBJECTS, rng)}"]
         for op, operand, _ in steps:
             if op in "+-":
-                clauses.append(f"{rng.choice(_VERBS[op])} {operand}")
+                clauses.append(f"{_pick(_VERBS[op], rng)} {operand}")
             else:
                 clauses.append(f"{_VERBS[f'{op}{operand}'][0]} them")
         return Problem(
@@ -109,8 +110,8 @@ class ArithmeticTask:
         value, words = problem.metadata["start"], []
         for op, operand, result in problem.metadata["steps"]:
             if rng.random() >= _NO_CONNECTIVE:
-                words.append(_CONNECTIVES[rng.integers(len(_CONNECTIVES))])
-            words.append(f"{value} {op} {operand} {_EQUALS[rng.integers(len(_EQUALS))]} {result}.")
+                words.append(_pick(_CONNECTIVES, rng))
+            words.append(f"{value} {op} {operand} {_pick(_EQUALS, rng)} {result}.")
             value = result
         return " ".join(words) + f" #### {value}"
 
@@ -131,6 +132,11 @@ class ArithmeticTask:
         return {"answer_correct": float(answer is not None and answer[1] == problem.reference)}
 
 
+def _pick(words: Sequence[str], rng: np.random.Generator) -> str:
+    """What ``rng.choice`` picks, without making an array first."""
+    return words[int(rng.integers(len(words)))]
+
+
 def _draw_chain(num_steps: int, two_digit_share: float, rng: np.random.Generator) -> tuple[int, list[Step]]:
     start = value = int(rng.integers(1, 100))
     steps: list[Step] = []
@@ -145,7 +151,7 @@ def _draw_operation(value: int, two_digit_share: float, rng: np.random.Generator
     """An operation whose result stays within 1 to 99."""
     possible = ["+"] * 3 * (value < 99) + ["-"] * 3 * (value > 1)
     possible += ["*2"] * (value <= 49) + ["*3"] * (value <= 33) + ["/2"] * (value % 2 == 0)
-    choice = possible[rng.integers(len(possible))]
+    choice = _pick(possible, rng)
     if choice not in "+-":
         return choice[0], int(choice[1])
     largest = 99 - value if choice == "+" else value - 1
