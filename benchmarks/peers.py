@@ -3,7 +3,8 @@
 The loops are the publishers' own files, from checkouts you name; nothing of them is kept here:
 
     git clone https://github.com/ML-GSAI/LLaDA && git clone https://github.com/NVlabs/Fast-dLLM
-    python benchmarks/peers.py --peer llada=LLaDA --peer fast-dllm=Fast-dLLM
+    git clone https://github.com/ZHZisZZ/dllm && git clone https://github.com/apple/ml-rl-dllm
+    python benchmarks/peers.py llada=LLaDA fast-dllm=Fast-dLLM dllm=dllm ml-rl-dllm=ml-rl-dllm
 
 Every row of a peer drives its loop and our strategy from the same prompts with the same transformers model
 in float32 and compares the canvas before every forward: the same tokens, at the same places, in the same
@@ -17,21 +18,25 @@ differ from 1 by less than float32 holds; their order is rounding then, in the p
 apart. What the model gives to the mask token then no longer vanishes, and the loops count it where we do not,
 as it is never written; so the peer's model is kept from it.
 
-Then both are timed, in turns: problems per second of the peer's loop, one problem at a time as it is made
-for, and of ours with 1 and with 64 rows.
+Then both are timed, in turns: problems per second one problem at a time, and, for loops that take several
+prompts of different length, in batches of 64 beside our 64 rows. A loop that does not is timed one problem
+at a time there, too. *Same text* counts completions that are equal to ours to the last token.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import statistics
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -60,34 +65,61 @@ class Case:
 
     agent: str
     block_length: int
-    steps_per_block: int  # the loops want it even where it decides nothing
-    peer: dict[str, Any] = field(default_factory=dict)
+    peer: dict[str, Any]
 
 
+def _steps(agent: str, block_length: int, steps: int, **peer: Any) -> Case:
+    """For loops that are told how many steps a block of the completion takes."""
+    return Case(agent, block_length, {"steps": steps * (LENGTH // block_length), **peer})
+
+
+LENGTH = 48  # of the embedded model's completions
 LLADA = (
-    Case("confidence:k=1", 8, 8),
-    Case("confidence:k=2", 48, 24),
-    Case("confidence:steps_per_block=3", 8, 3),
-    Case("confidence:steps_per_block=7", 16, 7),
-    Case("confidence:steps_per_block=13", 48, 13),
-    Case("random:k=1", 8, 8, {"remasking": "random"}),
-    Case("random:steps_per_block=7", 16, 7, {"remasking": "random"}),
-    Case("random:steps_per_block=13", 48, 13, {"remasking": "random"}),
+    _steps("confidence:k=1", 8, 8),
+    _steps("confidence:k=2", 48, 24),
+    _steps("confidence:steps_per_block=3", 8, 3),
+    _steps("confidence:steps_per_block=7", 16, 7),
+    _steps("confidence:steps_per_block=13", 48, 13),
+    _steps("random:k=1", 8, 8, remasking="random"),
+    _steps("random:steps_per_block=7", 16, 7, remasking="random"),
+    _steps("random:steps_per_block=13", 48, 13, remasking="random"),
 )
 FAST_DLLM = (
-    Case("confidence:steps_per_block=7", 16, 7),
-    Case("fast-dllm:threshold=0.9", 8, 8, {"threshold": 0.9}),
-    Case("fast-dllm:threshold=0.6", 16, 16, {"threshold": 0.6}),
-    Case("fast-dllm:threshold=0.99", 48, 48, {"threshold": 0.99}),
-    Case("fast-dllm-factor-released:factor=1", 8, 8, {"factor": 1.0}),
-    Case("fast-dllm-factor-released:factor=0.5", 16, 16, {"factor": 0.5}),
-    Case("fast-dllm-factor-released:factor=1.5", 48, 48, {"factor": 1.5}),
+    _steps("confidence:steps_per_block=7", 16, 7),
+    _steps("fast-dllm:threshold=0.9", 8, 8, threshold=0.9),
+    _steps("fast-dllm:threshold=0.9", 48, 48, threshold=0.9),
+    _steps("fast-dllm:threshold=0.6", 16, 16, threshold=0.6),
 )
-PEERS = {"llada": LLADA, "fast-dllm": FAST_DLLM}
+FAST_DLLM_FACTOR = (  # in newer versions only
+    _steps("fast-dllm-factor-released:factor=1", 8, 8, factor=1.0),
+    _steps("fast-dllm-factor-released:factor=0.5", 16, 16, factor=0.5),
+    _steps("fast-dllm-factor-released:factor=1.5", 48, 48, factor=1.5),
+)
+DLLM = (
+    Case("fast-dllm:threshold=0.9", 8, {"steps": 48, "threshold": 0.9}),
+    Case("fast-dllm:threshold=0.9", 48, {"steps": 48, "threshold": 0.9}),
+)
+ML_RL_DLLM = (
+    Case("fast-dllm:threshold=0.9", 8, {"remasking": "fastdllm", "thres": 0.9}),
+    Case("fast-dllm:threshold=0.9", 48, {"remasking": "fastdllm", "thres": 0.9}),
+    Case("confidence:k=2", 48, {"remasking": "low_confidence", "steps": 24}),
+)
+
+Loop = Callable[[Any, list[list[int]], Case, Any], np.ndarray]
+"""Takes model, B prompts, case and backend; gives the completions ``(B, L)``."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A published loop: how it is loaded from a checkout, whether it takes batches, what is compared."""
+
+    load: Callable[[Path], Loop]
+    batches: bool
+    cases: tuple[Case, ...]
 
 
 class Recorded:
-    """A dLLM as the peers' loops call one; remembers the canvas ``(L,)`` of every call.
+    """A dLLM as the peers' loops call one; remembers the first row's canvas ``(L,)`` of every call.
 
     Args:
         model: The transformers model.
@@ -96,10 +128,11 @@ class Recorded:
     """
 
     def __init__(self, model: Any, length: int, excluded: list[int]) -> None:
-        self.device, self._model, self._length, self._excluded = model.device, model, length, excluded
+        self.device, self.dtype, self._model = model.device, model.dtype, model
+        self._length, self._excluded = length, excluded
         self.canvases: list[np.ndarray] = []
 
-    def __call__(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
+    def __call__(self, tokens: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> Any:
         """The model's output, with ``logits``."""
         self.canvases.append(tokens[0, -self._length :].numpy().copy())
         output = self._model(tokens, attention_mask=attention_mask)
@@ -107,36 +140,93 @@ class Recorded:
         return output
 
 
-def load_loop(checkout: Path) -> Any:
-    """The function ``generate`` of a checkout; its own model class is not needed and stays out."""
+def left_padded(prompts: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of any length as ``(B, P)``, and the attention mask."""
+    longest = max(map(len, prompts))
+    rows = [[pad_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(rows), torch.tensor(mask)
+
+
+def load_generate(checkout: Path, batches: bool) -> Loop:
+    """The function ``generate`` of LLaDA and Fast-dLLM; their own model class is not needed and stays out."""
     for place in ("generate.py", "llada/generate.py", "v1/llada/generate.py"):
         if (checkout / place).is_file():
-            spec = importlib.util.spec_from_file_location(f"peer_{abs(hash(checkout))}", checkout / place)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            model, modeling = types.ModuleType("model"), types.ModuleType("model.modeling_llada")
-            modeling.LLaDAModelLM = None  # type: ignore[attr-defined]
-            with patch.dict(sys.modules, {"model": model, "model.modeling_llada": modeling}):
-                spec.loader.exec_module(module)
-            return module.generate
-    raise FileNotFoundError(f"{checkout} holds no generate.py, llada/generate.py or v1/llada/generate.py")
+            break
+    else:
+        raise FileNotFoundError(f"{checkout} holds no generate.py, llada/generate.py or v1/llada/generate.py")
+    spec = importlib.util.spec_from_file_location(f"peer_{abs(hash(checkout))}", checkout / place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    model, modeling = types.ModuleType("model"), types.ModuleType("model.modeling_llada")
+    modeling.LLaDAModelLM = None  # type: ignore[attr-defined]
+    with patch.dict(sys.modules, {"model": model, "model.modeling_llada": modeling}):
+        spec.loader.exec_module(module)
+
+    def loop(model: Any, prompts: list[list[int]], case: Case, backend: Any) -> np.ndarray:
+        tokens, mask = left_padded(prompts, backend.pad_token_id)
+        options = {"gen_length": LENGTH, "block_length": case.block_length, "mask_id": backend.mask_token_id}
+        if batches:
+            options["attention_mask"] = mask
+        output = module.generate(model, tokens, **options, **case.peer)
+        output = output[0] if isinstance(output, tuple) else output  # Fast-dLLM returns its forwards as well
+        completions: np.ndarray = output[:, -LENGTH:].numpy()
+        return completions
+
+    return loop
 
 
-def run_peer(loop: Any, case: Case, model: Any, prompt: list[int], length: int, mask_id: int) -> np.ndarray:
-    """The completion ``(L,)`` that the peer's loop writes."""
-    output = loop(
-        model,
-        torch.tensor([prompt]),
-        steps=case.steps_per_block * (length // case.block_length),
-        gen_length=length,
-        block_length=case.block_length,
-        mask_id=mask_id,
-        **case.peer,
-    )
-    tokens = output[0] if isinstance(output, tuple) else output  # Fast-dLLM returns its forwards as well
-    completion: np.ndarray = tokens[0, -length:].numpy()
-    return completion
+def bare_import(checkout: Path, name: str, *also: str) -> Any:
+    """A module of a checkout, without what the packages around it, or ``also``, import at their top."""
+    parents = [*accumulate(name.split(".")[:-1], "{}.{}".format), *also]
+    for parent in parents:
+        package = types.ModuleType(parent)
+        package.__path__ = [str(checkout.joinpath(*parent.split(".")))]
+        if not Path(package.__path__[0]).is_dir():
+            raise FileNotFoundError(f"{checkout} holds no {name}: {package.__path__[0]} is missing")
+        sys.modules[parent] = package
+    return importlib.import_module(name)
+
+
+def load_dllm(checkout: Path) -> Loop:
+    """The Fast-dLLM sampler of ZHZisZZ/dllm."""
+    name = "dllm.pipelines.fastdllm.llada.sampler"
+    sampler = bare_import(checkout, name, "dllm.core", "dllm.core.samplers").FastdLLMLLaDASampler
+
+    def loop(model: Any, prompts: list[list[int]], case: Case, backend: Any) -> np.ndarray:
+        names = ("mask_token_id", "bos_token_id", "eos_token_id")
+        tokenizer = types.SimpleNamespace(**{name: getattr(backend, name, None) for name in names})
+        made = sampler(model=model, tokenizer=tokenizer)
+        options = {"max_new_tokens": LENGTH, "block_size": case.block_length, "return_dict": False}
+        output = made.sample(prompts, **options, **case.peer)
+        rows = zip(output, prompts, strict=True)
+        return np.stack([row[len(prompt) : len(prompt) + LENGTH].numpy() for row, prompt in rows])
+
+    return loop
+
+
+def load_ml_rl_dllm(checkout: Path) -> Loop:
+    """The loop of the paper's released code."""
+    generate = bare_import(checkout, "common.generation.generation").generate_unified
+
+    def loop(model: Any, prompts: list[list[int]], case: Case, backend: Any) -> np.ndarray:
+        tokens, mask = left_padded(prompts, backend.pad_token_id)
+        options = {"gen_length": LENGTH, "block_length": case.block_length, "mask_id": backend.mask_token_id}
+        output = generate(model, tokens, attention_mask=mask, **options, **case.peer)
+        completions: np.ndarray = output.sequences[:, -LENGTH:].numpy()
+        return completions
+
+    return loop
+
+
+PEERS = {
+    "llada": Peer(partial(load_generate, batches=True), True, LLADA),
+    "fast-dllm": Peer(partial(load_generate, batches=False), False, FAST_DLLM),
+    "fast-dllm-factor": Peer(partial(load_generate, batches=False), False, FAST_DLLM_FACTOR),
+    "dllm": Peer(load_dllm, True, DLLM),
+    "ml-rl-dllm": Peer(load_ml_rl_dllm, True, ML_RL_DLLM),
+}
 
 
 def run_ours(env: Any, agent: Any, problem: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -188,7 +278,7 @@ def softened() -> TransformersBackend:
 
 
 def compare_canvases(
-    loop: Any, case: Case, backend: Any, problems: int, excluded: list[int]
+    loop: Loop, case: Case, backend: Any, problems: int, excluded: list[int]
 ) -> dict[str, Any]:
     """How often the peer's loop and ours write the same canvases, and in how many forwards."""
     env: Any = gym.make(
@@ -208,38 +298,60 @@ def compare_canvases(
         model.canvases.clear()
         prompt = backend.encode_prompt(engine.task.problem(index).prompt)
         with our_draws(index, engine.length):
-            completion = run_peer(loop, case, model, prompt, engine.length, backend.mask_token_id)
+            (completion,) = loop(model, [prompt], case, backend)
         theirs = [*model.canvases, completion]
         if hasattr(agent, "seed"):
             agent.seed([0], [index])
         ours, confidences = run_ours(env, agent, index)
-        counts[judge(theirs, ours, confidences, case.peer.get("threshold"))] += 1
+        counts[judge(theirs, ours, confidences, case.peer.get("threshold", case.peer.get("thres")))] += 1
         counts["same_text"] += np.array_equal(theirs[-1], ours[-1])
         forwards["peer"] += len(theirs) - 1
         forwards["ours"] += len(ours) - 1
     return {**counts, "forwards_per_problem": {name: total / problems for name, total in forwards.items()}}
 
 
-def time_both(loop: Any, case: Case, backend: Any, problems: int, rounds: int) -> dict[str, float]:
-    """Problems per second, medians of rounds taken in turns."""
+def time_both(loop: Loop, batches: bool, case: Case, backend: Any, rounds: int) -> dict[str, Any]:
+    """For 1 row and ``ROWS``: problems per second of both, medians of rounds in turns, and their ratio.
+
+    A problem's time begins when it is drawn and ends when its answer is text; ours is also scored.
+    """
     task = dllm_gym.load_task(TASK, split="test")
-    prompts = [backend.encode_prompt(task.problem(index).prompt) for index in range(problems)]
+
+    def write(first: int, last: int) -> list[np.ndarray]:
+        prompts = [backend.encode_prompt(task.problem(index).prompt) for index in range(first, last)]
+        completions = loop(backend.model, prompts, case, backend)
+        for completion in completions:
+            backend.decode(completion)
+        return list(completions)
+
     settings = {"task": TASK, "backend": backend, "block_length": case.block_length}
-    seconds: dict[str, list[float]] = {"peer": [], "ours, 1 row": [], f"ours, {ROWS} rows": []}
-    for _ in range(rounds):
-        started = time.perf_counter()
-        for prompt in prompts:
-            run_peer(loop, case, backend.model, prompt, task.completion_length, backend.mask_token_id)
-        seconds["peer"].append(time.perf_counter() - started)
-        for name, rows in (("ours, 1 row", 1), (f"ours, {ROWS} rows", ROWS)):
+    found = {}
+    for rows in (1, ROWS):
+        size = rows if batches else 1
+        problems = 8 * ROWS if rows > 1 else ROWS // 2  # one at a time takes long
+        theirs, ours, ratios = [], [], []
+        for _ in range(rounds):
             started = time.perf_counter()
+            texts = [text for first in range(0, problems, size) for text in write(first, first + size)]
+            between = time.perf_counter()
             evaluate(case.agent, problems, "test", batch_size=rows, **settings)
-            seconds[name].append(time.perf_counter() - started)
-    return {name: round(problems / statistics.median(times), 2) for name, times in seconds.items() if times}
+            theirs.append(problems / (between - started))
+            ours.append(problems / (time.perf_counter() - between))
+            ratios.append(ours[-1] / theirs[-1])
+        recorded = evaluate(case.agent, problems, "test", batch_size=rows, record=True, **settings)
+        tokens: Any = recorded.recording and recorded.recording.tokens
+        same = sum(np.array_equal(one, other) for one, other in zip(texts, tokens, strict=True))
+        found[f"{rows} rows"] = {
+            "peer": round(statistics.median(theirs), 2),
+            "ours": round(statistics.median(ours), 2),
+            "ratio": round(statistics.median(ratios), 2),
+            "same_text": same / problems,
+        }
+    return found
 
 
-def compare(loop: Any, case: Case, problems: int, rounds: int) -> dict[str, Any]:
-    """One row of the table."""
+def compare(peer: Peer, loop: Loop, case: Case, problems: int, rounds: int) -> dict[str, Any]:
+    """What both write, and how fast."""
     trained: Any = dllm_gym.load_backend(BACKEND, dtype="float32", device="cpu")
     return {
         "agent": case.agent,
@@ -249,45 +361,54 @@ def compare(loop: Any, case: Case, problems: int, rounds: int) -> dict[str, Any]
             "as trained": compare_canvases(loop, case, trained, problems, []),
             "softened": compare_canvases(loop, case, softened(), problems, [trained.mask_token_id]),
         },
-        "problems_per_second": time_both(loop, case, trained, problems, rounds),
+        "batches": peer.batches,
+        "problems_per_second": time_both(loop, peer.batches, case, trained, rounds) if rounds else {},
     }
 
 
 def table(peer: str, rows: list[dict[str, Any]]) -> str:
-    """A peer's rows as Markdown."""
+    """A peer's rows as Markdown: what is written, then how fast."""
     kinds = ("same", "tie", "difference", "same_text")
-    lines = [
-        f"| {peer}'s loop as | block | model | same | tie | difference | same text | forwards: peer | ours "
-        f"| problems/s: peer | ours, 1 row | ours, {ROWS} rows |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    written = [
+        f"| {peer}'s loop as | block | model | same | tie | difference | same text | forwards: peer | ours |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    timed = [
+        f"| {peer}'s loop as | block | our rows | peer, problems/s | ours | times as fast | same text |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        speeds = [str(value) for value in row["problems_per_second"].values()] or ["-"] * 3
+        setting = f"| `{row['agent']}` | {row['block_length']}"
         for model, found in row["canvases"].items():
             forwards = [f"{value:.2f}" for value in found["forwards_per_problem"].values()]
-            cells = [f"`{row['agent']}`", row["block_length"], model]
-            cells += [found[kind] for kind in kinds] + forwards + speeds
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-            speeds = [""] * 3  # the times are those of the model as it is
-    return "\n".join(lines)
+            cells = [model, *(found[kind] for kind in kinds), *forwards]
+            written.append(f"{setting} | {' | '.join(map(str, cells))} |")
+        for number, found in row["problems_per_second"].items():
+            alone = "" if row["batches"] or number == "1 rows" else ", peer one by one"
+            cells = [found["peer"], found["ours"], f"**{found['ratio']}**", f"{found['same_text']:.1%}"]
+            timed.append(f"{setting} | {number}{alone} | {' | '.join(map(str, cells))} |")
+    return "\n".join([*written, "", *timed])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--peer", action="append", required=True, metavar="NAME=PATH")
+    parser.add_argument("peers", nargs="+", metavar="NAME=PATH", help=f"out of {', '.join(PEERS)}")
     parser.add_argument("--problems", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3, help="of the timing; 0 for none")
     parser.add_argument("--output", type=Path, default=RESULTS / "peers.json")
     arguments = parser.parse_args()
     results = {}
-    for text in arguments.peer:
+    for text in arguments.peers:
         name, _, checkout = text.partition("=")
         if name not in PEERS or not checkout:
-            parser.error(f"--peer wants NAME=PATH with a name out of {', '.join(PEERS)}, got {text!r}")
-        loop = load_loop(Path(checkout))
-        results[name] = [compare(loop, case, arguments.problems, arguments.rounds) for case in PEERS[name]]
+            parser.error(f"give NAME=PATH with a name out of {', '.join(PEERS)}, got {text!r}")
+        peer = PEERS[name]
+        loop = peer.load(Path(checkout).resolve())
+        results[name] = [
+            compare(peer, loop, case, arguments.problems, arguments.rounds) for case in peer.cases
+        ]
     write_json(arguments.output, {"machine": machine(), "results": results})
     text = "\n\n".join(table(name, rows) for name, rows in results.items())
     text += f"\n\n`python benchmarks/peers.py`, {machine()}\n"

@@ -25,7 +25,7 @@ import torch
 from model.modeling_llada import LLaDAModelLM
 
 
-def generate(model, prompt, steps, gen_length, block_length, mask_id, threshold=None, factor=None):
+def generate(model, prompt, steps, gen_length, block_length, mask_id):
     """A peer of another mind: one token at a time, from the left. Returns what Fast-dLLM returns."""
     x = torch.cat([prompt, torch.full((1, gen_length), mask_id)], dim=1)
     for i in range(prompt.shape[1], x.shape[1]):
@@ -59,24 +59,34 @@ def peers(benchmark) -> Any:
     return benchmark("peers")
 
 
-def test_a_peer_that_decodes_otherwise_is_told_apart(peers, tmp_path):
+def test_a_peer_that_decodes_otherwise_is_told_apart(peers, monkeypatch, tmp_path):
+    monkeypatch.setattr(peers, "ROWS", 2)
     (tmp_path / "llada").mkdir()
     (tmp_path / "llada" / "generate.py").write_text(WRONG_ORDER)
-    loop = peers.load_loop(tmp_path)
+    loop = peers.load_generate(tmp_path, batches=False)
     assert "model.modeling_llada" not in sys.modules
-    same = peers.compare(loop, peers.Case("left-to-right:k=1", 48, 48), problems=1, rounds=1)
-    other = peers.compare(loop, peers.Case("confidence:k=1", 48, 48), problems=1, rounds=0)
+    right = peers.Case("left-to-right:k=1", 48, {"steps": 48})
+    wrong = peers.Case("confidence:k=1", 48, {"steps": 48})
+    peer = peers.Peer(None, False, (right, wrong))
+    same = peers.compare(peer, loop, right, problems=1, rounds=1)
+    other = peers.compare(peer, loop, wrong, problems=1, rounds=0)
     assert [found["same"] for found in same["canvases"].values()] == [1, 1]
     assert [found["same"] for found in other["canvases"].values()] == [0, 0]
     assert other["canvases"]["softened"]["difference"] == 1
     assert same["canvases"]["as trained"]["forwards_per_problem"] == {"peer": 48, "ours": 48}
-    assert min(same["problems_per_second"].values()) > 0
-    assert "`left-to-right:k=1`" in peers.table("llada", [same, other])
+    speeds = same["problems_per_second"]
+    assert [found["same_text"] for found in speeds.values()] == [1, 1]
+    for found in speeds.values():
+        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"], rel=0.02)
+    text = peers.table("llada", [same, other])
+    assert "`left-to-right:k=1` | 48 | 2 rows, peer one by one |" in text
 
 
 def test_a_checkout_without_a_loop_is_refused(peers, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no generate\.py"):
-        peers.load_loop(tmp_path)
+        peers.load_generate(tmp_path, batches=False)
+    with pytest.raises(FileNotFoundError, match=r"holds no common\.generation\.generation"):
+        peers.load_ml_rl_dllm(tmp_path)
 
 
 def test_judging_where_two_decodings_part(peers):

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import write_checkpoint
+from toy_backend import ToyBackend, ToyTask
 
 import dllm_gym
 from dllm_gym.backends import load_backend
@@ -454,6 +455,17 @@ def test_every_step_is_one_row_of_one_forward(checkpoint, where, batch_size):
         assert set(backend.rows) == {1}
     if batch_size == 20:
         assert len(backend.rows) == result.records.nfe.max()
+
+
+def test_prompts_of_similar_length_are_decoded_together():
+    backend, task = ToyBackend(), ToyTask()
+    result = evaluate("confidence:k=3", 30, batch_size=4, backend=backend, task=task, split="train")
+    columns = [call.shape[1] for call in backend.calls]
+    assert columns == sorted(columns, reverse=True)
+    lengths = {len(task.problem(index).prompt) for index in range(30)}
+    assert len(lengths) > 2
+    assert set(columns) <= {length + task.completion_length for length in lengths}
+    assert np.array_equal(result.records.problem, np.arange(30))  # told in the order they were asked for
 
 
 def test_an_unchanged_canvas_is_not_computed_again(checkpoint, where):

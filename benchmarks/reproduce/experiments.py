@@ -39,7 +39,7 @@ class Budget:
     problems: int
 
 
-FULL = Budget("full", SEEDS, 1_200_000, 600_000, 800_000, 150_000, 150_000, 256, 1000)
+FULL = Budget("full", SEEDS, 1_200_000, 1_500_000, 800_000, 150_000, 150_000, 256, 1000)
 QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 64, 100)
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")

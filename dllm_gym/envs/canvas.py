@@ -48,6 +48,7 @@ class Canvas:
         self._block_length, self._blocks_from_prompt = block_length, blocks_from_prompt
         self._mask_token_id = mask_token_id
         self._pad_token_id = pad_token_id
+        self._rows = np.arange(num_rows)
         self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
         self._block_of = block_numbers(completion_length, block_length, np.zeros(num_rows, dtype=np.int64))
         self._prompts = np.full((num_rows, 0), pad_token_id, dtype=np.int64)  # (N, P)
@@ -78,8 +79,8 @@ class Canvas:
 
     def in_active_block(self) -> BoolArray:
         """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""
-        first_masked = self.masked.argmax(axis=1)[:, None]  # (N, 1)
-        inside: BoolArray = self._block_of == np.take_along_axis(self._block_of, first_masked, axis=1)
+        first_masked = self.masked.argmax(axis=1)  # (N,)
+        inside: BoolArray = self._block_of == self._block_of[self._rows, first_masked][:, None]
         return inside
 
     def active_window(self, rows: IntArray) -> IntArray:

@@ -181,6 +181,17 @@ class Engine:
         problem = self.task.problem(index)
         return problem, self.encode(problem)
 
+    def prompt_length(self, index: int) -> int:
+        """Number of tokens that stand before the completion of a problem.
+
+        Raises:
+            ValueError: If the task has no such problem.
+        """
+        try:
+            return len(self._draw(int(index))[1])
+        except IndexError as error:
+            raise ValueError(str(error)) from None
+
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""
         ids = self.backend.encode_prompt(problem.prompt)

@@ -36,7 +36,9 @@ def decode(
     """Decodes every problem once, in as few forwards as the engine's number of rows allows.
 
     A row that finishes takes the next problem in the same forward; when there is none left it drops out.
-    All randomness of an episode comes from ``seed`` and its problem, so the batch size changes nothing.
+    Problems with long prompts come first: prompts decoded together are then of similar length, which saves
+    padding. All randomness of an episode comes from ``seed`` and its problem, so the batch size changes
+    nothing.
 
     Args:
         agent: Chooses the positions.
@@ -50,7 +52,8 @@ def decode(
         Episodes in the order they finish.
     """
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
-    waiting = iter(range(len(problems)))
+    lengths = [engine.prompt_length(problem) for problem in problems]
+    waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
 
     def start(rows: np.ndarray) -> np.ndarray:
         """Gives rows their next problems; returns those that got one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -86,24 +87,8 @@ class ArithmeticTask:
 
     def problem(self, index: int) -> Problem:
         """Problem ``index`` of the split. ``metadata``: ``start`` and ``steps`` (op, operand, result)."""
-        rng = problem_rng(self.seed, check_index(index, None))
-        num_steps = int(rng.integers(2, self.max_steps + 1))
-        while True:
-            start, steps = _draw_chain(num_steps, self.two_digit_share, rng)
-            content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)
-            if _longest_wording(start, steps) < self.completion_length and split_of(content) == self.split:
-                break
-        clauses = [f"{_pick(_NAMES, rng)} has {start} {_pick(_OBJECTS, rng)}"]
-        for op, operand, _ in steps:
-            if op in "+-":
-                clauses.append(f"{_pick(_VERBS[op], rng)} {operand}")
-            else:
-                clauses.append(f"{_VERBS[f'{op}{operand}'][0]} them")
-        return Problem(
-            prompt=", ".join(clauses) + ". Total?",
-            reference=str(steps[-1][2]),
-            metadata={"start": start, "steps": tuple(steps)},
-        )
+        settings = (self.seed, self.split, self.two_digit_share, self.max_steps, self.completion_length)
+        return _problem(*settings, check_index(index, None))
 
     def write(self, problem: Problem, rng: np.random.Generator) -> str:
         """A correct chain, connectives and equality words drawn uniformly."""
@@ -130,6 +115,31 @@ class ArithmeticTask:
         """``answer_correct``: 1.0 if the first number after ``####`` is right, whatever the chain."""
         answer = _ANSWER.search(completion)
         return {"answer_correct": float(answer is not None and answer[1] == problem.reference)}
+
+
+# comparing many agents on the same problems draws each only once; those of a small split take many trials
+@lru_cache(maxsize=4096)
+def _problem(
+    seed: int, split: str, two_digit_share: float, max_steps: int, completion_length: int, index: int
+) -> Problem:
+    rng = problem_rng(seed, index)
+    num_steps = int(rng.integers(2, max_steps + 1))
+    while True:
+        start, steps = _draw_chain(num_steps, two_digit_share, rng)
+        content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)
+        if _longest_wording(start, steps) < completion_length and split_of(content) == split:
+            break
+    clauses = [f"{_pick(_NAMES, rng)} has {start} {_pick(_OBJECTS, rng)}"]
+    for op, operand, _ in steps:
+        if op in "+-":
+            clauses.append(f"{_pick(_VERBS[op], rng)} {operand}")
+        else:
+            clauses.append(f"{_VERBS[f'{op}{operand}'][0]} them")
+    return Problem(
+        prompt=", ".join(clauses) + ". Total?",
+        reference=str(steps[-1][2]),
+        metadata={"start": start, "steps": tuple(steps)},
+    )
 
 
 def _pick(words: Sequence[str], rng: np.random.Generator) -> str:
