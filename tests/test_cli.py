@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import dllm_gym
 from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
-from dllm_gym import cli
+from dllm_gym import bench, cli
 from dllm_gym.evaluation import default_sweep
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -82,12 +83,12 @@ def assert_finite(value: Any) -> None:
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.code == 0
-    for command in ("list", "evaluate", "compare", "analyze", "generate", "pretrain", "train"):
+    for command in ("list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"):
         assert f" {command} " in done.out
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "evaluate", "compare", "analyze", "generate", "pretrain", "train"]
+    "command", ["list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"]
 )
 def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
@@ -233,6 +234,27 @@ def test_generate_refuses_an_empty_file(run, tmp_path):
     done = run(*GENERATE, "--file", tmp_path / "prompts.txt")
     assert done.code == 1
     assert "prompts.txt holds no prompts" in done.words
+
+
+# Bench ------------------------------------------------------------------------------------------------------
+
+
+def test_bench_json(run, monkeypatch):
+    monkeypatch.setattr(bench, "measure_limit", partial(bench.measure_limit, seconds=0.01))
+    sizes = ("--batch-size", 1, "--batch-size", 3, "--completion-length", 16)
+    done = run("bench", "--quick", *sizes, "--json", "-")
+    assert done.code == 0
+    assert [limit["batch_size"] for limit in done.json["limits"]] == [1, 3]
+    assert all(limit["completion_length"] == 16 for limit in done.json["limits"])
+    assert done.json["efficiency_batch_3"] == pytest.approx(done.json["limits"][1]["efficiency"], abs=1e-3)
+    assert done.json["machine"]["torch"]
+    assert "efficiency" in done.err
+
+
+def test_bench_needs_a_transformers_model(run):
+    done = run("bench", "--backend", "toy")
+    assert done.code == 1
+    assert "only transformers models have a bare forward to compare with" in done.words
 
 
 # Evaluate ---------------------------------------------------------------------------------------------------
