@@ -115,7 +115,9 @@ class UnmaskEnv(gym.Env[Observation, Action]):
 
     ## Arguments
     ```python
+    import gymnasium as gym
     import dllm_gym
+
     env = gym.make("DLLMUnmask-v0", task="arithmetic", block_length=8, alpha=1.0)
     ```
     - `backend=None`: the dLLM: an embedded one by name (`tiny-arithmetic`, `tiny-sudoku`), a local
