@@ -62,7 +62,7 @@ def mathml(formula: str, as_block: bool = False) -> str:
 
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
-    """Makes pages of what Markdown on GitHub does not need."""
+    """Gives pages what they need here and not on GitHub, or takes it away."""
     if page == "docs/environment":
         source[0] += f"\n{inspect.getdoc(UnmaskEnv)}\n"
     elif page.startswith("benchmarks/results/"):  # tables, written without a title

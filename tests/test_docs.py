@@ -107,6 +107,8 @@ PRINTS = {
     "docs/vectorization.md": [r"^\(8, 16\) MultiBinary\(16\)$", r"^[01]\.\d\d right$", r"^\{\d+: \d+, "],
 }
 
+WRITES = {"docs/analysis.md": {"analysis.png", "policy.npz"}, "docs/evaluation.md": {"pareto.png"}}
+
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch, tmp_path, registries):
@@ -119,6 +121,7 @@ def test_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch, tmp_path, reg
     printed = capsys.readouterr().out
     for pattern in PRINTS.get(page, []):
         assert re.search(pattern, printed, re.MULTILINE), printed
+    assert WRITES.get(page, set()) <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_few_snippets_are_left_out():
