@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/demo
 
-.PHONY: demo test lint types format bench reproduce clean
+.PHONY: demo test lint types format docs bench reproduce clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ types: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
+	@echo "file://$(CURDIR)/build/site/index.html"
 
 bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
 	$(BIN)/python benchmarks/limit.py

@@ -1,56 +1,140 @@
-"""What the README and the examples show a newcomer really runs."""
+"""What the README, the pages and the examples show a newcomer really runs."""
 
+import inspect
+import json
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import family_checkpoints
 import pytest
+import torch
 from PIL import Image
+from test_paper import write_tiny_checkpoint
 
 import dllm_gym.backends
+import dllm_gym.strategies
 import dllm_gym.tasks
+from dllm_agents import save_policy
+from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
+from dllm_gym.envs.unmask import UnmaskEnv
 
 ROOT = Path(__file__).parents[1]
+# Python that a user would paste, and the reason why it is not run, if there is one.
+SNIPPET = re.compile(r"(?:<!-- not run: (.+) -->\n)?```python\n(.*?)```", re.DOTALL)
 
 
-def run_snippets(page):
-    names: dict[str, object] = {}
-    for snippet in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL):
-        exec(compile(snippet, page, "exec"), names)  # our own text, not a stranger's
+def read_page(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return text + (inspect.getdoc(UnmaskEnv) if page == "docs/environment.md" else "")
+
+
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+ELSEWHERE = {"docs/libraries.md"}  # in test_libraries.py: some libraries need a process of their own
+WITH_PYTHON = [page for page in PAGES if SNIPPET.search(read_page(page)) and page not in ELSEWHERE]
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What is registered in a test does not stay."""
+    for module, name in (
+        (dllm_gym.tasks, "_TASKS"),
+        (dllm_gym.strategies, "_STRATEGIES"),
+        (dllm_gym.backends, "_factories"),
+        (dllm_gym.backends, "_loaded"),
+    ):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))
+
+
+# Pages ----------------------------------------------------------------------------------------------------
+
+
+def write_rows(path, *rows):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_data():
+    """A tiny LLaDA in a directory of the published one's name, where it is looked for first, and problems."""
+    Path("GSAI-ML").mkdir()
+    write_tiny_checkpoint(Path("GSAI-ML/LLaDA-8B-Instruct"), "llada")
+    problems = [{"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"} for n in range(40)]
+    write_rows("gsm8k/test.jsonl", problems[0])
+    write_rows("gsm8k/train.jsonl", *problems)
+    for n in range(40):
+        write_rows(f"MATH/train/algebra/{n}.json", {"problem": f"{n}^2?", "solution": f"\\boxed{{{n * n}}}"})
+    return problems[:1]
+
+
+def before_backends(monkeypatch):
+    write_data()
+    Path("inclusionAI").mkdir()
+    family_checkpoints.write_llada2(Path("inclusionAI/LLaDA2.0-flash"))
+    family_checkpoints.write_a2d_llama(Path("runs/my-a2d"))
+    return {"logits": lambda tokens, mask: torch.zeros(*tokens.shape, 9), "tokenizer": object()}
+
+
+def before_tasks(monkeypatch):
+    write_data()
+    return {}
+
+
+def before_paper(monkeypatch):
+    hub = {("openai/gsm8k", "main", "test"): write_data()}
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split: hub[name, config, split])
+    save_policy("runs/llada-bl32", UnmaskTransformer(UnmaskTransformerConfig(width=8)))
+    return {}
+
+
+# What a page takes for granted: files in the working directory, and names.
+BEFORE = {"docs/backends.md": before_backends, "docs/tasks.md": before_tasks, "docs/paper.md": before_paper}
+PRINTS = {
+    "README.md": [
+        r"(right|wrong) in \d+ steps",
+        r"#### \d+ \| \d\.\d tokens per step",
+        r"0\.\d+ right in \d+\.\d steps on average",
+    ],
+    "docs/analysis.md": [r"arithmetic-full \(sample\) \["],
+    "docs/evaluation.md": [
+        r"\(0\.\d+ to \d\.\d+\) right in",
+        r"arithmetic-full \(sample\): .0\.\d+ \(.\d\.\d+ to",
+    ],
+    "docs/extending.md": [r"^patient \d", r"^cautious\(threshold=0.8\)$", r"^0\.5 deadline$"],
+    "docs/generation.md": [r"#### \d+  \(\d+ steps, \d\.\d tokens per step\)", r"^1 ░", r"#### 15\n\Z"],
+    "docs/sandbox.md": [r"^finished \(True, False\)$"],
+    "docs/vectorization.md": [r"^\(8, 16\) MultiBinary\(16\)$", r"^[01]\.\d\d right$", r"^\{\d+: \d+, "],
+}
+
+WRITES = {"docs/analysis.md": {"analysis.png", "policy.npz"}, "docs/evaluation.md": {"pareto.png"}}
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch, tmp_path, registries):
+    """Its snippets share their names, as they do for a reader. Sizes are what keeps this short."""
+    monkeypatch.chdir(tmp_path)
+    names = BEFORE[page](monkeypatch) if page in BEFORE else {}
+    for reason, snippet in SNIPPET.findall(read_page(page)):
+        if not reason:
+            exec(compile(snippet, page, "exec"), names)  # our own text, not a stranger's
+    printed = capsys.readouterr().out
+    for pattern in PRINTS.get(page, []):
+        assert re.search(pattern, printed, re.MULTILINE), printed
+    assert WRITES.get(page, set()) <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_few_snippets_are_left_out():
+    reasons = [reason for page in PAGES for reason, _ in SNIPPET.findall(read_page(page)) if reason]
+    assert reasons == ["bitsandbytes wants a GPU"]
+
+
+# Examples -------------------------------------------------------------------------------------------------
 
 
 def run_example(monkeypatch, name, *arguments):
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-    # what an example registers must not stay
-    monkeypatch.setattr(dllm_gym.tasks, "_TASKS", dict(dllm_gym.tasks._TASKS))
-    monkeypatch.setattr(dllm_gym.backends, "_factories", dict(dllm_gym.backends._factories))
     runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
-
-
-def test_readme_snippets_run_from_top_to_bottom(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    run_snippets("README.md")
-    printed = capsys.readouterr().out
-    assert re.search(r"(right|wrong) in \d+ steps", printed)
-    assert re.search(r"#### \d+ \| \d\.\d tokens per step", printed)
-    assert re.search(r"0\.\d+ right in \d+\.\d steps on average", printed)
-
-
-def test_the_page_on_analysis_runs_from_top_to_bottom(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    run_snippets("docs/analysis.md")
-    printed = capsys.readouterr().out
-    assert "arithmetic-full (sample) [" in printed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["analysis.png", "policy.npz"]
-
-
-def test_the_page_on_generation_runs_from_top_to_bottom(capsys):
-    run_snippets("docs/generation.md")
-    printed = capsys.readouterr().out
-    assert re.search(r"#### \d+  \(\d+ steps, \d\.\d tokens per step\)", printed)
-    assert re.search(r"^1 ░", printed, re.MULTILINE)
-    assert re.search(r"#### 15$", printed.rstrip())
 
 
 def test_quickstart_shows_an_episode(capsys, monkeypatch):
@@ -65,12 +149,12 @@ def test_own_agent_is_compared(capsys, monkeypatch):
     assert "above their envelope" in printed
 
 
-def test_own_dllm_decodes_left_to_right(capsys, monkeypatch):
+def test_own_dllm_decodes_left_to_right(capsys, monkeypatch, registries):
     run_example(monkeypatch, "own_dllm.py")
     assert "'reveal what you know first': reward 0.167" in capsys.readouterr().out
 
 
-def test_a_callable_is_a_dllm(capsys, monkeypatch):
+def test_a_callable_is_a_dllm(capsys, monkeypatch, registries):
     run_example(monkeypatch, "callable_dllm.py")
     printed = capsys.readouterr().out
     assert "left-to-right  'the quick brown fox': reward 0.100" in printed
@@ -83,6 +167,39 @@ def test_generate_shows_what_a_policy_buys(capsys, monkeypatch):
     totals = re.findall(r"(\S+) +(\d+) right, (\d\.\d) tokens per step", printed)
     one_by_one, threshold, policy = (float(speed) for _, _, speed in totals)
     assert one_by_one <= 1 < threshold < policy
+
+
+def test_own_task_is_solved_where_steps_are_taken(capsys, monkeypatch, registries):
+    run_example(monkeypatch, "own_task.py", "--episodes", 10)
+    printed = re.findall(
+        r"^(\S+) +(\d+\.\d) steps, (\d\.\d\d) solved, score (\d\.\d\d)$", capsys.readouterr().out, re.M
+    )
+    solved = {name: (float(steps), float(solved), float(score)) for name, steps, solved, score in printed}
+    assert solved["fast-dllm(threshold=0.9)"][1] > 0.8
+    assert solved["random(k=8)"][0] == 2.0
+    assert solved["random(k=8)"][1] < 0.5
+    assert 0.2 < solved["random(k=8)"][2] < 0.8  # points for what is right
+
+
+def test_a_conditioned_policy_takes_the_steps_it_is_told(capsys, monkeypatch):
+    run_example(monkeypatch, "conditioned_policy.py", "--episodes", 16, "--target-steps", 4, 12)
+    found = re.findall(r"told +(\d+): +(\d+\.\d) steps, (\d\.\d\d) right", capsys.readouterr().out)
+    (told, few, _), (_, many, right) = [tuple(map(float, numbers)) for numbers in found]
+    assert told == 4
+    assert 3 < few < 7 < 10 < many < 14
+    assert right > 0.7
+
+
+def test_the_tour_runs_and_is_kept_without_outputs(capsys):
+    tour = json.loads((ROOT / "examples" / "tour.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in tour["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    names = {}
+    for cell in cells:
+        source = "".join(cell["source"]).replace("EPISODES = 100", "EPISODES = 8")
+        exec(compile(source, "tour.ipynb", "exec"), names)
+    assert names["EPISODES"] == 8
+    assert re.search(r"#### 17 \| \d\.\d tokens per step", capsys.readouterr().out)
 
 
 def test_film_is_an_animation(monkeypatch, tmp_path):

@@ -1,13 +1,17 @@
 """The rewards against their formulas, and what a learner relies on."""
 
+import functools
+import json
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_backend import ScriptedBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS, additive, correctness, multiplicative, multiplicative_paper
+from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
 
 ALPHAS = [0, 0.5, 1, 2]
 every_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS.keys())
@@ -79,3 +83,81 @@ def test_the_papers_form_pays_nothing_for_the_last_step(alpha):
 def test_additive_may_put_a_wrong_fast_answer_first():
     # why multiplicative is the default
     assert additive(0.0, 1, 32, 1.5) > additive(1.0, 32, 32, 1.5)
+
+
+# One's own ------------------------------------------------------------------------------------------------
+
+
+def scripted(**kwargs):
+    # 3 + 1 + 4 + 1 + 5 + 9 = 23: the toy's score is 3/4
+    return {"backend": ScriptedBackend([3, 1, 4, 1, 5, 9]), "task": ToyTask(), **kwargs}
+
+
+def deadline(score, steps, length, alpha):
+    return score - alpha * (steps > length / 2)
+
+
+class Bonus:
+    def __call__(self, score, steps, length, alpha):
+        return np.float32(score + 2)
+
+
+@pytest.mark.parametrize(
+    ("reward", "name", "fast", "slow"),
+    [
+        (deadline, "deadline", 0.75, 0.5),
+        (Bonus(), "Bonus", 2.75, 2.75),
+        (functools.partial(additive), "partial", 0.75 - 0.25 / 6, 0.5),
+        (lambda r, n, length, alpha: 1000 * n + length, "<lambda>", 1006.0, 6006.0),
+    ],
+)
+def test_a_function_is_a_reward(reward, name, fast, slow):
+    """It gets the score, the steps, L and alpha of the episode; single and batched environments agree."""
+    env = UnmaskEnv(**scripted(reward=reward, alpha=0.25))
+    envs = UnmaskVectorEnv(2, **scripted(reward=reward, alpha=0.25))
+    for paid, parts in ((fast, 1), (slow, 6)):
+        env.reset(seed=0), envs.reset(seed=0)
+        for part in np.split(np.arange(6), parts):
+            action = np.isin(np.arange(6), part)
+            _, one, over, _, _ = env.step(action)
+            _, both, _, _, _ = envs.step(np.stack([action, action]))
+        assert over
+        assert type(one) is float
+        assert one == pytest.approx(paid)
+        assert both == pytest.approx(paid)
+    description = env.engine.description()
+    assert description["reward"] == name
+    assert json.loads(json.dumps(description)) == description
+
+
+def test_a_function_gets_the_alpha_its_episode_drew_and_the_metric_asked_for():
+    env = UnmaskEnv(
+        **scripted(
+            reward=lambda r, n, length, alpha: r + alpha,
+            reward_metric="written",
+            alpha=(1, 9),
+            observe=("alpha",),
+        )
+    )
+    for seed in range(3):
+        observation, _ = env.reset(seed=seed)
+        *_, info = step = env.step(np.ones(6))
+        assert step[1] == pytest.approx(info["written"] + observation["alpha"][0])
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (3, "unknown reward 3; choose one of multiplicative, .*, or give a function of score, steps"),
+        (lambda score, steps: score, "reward <lambda> must take score, steps, length and alpha: too many"),
+        (lambda r, n, length, alpha: None, "must give a finite number, got None for score 0, steps 1"),
+        (
+            lambda r, n, length, alpha: math.inf if n == length else r,
+            "got inf for score 0, steps 6, length 6, alpha 0.5",
+        ),
+        (lambda r, n, length, alpha: math.nan if alpha > 1 else r, "got nan for .*, alpha 2"),
+    ],
+)
+def test_a_function_that_is_no_reward_is_refused_at_the_door(reward, message):
+    with pytest.raises(ValueError, match=message):
+        UnmaskEnv(**scripted(reward=reward, alpha=(0.5, 2)))

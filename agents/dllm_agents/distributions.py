@@ -38,7 +38,7 @@ def bernoulli_log_prob(logits: Tensor, action_mask: Tensor, actions: Tensor) -> 
 def bernoulli_entropy(logits: Tensor, action_mask: Tensor) -> Tensor:
     """Joint entropy in nats, ``(B,)``.
 
-    H = sum over k in C of softplus(-|b^k|) + |b^k| sigmoid(-|b^k|).
+    ``H = sum over k in C of softplus(-|b^k|) + |b^k| sigmoid(-|b^k|)``.
     This form of -s log s - (1 - s) log(1 - s), s = sigmoid(b^k), cancels nothing when s saturates.
     """
     magnitude = masked_logits(logits, action_mask).abs()

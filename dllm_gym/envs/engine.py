@@ -20,7 +20,7 @@ from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import STATISTICS, Memory
 from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
-from dllm_gym.envs.rewards import REWARDS
+from dllm_gym.envs.rewards import Reward, find_reward
 from dllm_gym.tasks import Problem, Task, load_task
 
 Observation = dict[str, NDArray[Any]]
@@ -65,7 +65,7 @@ class Engine:
         block_length: int | None = None,
         alpha: float | Sequence[float] = 1.0,
         target_steps: float | Sequence[float] = 1.0,
-        reward: str = "multiplicative",
+        reward: str | Reward = "multiplicative",
         reward_metric: str | None = None,
         on_empty: str = "best",
         temperature: float = 0.0,
@@ -91,7 +91,7 @@ class Engine:
         self.target_steps = _number_or_range("target_steps", target_steps, 1.0)
         self.temperature = _not_negative("temperature", temperature)
         self.on_empty = _one_of("on_empty", on_empty, ON_EMPTY)
-        self.reward = _one_of("reward", reward, REWARDS)
+        self.reward, self._price = find_reward(reward, self.length, self.alpha)
         self.metric_names = tuple(self.task.metrics("", self.task.problem(0)))
         if reward_metric is not None:
             _one_of("reward_metric", reward_metric, self.metric_names)
@@ -303,7 +303,7 @@ class Engine:
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
         target = self.targets[row]
         priced_steps = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
-        return REWARDS[self.reward](paid_for, priced_steps, self.length, self.alphas[row]), info
+        return float(self._price(paid_for, priced_steps, self.length, self.alphas[row])), info
 
     def _completion(self, row: int) -> list[int]:
         ids: list[int] = self.canvas.completions(np.array([row]))[0].tolist()

@@ -5,7 +5,13 @@ r is the task's score in [0, 1], n the steps used (or priced), L the completion 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from numbers import Real
+
+Reward = Callable[[float, float, int, float], float]  # (r, n, L, alpha) -> what the episode earns
 
 
 def multiplicative(score: float, steps: float, length: int, alpha: float) -> float:
@@ -34,9 +40,42 @@ def correctness(score: float, steps: float, length: int, alpha: float) -> float:
     return float(score)
 
 
-REWARDS: dict[str, Callable[[float, float, int, float], float]] = {
+REWARDS: dict[str, Reward] = {
     "multiplicative": multiplicative,
     "multiplicative-paper": multiplicative_paper,
     "additive": additive,
     "correctness": correctness,
 }
+
+
+def find_reward(reward: str | Reward, length: int, alphas: Sequence[float]) -> tuple[str, Reward]:
+    """The name of a reward and its function.
+
+    Args:
+        reward: A name in ``REWARDS``, or a function ``(score, steps, length, alpha) -> float``.
+        length: L of the episodes; a function is tried on the ends of what they can bring.
+        alphas: The smallest and the largest alpha of the episodes.
+
+    Raises:
+        ValueError: For an unknown name, and for a function that takes other arguments or gives no finite
+            number.
+    """
+    if isinstance(reward, str) and reward in REWARDS:
+        return reward, REWARDS[reward]
+    if not callable(reward):
+        known = ", ".join(REWARDS)
+        raise ValueError(
+            f"unknown reward {reward!r}; choose one of {known}, "
+            "or give a function of score, steps, length and alpha"
+        )
+    name = getattr(reward, "__name__", type(reward).__name__)
+    try:
+        inspect.signature(reward).bind(1.0, 1.0, length, alphas[0])
+    except TypeError as error:
+        raise ValueError(f"reward {name} must take score, steps, length and alpha: {error}") from None
+    for score, steps, alpha in product((0.0, 1.0), (1.0, float(length)), alphas):
+        paid: object = reward(score, steps, length, alpha)
+        if not isinstance(paid, Real) or not math.isfinite(paid):
+            seen = f"score {score:g}, steps {steps:g}, length {length}, alpha {alpha:g}"
+            raise ValueError(f"reward {name} must give a finite number, got {paid!r} for {seen}")
+    return name, reward

@@ -18,6 +18,7 @@ from dllm_gym.backends import Backend
 from dllm_gym.envs.canvas import BoolArray, IntArray
 from dllm_gym.envs.engine import Engine, Observation
 from dllm_gym.envs.rendering import render_ansi, render_rgb
+from dllm_gym.envs.rewards import Reward
 from dllm_gym.tasks import Task
 
 Action = NDArray[Any]
@@ -89,6 +90,8 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `additive`: `r - alpha * n / L`
     - `correctness`: `r`
 
+    or what a function `(r, n, L, alpha) -> float` of your own says.
+
     With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
     is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
     episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier.
@@ -112,7 +115,9 @@ class UnmaskEnv(gym.Env[Observation, Action]):
 
     ## Arguments
     ```python
+    import gymnasium as gym
     import dllm_gym
+
     env = gym.make("DLLMUnmask-v0", task="arithmetic", block_length=8, alpha=1.0)
     ```
     - `backend=None`: the dLLM: an embedded one by name (`tiny-arithmetic`, `tiny-sudoku`), a local
@@ -131,7 +136,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
       token of the prompt, as their publishers do; then the first block of a completion may be shorter.
     - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
     - `target_steps=1`: number of steps to aim at, or a range `(low, high)`; with 1, the fewer the better.
-    - `reward="multiplicative"`: see Rewards.
+    - `reward="multiplicative"`: one of the four names or a function, see Rewards.
     - `reward_metric=None`: r is this metric of the task instead of its score, such as `answer_correct` of
       `arithmetic`, which ignores the derivation. `is_success` and `score` stay what they are.
     - `on_empty="best"`: an action that selects nothing reveals the most confident selectable position;
@@ -177,7 +182,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         block_length: int | None = None,
         alpha: float | Sequence[float] = 1.0,
         target_steps: float | Sequence[float] = 1.0,
-        reward: str = "multiplicative",
+        reward: str | Reward = "multiplicative",
         reward_metric: str | None = None,
         on_empty: str = "best",
         temperature: float = 0.0,
