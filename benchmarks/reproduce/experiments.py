@@ -20,7 +20,8 @@ class Budget:
         name: Part of the directories.
         seeds: Training seeds.
         main_steps: Environment steps of the policy for full diffusion.
-        any_steps: Of the conditioned one.
+        any_steps: Of the conditioned one, with targets from 2 steps on.
+        further_steps: Of the same, going on with targets from 1.5 steps on.
         semi_steps: Of the semi-autoregressive one.
         short_steps: Of those that need few: the first with another alpha, and the one for sudoku.
         ablation_steps: Of those that are only compared with each other.
@@ -32,6 +33,7 @@ class Budget:
     seeds: tuple[int, ...]
     main_steps: int
     any_steps: int
+    further_steps: int
     semi_steps: int
     short_steps: int
     ablation_steps: int
@@ -39,8 +41,8 @@ class Budget:
     problems: int
 
 
-FULL = Budget("full", SEEDS, 1_200_000, 1_500_000, 800_000, 150_000, 150_000, 256, 1000)
-QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 64, 100)
+FULL = Budget("full", SEEDS, 1_200_000, 600_000, 900_000, 800_000, 150_000, 150_000, 256, 1000)
+QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 10_000, 64, 100)
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
 
@@ -77,7 +79,8 @@ def _alpha(alpha: float) -> Run:
 # In the order they are trained: whatever another one begins with comes before it.
 RUNS: dict[str, Run] = {
     "full": Run("grpo-full", {}, "main_steps"),
-    "any": Run("grpo-any", {}, "any_steps", begins_with="full"),
+    "any-first": Run("grpo-any", {}, "any_steps", begins_with="full"),
+    "any": Run("grpo-any", {"env": {"target_steps": [1.5, 24]}}, "further_steps", begins_with="any-first"),
     "semi": Run("grpo-semi", {}, "semi_steps"),
     "base": Run("grpo-full", {}),
     "additive": Run("grpo-full", {"env": {"reward": "additive"}}),
@@ -108,7 +111,7 @@ def run_config(name: str, seed: int, budget: Budget) -> TrainConfig:
         for key, value in run.changes.items()
     }
     steps = getattr(budget, run.steps)
-    evaluations = 8 if run.steps in ("main_steps", "any_steps") else 2
+    evaluations = 8 if run.steps in ("main_steps", "any_steps", "further_steps") else 2
     return config.updated(
         **merged,
         total_timesteps=steps,
@@ -156,7 +159,7 @@ TARGETS = (2, 4, 6, 9, 13, 18, 24)
 
 def evaluations() -> list[tuple[str, str, str]]:
     """(environment, run, options of the agent) of everything that is evaluated for each training seed."""
-    elsewhere = ("semi", "any", "sudoku")
+    elsewhere = ("semi", "any-first", "any", "sudoku")
     compared = [name for name in RUNS if name not in elsewhere]
     jobs = [("full", name, "dpls" if name == "dpls" else "sample") for name in compared]
     jobs += [("full", "full", "deterministic"), ("full", "base", "deterministic")]
