@@ -136,6 +136,12 @@ def test_an_empty_action_reveals_the_most_confident():
     assert torch.equal(changed.int().argmax(-1), confidence.masked_fill(~masked, -1.0).argmax(-1))
 
 
+def test_revealed_tokens_stay_whatever_the_agent_says():
+    logits, tokens, masked = random_block(1)
+    written = BlockWriter(lambda o: np.ones_like(o["mask"]), MASK).write(logits, tokens, masked, [0, 0, 0])
+    assert torch.equal(written, torch.where(masked, logits[..., :MASK].argmax(-1), tokens))
+
+
 def test_half_precision_logits_are_left_alone():
     logits, tokens, masked = random_block(1)
     low = logits.bfloat16()
@@ -236,6 +242,20 @@ def test_sglangs_step(make_algorithm, seed):
     assert done == (~masked.any(-1)).tolist()
     unfinished = masked.any(-1).int().tolist()
     assert [state["steps"] for state in states] == [0 + unfinished[0], 2 + unfinished[1], 7 + unfinished[2]]
+
+
+def test_sglang_gets_a_block_back_after_a_forward_over_its_last_token(make_algorithm):
+    logits, tokens, _ = random_block(1)
+    tokens = tokens.masked_fill(tokens == MASK, 0)
+    tokens[:2, 4] = MASK
+    algorithm = make_algorithm({"agent": FULL}, 8, MASK)
+    batch = forward_batch_of(tokens)
+    states = algorithm.init_step_state(batch)
+    assert algorithm.step(batch, logits.flatten(0, 1), states) == [False, False, True]
+    finished = batch.input_ids.clone()
+    assert not (finished == MASK).any()
+    assert algorithm.step(batch, logits.flatten(0, 1), states) == [True, True, True]
+    assert torch.equal(batch.input_ids, finished)
 
 
 def test_sglangs_configuration_is_checked(make_algorithm):

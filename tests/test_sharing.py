@@ -142,6 +142,7 @@ def test_a_repository_with_more_in_it(hub, tmp_path):
         "README.md": b"read me",
     }
     hub.add("they/mixed", files_of(POLICY) | hostile)
+    (tmp_path / "a" / "pulled").mkdir(parents=True)  # empty: welcome
     dllm_gym.pull("they/mixed", tmp_path / "a" / "pulled", endpoint=hub.url)
     assert hub.fetched() == POLICY_FILES
     assert set(files_of(tmp_path / "a" / "pulled")) == POLICY_FILES
