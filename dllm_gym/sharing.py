@@ -20,7 +20,7 @@ from typing import Any
 from dllm_gym.plugins import plugins
 
 CARD = "README.md"
-MAX_BYTES = 1 << 30  # of a whole repository: this is for what was trained here
+MAX_BYTES = 1 << 30  # of weights: this is for what was trained here
 MAX_TEXT_BYTES = 16 << 20  # of JSON or a card, which are parsed as a whole
 
 
