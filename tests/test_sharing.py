@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from hub_server import TOKEN, running_hub
-from test_docs import run_snippets
+from test_docs import SNIPPET, read_page
 
 import dllm_gym
 from dllm_agents import load_policy, save_policy
@@ -261,7 +261,9 @@ def test_the_page_on_sharing_runs_from_top_to_bottom(hub, tmp_path, monkeypatch)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.chdir(tmp_path)
     shutil.copytree(POLICY, "runs/mine")
-    run_snippets("docs/sharing.md")
+    names: dict[str, object] = {}
+    for _, snippet in SNIPPET.findall(read_page("docs/sharing.md")):
+        exec(compile(snippet, "docs/sharing.md", "exec"), names)
     assert set(files_of(tmp_path / "policies" / "name")) == POLICY_FILES
     assert hub.private == {"owner/name"}
 
