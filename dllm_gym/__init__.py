@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dllm_gym.envs.wrappers import MultiBinaryToMultiDiscrete, VectorMultiBinaryToMultiDiscrete
     from dllm_gym.evaluation import Recording, analyze, compare, evaluate
     from dllm_gym.generation import generate
+    from dllm_gym.sharing import pull, push
     from dllm_gym.strategies import make_strategy, register_strategy
     from dllm_gym.tasks import load_task, register_task
 
@@ -32,6 +33,8 @@ __all__ = [
     "load_backend",
     "load_task",
     "make_strategy",
+    "pull",
+    "push",
     "register_backend",
     "register_strategy",
     "register_task",
@@ -45,6 +48,8 @@ _HOMES = {
     "compare": "dllm_gym.evaluation",
     "evaluate": "dllm_gym.evaluation",
     "generate": "dllm_gym.generation",
+    "pull": "dllm_gym.sharing",
+    "push": "dllm_gym.sharing",
     "load_backend": "dllm_gym.backends",
     "register_backend": "dllm_gym.backends",
     "load_task": "dllm_gym.tasks",

@@ -31,7 +31,7 @@ from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.files import write_atomically, write_json, write_text
-from dllm_gym.tasks import GenerativeTask, load_task, task_names
+from dllm_gym.tasks import GenerativeTask, load_task, task_factory, task_names
 
 _STATE = "training_state.pt"
 _RECORD = "pretraining.json"
@@ -115,13 +115,14 @@ class PretrainConfig:
 def trained_length(directory: str | Path) -> int | None:
     """The longest completion that the dLLM in a directory was trained on, if this module trained it.
 
-    ``None`` also where its task is not registered.
+    ``None`` also where its task is not registered, or is none that a dLLM can be trained on here.
     """
     path = Path(directory) / _RECORD
     if not path.is_file():
         return None
     config = PretrainConfig(**json.loads(path.read_text(encoding="utf-8"))["config"])
-    if config.task not in task_names():
+    # the record may be a stranger's: it must not get at tasks that look for their data elsewhere
+    if config.task not in task_names() or not hasattr(task_factory(config.task), "write"):
         return None
     return max(load_task(config.task, **variant).completion_length for variant in config.variants)
 

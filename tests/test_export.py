@@ -64,6 +64,49 @@ def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
         assert torch.equal(decided[clear], torch.from_numpy(policy.act(observation))[clear])
 
 
+@pytest.mark.parametrize(
+    ("features", "options"),
+    [
+        (("confidence", "mask", "progress", "target_steps"), {}),
+        (FEATURES, {"beta": 2.0, "temperature": 0.5, "knobs": {"target_steps": 4.0}}),
+    ],
+)
+def test_onnx_computes_what_the_policy_does_at_any_size(tmp_path, features, options):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    policy = make_policy(features, **options)
+    path = export_policy(policy, tmp_path / "policy.onnx")
+    assert b"networks.py" not in path.read_bytes()  # torch notes where on this machine every line was
+    session = onnxruntime.InferenceSession(path)
+    assert {given.name for given in session.get_inputs()} == set(policy.requires)
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.onnx"]
+    for seed, (batch, length) in enumerate([(1, 1), (1, 48), (7, 5), (2, 80)]):
+        observation = observe(batch, length, seed)
+        (logits,) = session.run(["logits"], {key: observation[key] for key in policy.requires})
+        assert (logits.shape, logits.dtype) == ((batch, length), np.float32)
+        candidates = observation["action_mask"] == 1
+        assert (logits[~candidates] == -1e8).all()
+        probability = reveal_probability(policy, observation)
+        difference = 1 / (1 + np.exp(-logits[candidates])) - probability[candidates]
+        assert np.abs(difference).max(initial=0) < 1e-4
+
+
+def reveal_probability(policy, observation):
+    """min(1, beta sigmoid(b / temperature)), from the network itself."""
+    inputs = {key: torch.from_numpy(value) for key, value in observation.items()}
+    for key, value in policy.knobs.items():
+        inputs[key] = torch.full((len(inputs["mask"]), 1), value)
+    with torch.no_grad():
+        logits = policy.network(inputs)
+    return (policy.beta * torch.sigmoid(logits / policy.temperature)).clamp(max=1).numpy()
+
+
+def test_onnx_without_its_packages_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[onnx\]'"):
+        export_policy(make_policy(("confidence",)), tmp_path / "policy.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_it_runs_without_this_package(tmp_path):
     policy = make_policy(("confidence", "mask", "progress"))
@@ -83,8 +126,8 @@ def test_it_runs_without_this_package(tmp_path):
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"an exported policy is a .pt2 file, got .*policy.onnx"):
-        export_policy(make_policy(("confidence",)), tmp_path / "policy.onnx")
+    with pytest.raises(ValueError, match=r"an exported policy is a .pt2 or .onnx file, got .*policy.pt"):
+        export_policy(make_policy(("confidence",)), tmp_path / "policy.pt")
     policy = LearnedPolicy(make_policy(("confidence",)).network, decoding="dpls")
     with pytest.raises(ValueError, match="decoding 'dpls' cannot be exported"):
         export_policy(policy, tmp_path / "policy.pt2")

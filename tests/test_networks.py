@@ -16,6 +16,7 @@ from dllm_agents.networks import (
     UnmaskTransformer,
     UnmaskTransformerConfig,
     rotary_angles,
+    turn,
 )
 
 PAPER_FEATURES = ("confidence", "mask", "progress")
@@ -136,9 +137,9 @@ def test_rows_are_independent():
 
 
 def test_rotary_products_depend_on_relative_position_only():
-    rotation = rotary_angles(20, 8, torch.device("cpu"))[:, 0, 0]  # (L, 4)
-    q, k = torch.randn(4, dtype=torch.complex64), torch.randn(4, dtype=torch.complex64)
-    scores = ((q * rotation)[:, None] * (k * rotation).conj()[None]).sum(-1).real  # (L, L)
+    rotation = rotary_angles(20, 8, torch.device("cpu"))
+    q, k = turn(torch.randn(2, 8).expand(1, 20, 1, 2, 8), rotation)[0, :, 0].unbind(1)  # (L, 8)
+    scores = q @ k.T  # (L, L)
     for offset in (-7, -1, 0, 3):
         diagonal = scores.diagonal(offset)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=1e-3, atol=1e-4)

@@ -1,9 +1,10 @@
-"""A policy as one file that runs wherever torch does, without this package."""
+"""A policy as one file that runs without this package: wherever torch does, or wherever ONNX does."""
 
 from __future__ import annotations
 
 import copy
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -14,23 +15,27 @@ from dllm_agents.distributions import adjust_logits, masked_logits
 from dllm_agents.networks import Observation
 from dllm_gym.files import write_atomically
 
+SUFFIXES = (".pt2", ".onnx")
 _MASKS = ("mask", "action_mask")
 _PER_ROW = ("progress", "alpha", "target_steps")
 
 
 def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
-    """Writes what a policy computes as a program of ``torch.export``.
+    """Writes what a policy computes as a program of ``torch.export`` or of ONNX, by the ending of the file.
 
-    ``torch.export.load(path).module()(observation)`` takes a dictionary of what ``policy.requires`` names,
-    for any B and L: ``(B, L)``, ``(B, L, k)`` or ``(B, 1)`` as the environment gives it, int8 for ``mask``
-    and ``action_mask``, float32 for all others, on the device the policy was on. It returns logits
+    ``torch.export.load("policy.pt2").module()(observation)`` takes a dictionary of what ``policy.requires``
+    names, for any B and L: ``(B, L)``, ``(B, L, k)`` or ``(B, 1)`` as the environment gives it, int8 for
+    ``mask`` and ``action_mask``, float32 for all others, on the device the policy was on. It returns logits
     ``(B, L)`` float32, with temperature, beta and knobs built in: position k is revealed with probability
     sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then where the logit
     is largest. Positions that must not be revealed have -1e8.
 
+    ``onnxruntime.InferenceSession("policy.onnx").run(["logits"], observation)`` takes the same arrays by the
+    same names and gives the same logits.
+
     Args:
         policy: The policy.
-        path: The file, ending in ``.pt2``.
+        path: The file, ending in ``.pt2`` or ``.onnx``.
 
     Returns:
         The file.
@@ -38,16 +43,37 @@ def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
     Raises:
         ValueError: For another ending, or for a policy that draws from Dynamic Plackett-Luce, whose logits
             mean something else.
+        ImportError: For ``.onnx`` without the packages of the extra ``onnx``.
     """
-    if Path(path).suffix != ".pt2":
-        raise ValueError(f"an exported policy is a .pt2 file, got {path}")
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES:
+        raise ValueError(f"an exported policy is a {' or '.join(SUFFIXES)} file, got {path}")
     if policy.decoding == "dpls":
         raise ValueError("decoding 'dpls' cannot be exported; load the policy with another decoding")
     observation = {key: _example(key, policy) for key in policy.requires}
     batch, length = torch.export.Dim("B", max=2**20), torch.export.Dim("L", max=2**20)
     shapes = {key: {0: batch} if key in _PER_ROW else {0: batch, 1: length} for key in observation}
     program = torch.export.export(_Decision(policy).eval(), (observation,), dynamic_shapes=(shapes,))
-    return write_atomically(path, lambda temporary: torch.export.save(program, os.fspath(temporary)))
+    write = _write_onnx if suffix == ".onnx" else torch.export.save
+    return write_atomically(path, lambda temporary: write(program, os.fspath(temporary)))
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: str) -> None:
+    try:
+        import onnxscript  # noqa: F401  (torch's exporter imports it, and says less if it is missing)
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    except ImportError as error:
+        raise ImportError("ONNX needs further packages: pip install 'dllm-gym[onnx]'") from error
+
+    names = [name.removeprefix("observation_") for name in program.graph_signature.user_inputs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        converted = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=names, output_names=["logits"]
+        )
+    assert converted is not None
+    ClearMetadataAndDocStringPass()(converted.model)  # where on this machine every line of code was
+    converted.save(path, external_data=False)
 
 
 class _Decision(nn.Module):

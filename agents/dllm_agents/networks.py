@@ -181,10 +181,25 @@ class SettingEmbedding(TimeEmbedding):
 
 
 def rotary_angles(length: int, head_width: int, device: torch.device) -> Tensor:
-    """Complex factors ``(L, 1, 1, head_width / 2)`` of the rotary embedding (RoFormer, arXiv 2104.09864)."""
+    """Cosines and sines ``(L, 1, 1, head_width / 2, 2)`` of the rotary embedding (arXiv 2104.09864)."""
     frequencies = 10000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
     angles = torch.outer(torch.arange(length, device=device), frequencies)  # (L, head_width / 2)
-    return torch.polar(torch.ones_like(angles), angles)[:, None, None]
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None, None]
+
+
+def turn(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns interleaved pairs of the last dimension, as in the released code.
+
+    Maps ``(B, L, n, H, d)`` float32 to the same shape; ``rotation`` is that of ``rotary_angles``.
+    """
+    pairs = x.view(*x.shape[:-1], -1, 2)  # (B, L, n, H, d / 2, 2)
+    if torch.compiler.is_exporting():  # ONNX knows no complex numbers
+        even, odd = pairs.unbind(-1)
+        cos, sin = rotation.unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+    # one complex product is three times as fast on a CPU as the sum of two real ones
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotation)
+    return torch.view_as_real(turned).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -200,10 +215,7 @@ class Attention(nn.Module):
         """Maps ``(B, L, D)`` to the same shape; ``rotation`` is that of ``rotary_angles``."""
         batch, length, width = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.heads, width // self.heads)
-        # A complex product turns interleaved pairs, as in the released code, three times as fast on a
-        # CPU as the usual sum of two real products.
-        pairs = torch.view_as_complex(qkv[:, :, :2].float().unflatten(-1, (-1, 2)))  # (B, L, 2, H, d / 2)
-        turned = torch.view_as_real(pairs * rotation).flatten(-2).to(qkv.dtype)
+        turned = turn(qkv[:, :, :2].float(), rotation).to(qkv.dtype)
         q, k = turned.permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
         v = qkv[:, :, 2].transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v)

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from dllm_agents.agent import LearnedPolicy
+    from dllm_gym.sharing import Kind
 
 
 def load_agent(text: str) -> LearnedPolicy | None:
@@ -45,6 +46,13 @@ def agent_names() -> list[str]:
     from dllm_agents.checkpoint import shipped_policies
 
     return [f"policy:{name}" for name in shipped_policies()]
+
+
+def shared_kinds() -> list[Kind]:
+    """Policies can be pushed to a hub and pulled."""
+    from dllm_agents.card import POLICY
+
+    return [POLICY]
 
 
 def _options(text: str) -> dict[str, Any]:

@@ -31,7 +31,7 @@ VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 OBSERVE = (*STATISTICS, "tokens", "alpha", "target_steps")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
-_AT_REVEALED = {"entropy": 0.0, "margin": 1.0, "top_k": 0.0, "hidden": 0.0}
+_AT_REVEALED = {"confidence": 1.0, "entropy": 0.0, "margin": 1.0, "top_k": 0.0, "hidden": 0.0}
 
 
 class Engine:
@@ -211,8 +211,7 @@ class Engine:
         empty = ~selected.any(axis=1)
         self.empty_actions[rows] += empty
         if self.on_empty == "best" and empty.any():
-            confidence = np.where(candidates[empty], self._predicted["confidence"][rows[empty]], -1.0)
-            selected[np.flatnonzero(empty), confidence.argmax(axis=1)] = True
+            select_best_where_empty(selected, candidates, self._predicted["confidence"][rows])
         self.canvas.apply(rows, selected, self._tokens[rows])
         changed: BoolArray = np.any(selected, axis=1)
         return changed
@@ -258,15 +257,10 @@ class Engine:
             masked, shown = masked & inside, shown & inside
         observation: Observation = {
             "action_mask": self.canvas.selectable().astype(np.int8),
-            "confidence": np.where(shown, self._predicted["confidence"], np.float32(1.0)),
             "mask": masked.astype(np.int8),
             "progress": (self.canvas.steps[:, None] / self.length).astype(np.float32),
+            **hide_revealed(self._predicted, shown),
         }
-        for name in self._statistics:
-            where = shown if self._predicted[name].ndim == 2 else shown[..., None]
-            observation[name] = np.where(where, self._predicted[name], np.float32(_AT_REVEALED[name]))
-        if "top_k" in observation:
-            observation["top_k"][~shown, 0] = 1.0
         if "tokens" in self.observe:
             observation["tokens"] = self.canvas.completions()
         if "alpha" in self.observe:
@@ -377,6 +371,31 @@ class Engine:
                 **{name: optional[name] for name in self.observe},
             }
         )
+
+
+def hide_revealed(predicted: Mapping[str, NDArray[Any]], shown: BoolArray) -> Observation:
+    """Confidence and further statistics as observed: certain wherever they are not ``shown``.
+
+    Args:
+        predicted: By name, ``(N, L)`` or ``(N, L, k)`` float32.
+        shown: ``(N, L)``.
+    """
+    observation = {}
+    for name, values in predicted.items():
+        where = shown if values.ndim == 2 else shown[..., None]
+        observation[name] = np.where(where, values, np.float32(_AT_REVEALED[name]))
+    if "top_k" in observation:
+        observation["top_k"][~shown, 0] = 1.0
+    return observation
+
+
+def select_best_where_empty(
+    selected: BoolArray, candidates: BoolArray, confidence: NDArray[np.float32]
+) -> None:
+    """Where a row of ``(R, L)`` selects nothing, selects its most confident candidate, if any, in place."""
+    empty = candidates.any(axis=1) & ~selected.any(axis=1)
+    best = np.where(candidates[empty], confidence[empty], -1.0).argmax(axis=1)
+    selected[np.flatnonzero(empty), best] = True
 
 
 def _embedded(task: str) -> str:

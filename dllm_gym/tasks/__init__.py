@@ -36,6 +36,21 @@ def task_names() -> list[str]:
     return sorted(_TASKS)
 
 
+def task_factory(name: str) -> Callable[..., Any]:
+    """What builds the registered task ``name``; in most cases its class.
+
+    Raises:
+        ValueError: For an unknown name.
+    """
+    if name not in _TASKS:
+        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
+    factory = _TASKS[name]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = getattr(import_module(module), attribute)
+    return factory
+
+
 def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
     """Builds a task by name.
 
@@ -51,12 +66,7 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
         ImportError: If the task needs a package that is not installed.
     """
     family, colon, member = name.partition(":")
-    if family not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
-    factory = _TASKS[family]
-    if isinstance(factory, str):
-        module, _, attribute = factory.partition(":")
-        factory = getattr(import_module(module), attribute)
+    factory = task_factory(family)
     if colon:
         kwargs = {"dataset": member, **kwargs}
     task: Task = call_named(f"task {name!r}", factory, {"split": split, **kwargs})
