@@ -233,6 +233,56 @@ def analyze(
 
 
 @app.command()
+def play(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Strategy or path of a policy; given again, they decode side by side. "
+            "Default: fast-dllm:threshold=0.9."
+        ),
+    ] = None,
+    problem: Annotated[int, typer.Option(min=0, help="Index of the problem in the split.")] = 0,
+    human: Annotated[
+        bool, typer.Option("--human", help="Decode it yourself, then see how the agents did.")
+    ] = False,
+    speed: Annotated[float, typer.Option(help="Steps per second, on the screen and in films.")] = 4.0,
+    gif: Annotated[Path | None, typer.Option(help="Write a film instead of showing it.")] = None,
+    mp4: Annotated[Path | None, typer.Option(help="The same as a video; needs dllm-gym[video].")] = None,
+    task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
+    backend: BackendOption = None,
+    block_length: BlockOption = "full",
+    split: SplitOption = "test",
+    alpha: AlphaOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
+) -> None:
+    """Watch agents decode a problem step by step, make a film of it, or decode it yourself."""
+    from dllm_gym.envs.rendering import mp4_writer, save_gif, save_mp4
+    from dllm_gym.looking import film as run
+    from dllm_gym.looking.terminal import play as play_yourself
+    from dllm_gym.looking.terminal import watch
+
+    if mp4 is not None:
+        mp4_writer()  # tells now if it is missing
+    agents = agent or ["fast-dllm:threshold=0.9"]
+    environment = _environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs)
+    options = {"problem": problem, "split": split, "seed": seed, **environment}
+    if human:
+        seen = play_yourself(agents, Console(), **options)
+    elif gif or mp4:
+        with console.status("decoding"):
+            seen = run(agents, **options)
+    else:
+        seen = watch(agents, Console(), speed, **options)
+    for path, save in ((gif, save_gif), (mp4, save_mp4)):
+        if seen is not None and path is not None:
+            save(seen.pictures(), path, fps=speed, hold_last=2.5)
+            console.print(f"film: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def generate(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to answer.", show_default=False)

@@ -26,6 +26,7 @@ from dllm_gym.evaluation import default_sweep
 pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
+COMMANDS = ("list", "evaluate", "compare", "analyze", "play", "generate", "pretrain", "bench", "train")
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
     "target_steps", "reward", "reward_metric", "on_empty", "temperature", "stop_at_eos", "episodes", "seed",
@@ -83,13 +84,11 @@ def assert_finite(value: Any) -> None:
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.code == 0
-    for command in ("list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"):
+    for command in COMMANDS:
         assert f" {command} " in done.out
 
 
-@pytest.mark.parametrize(
-    "command", ["list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
 
@@ -575,3 +574,39 @@ def test_console_script(tmp_path):
     assert error.startswith("error: ")
     assert str(tmp_path / "file") in error
     assert "Traceback" not in done.stderr
+
+
+# Play -------------------------------------------------------------------------------------------------------
+
+
+def test_play_prints_every_step_where_there_is_no_terminal(run):
+    done = run("play", "--agent", "confidence:k=2", "--agent", "random:k=3", "--problem", 7, *TOY)
+    assert done.code == 0
+    assert [f"step {at}/6" in done.out for at in range(5)] == [True] * 4 + [False]
+    assert "confidence(k=2): " in done.out
+    assert "random(k=3): " in done.out
+
+
+def test_play_makes_films(run, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    gif, mp4 = tmp_path / "a.gif", tmp_path / "a.mp4"
+    done = run("play", "--gif", gif, "--mp4", mp4, "--agent", "confidence:k=2", *TOY)
+    assert done.code == 0
+    assert done.out == ""
+    assert gif.read_bytes()[:6] == b"GIF89a"
+    assert mp4.read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--problem", 50], "problem index 50 is out of range"),
+        (["--speed", 0], "speed must be above 0"),
+        (["--human"], "needs a terminal"),
+        (["--agent", "nobody"], "'nobody' is neither a strategy nor"),
+    ],
+)
+def test_play_refuses(run, arguments, words):
+    done = run("play", *arguments, *TOY)
+    assert done.code == 1
+    assert words in done.words
