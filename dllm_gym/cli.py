@@ -283,6 +283,61 @@ def play(
 
 
 @app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(help="Folder of a training run, or an agent: policy:NAME, a path, a strategy.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html in the run's folder, or here.")
+    ] = None,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="With whom to compare it; may be given again. Default: fast-dllm:threshold=0.9."),
+    ] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(help="What compare --json wrote; default: compare.json in the run's folder, if there."),
+    ] = None,
+    episodes: EpisodesOption = 200,
+    split: SplitOption = "test",
+    seed: SeedOption = 0,
+    task: Annotated[str | None, typer.Option(help="Default, as for the following: that of the run.")] = None,
+    task_kwargs: Annotated[str | None, typer.Option(help="The task's parameters as JSON.")] = None,
+    backend: BackendOption = None,
+    block_length: Annotated[str | None, typer.Option(help="Block length, or 'full'.")] = None,
+    alpha: Annotated[float | None, typer.Option(min=0.0, help="Exponent of the step price.")] = None,
+    dtype: DtypeOption = None,
+    backend_kwargs: Annotated[str | None, typer.Option(help="The dLLM's keywords as JSON.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a training run or an agent."""
+    from dllm_gym.looking.report import report as run_report
+
+    given: dict[str, Any] = {
+        "task": task,
+        "task_kwargs": None if task_kwargs is None else _task_kwargs(task_kwargs),
+        "backend": backend,
+        "alpha": alpha,
+        "backend_kwargs": _backend_kwargs(dtype, backend_kwargs or "{}") or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if block_length is not None:
+        given["block_length"] = _block_length(block_length)
+    with console.status("") as status:
+        path = run_report(
+            run,
+            output,
+            agents=agent or ["fast-dllm:threshold=0.9"],
+            comparison=comparison,
+            episodes=episodes,
+            split=split,
+            seed=seed,
+            on_part=lambda part: status.update(escape(part)),
+            **given,
+        )
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def generate(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to answer.", show_default=False)

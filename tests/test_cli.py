@@ -26,7 +26,9 @@ from dllm_gym.evaluation import default_sweep
 pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
-COMMANDS = ("list", "evaluate", "compare", "analyze", "play", "generate", "pretrain", "bench", "train")
+COMMANDS = (
+    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "pretrain", "bench", "train",
+)  # fmt: skip
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
     "target_steps", "reward", "reward_metric", "on_empty", "temperature", "stop_at_eos", "episodes", "seed",
@@ -610,3 +612,35 @@ def test_play_refuses(run, arguments, words):
     done = run("play", *arguments, *TOY)
     assert done.code == 1
     assert words in done.words
+
+
+# Report -----------------------------------------------------------------------------------------------------
+
+
+def test_report_of_an_agent_and_of_a_run(run, tmp_path):
+    page = tmp_path / "pages" / "page.html"
+    arguments = ("--agent", "random:k=3", "--episodes", 6, "--block-length", 2)
+    done = run("report", "confidence:k=2", "--output", page, *arguments, *TOY)
+    assert done.code == 0
+    assert f"report: {page}" in done.err.replace("\n", "")
+    text = page.read_text()
+    expected = ("confidence(k=2)", "random(k=3)", "<td>block_length</td><td>2</td>")
+    assert all(words in text for words in expected)
+    folder = tmp_path / "mine"
+    save_network(folder / "best")
+    environment = {"task": "toy", "backend": "toy", "block_length": 3, "alpha": 2.0}
+    config = yaml.safe_dump(TrainConfig(env=environment).to_dict())
+    (folder / "config.yaml").write_text(config)
+    assert run("report", folder, "--episodes", 3, "--block-length", "full").code == 0
+    text = (folder / "report.html").read_text()
+    assert "There has been no evaluation yet." in text
+    assert "<td>env.block_length</td><td>3</td>" in text
+    assert "<td>block_length</td><td>6</td>" in text
+    assert "<td>alpha</td><td>2.0</td>" in text
+
+
+def test_report_refuses(run, tmp_path):
+    assert "neither a strategy nor" in run("report", tmp_path / "nothing").words
+    done = run("report", "confidence", "--comparison", tmp_path / "none.json", *TOY)
+    assert done.code == 1
+    assert "none.json" in done.words

@@ -41,6 +41,15 @@ def load_agent(text: str) -> LearnedPolicy | None:
     return None
 
 
+def read_run(text: str) -> dict[str, Any] | None:
+    """What the folder of a training run says (see ``runs``), or ``None``."""
+    if not Path(text).is_dir():
+        return None
+    from dllm_agents.runs import read_run
+
+    return read_run(text)
+
+
 def agent_names() -> list[str]:
     """What ``load_agent`` knows by name."""
     from dllm_agents.checkpoint import shipped_policies
@@ -99,7 +108,8 @@ def _train(
     """Train an unmasking policy."""
     from dllm_agents import parallel
     from dllm_agents.config import ALGORITHMS, find_config, load_config
-    from dllm_agents.training import CONFIG, train
+    from dllm_agents.runs import CONFIG
+    from dllm_agents.training import train
 
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")

@@ -136,6 +136,11 @@ def render_ansi(
     return "\n".join(lines)
 
 
+def token_text(token: str) -> str:
+    """A token as cells show it: an end token as a small symbol, control characters as escapes."""
+    return _END_SYMBOL if token in END_TOKENS else _visible(token)
+
+
 def ansi_cell_width(length: int, width: int) -> int:
     """How many letters of each of L tokens ``render_ansi`` has room for."""
     return max(1, min(_TERMINAL_CELL, width // grid_columns(length) - 1))
@@ -291,7 +296,7 @@ def _ansi_cell(frame: Frame, position: int, width: int, marked: bool) -> str:
             return _YELLOW + (f"[{shade * (width - 2)}]" if width > 2 else "#" * width) + _RESET
         return _DIM + shade * width + _RESET
     token = frame.tokens[position]
-    text = _END_SYMBOL if token in END_TOKENS else _visible(token)
+    text = token_text(token)
     if len(text) > width:
         text = text[: width - 1] + "…"
     style = _GREEN if frame.just_revealed[position] else _DIM if token in END_TOKENS else ""

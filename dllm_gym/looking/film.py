@@ -64,7 +64,9 @@ def film(
     team = [as_agent(agent) for agent in agents]
     if not team:
         raise ValueError("nobody to decode: give at least one agent")
-    observe = [key for agent in team for key in getattr(agent, "requires", ())]
+    observe = env_kwargs.pop("observe", ())
+    observe = [observe] if isinstance(observe, str) else list(observe)
+    observe += [key for agent in team for key in getattr(agent, "requires", ())]
     engine = Engine(len(team), split=split, observe=tuple(dict.fromkeys(observe)), **env_kwargs)
     labels = [str(getattr(agent, "label", type(agent).__name__)) for agent in team]
     frames: list[Frames] = []
