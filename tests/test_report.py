@@ -172,7 +172,10 @@ def test_a_comparison_in_the_folder_is_taken(run, tmp_path):
         [run], 10, strategies=[dllm_gym.make_strategy("random", k=5)], block_length=3, **TOY
     ).to_json()
     (folder / "compare.json").write_text(json.dumps(rows))
-    page = Page(report(folder, tmp_path / "page.html", episodes=4, agents=[]))
+    path = report(f"{folder}:deterministic", episodes=4, agents=[])
+    assert path == folder / "report.html"
+    page = Page(path)
+    assert "copy (deterministic)" in page.text
     assert "random(k=5)" in page.text
     assert "confidence(k=1)" not in page.text
     gap = f"{100 * rows[1]['envelope_gap']:+.1f}"

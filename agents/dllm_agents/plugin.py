@@ -42,12 +42,11 @@ def load_agent(text: str) -> LearnedPolicy | None:
 
 
 def read_run(text: str) -> dict[str, Any] | None:
-    """What the folder of a training run says (see ``runs``), or ``None``."""
-    if not Path(text).is_dir():
-        return None
+    """What the folder of a training run says (see ``runs``), if it is one; options may follow a colon."""
     from dllm_agents.runs import read_run
 
-    return read_run(text)
+    told = (read_run(place) for place in (text, text.rpartition(":")[0]) if place)
+    return next(filter(None, told), None)
 
 
 def agent_names() -> list[str]:

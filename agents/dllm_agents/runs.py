@@ -16,8 +16,9 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
     """What a training run has to tell, whether it has ended or not; ``None`` for another folder.
 
     Returns:
-        ``environment``, the arguments of ``UnmaskEnv``; ``settings``, the configuration by names with dots;
-        ``command``, empty if it is not known; and ``evaluations``, as in ``metrics.json``, those made so far.
+        ``directory``; ``environment``, the arguments of ``UnmaskEnv``; ``settings``, the configuration by
+        names with dots; ``command``, empty if it is not known; and ``evaluations``, as in ``metrics.json``,
+        those made so far.
 
     Raises:
         ValueError: For damaged files.
@@ -26,7 +27,7 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
     if not (directory / CONFIG).is_file():
         return None
     config = load_config(directory / CONFIG)
-    told = {"environment": dict(config.env), "settings": config.settings()}
+    told = {"directory": directory, "environment": dict(config.env), "settings": config.settings()}
     if (directory / METRICS).is_file():  # written at the end
         try:
             metrics = json.loads((directory / METRICS).read_text(encoding="utf-8"))

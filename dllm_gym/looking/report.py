@@ -78,10 +78,10 @@ def report(
         ValueError: For a run or agent that is not there, or a comparison that is none.
     """
     training = _read_run(str(run))
-    folder = Path(run) if Path(run).is_dir() else Path()
+    folder = Path() if training is None else training["directory"]
     tell = on_part or (lambda _: None)
-    if comparison is None and (folder / _COMPARISON).is_file():
-        comparison = folder / _COMPARISON if training is not None else None
+    if comparison is None and training is not None and (folder / _COMPARISON).is_file():
+        comparison = folder / _COMPARISON
     rows = None if comparison is None else read_comparison(comparison)
     environment = {**(training["environment"] if training is not None else {}), **env_kwargs}
     environment.pop("split", None)  # of the training

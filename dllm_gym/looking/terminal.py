@@ -62,7 +62,8 @@ def watch(agents: Sequence[Any], console: Console, speed: float = 4.0, **film_kw
                 state.advance(time.monotonic())
                 boards = _boards(seen[state.at], console.width)
                 keys = playback.HELP if keyboard.is_there() else ""
-                live.update(Group(boards, "", _line(state.note), _line(keys, "dim")), refresh=True)
+                # what is too long for the screen is cut at the bottom
+                live.update(Group(_line(keys, "dim"), _line(state.note), "", boards), refresh=True)
                 if state.closed or (state.played_out and not keyboard.is_there()):
                     raise Closed
                 if state.waits:
@@ -163,7 +164,7 @@ class _Player:
             here += f": confidence {turn.confidence[turn.cursor]:.2f}"
         marked = int(turn.marked.sum())
         here += f"   {marked} marked" if marked else "   nothing marked: enter reveals the surest"
-        return Group(board, "", _line(here), _line(game.HELP, "dim"))
+        return Group(_line(game.HELP, "dim"), _line(here), "", board)
 
 
 @contextmanager

@@ -135,7 +135,8 @@ class Evaluation(BaseCallback):
         for tag, figure in evaluation_figures(self._rules, results, self._history).items():
             self.logger.record(tag, Figure(figure, close=False), exclude=_NO_STDOUT)
         agent = LearnedPolicy(network, decoding=own)
-        films = [film([agent], at, "validation", **self._env_kwargs) for at in range(_FILMED)]
+        filmed = range(min(_FILMED, results["sample"].episodes))
+        films = [film([agent], problem, "validation", **self._env_kwargs) for problem in filmed]
         text = "\n\n".join([_sample(results["sample"]), *map(_decoding, films)])
         self.logger.record("eval/sample", text, exclude=("stdout", "log"))
         self.logger.dump(self.num_timesteps)
