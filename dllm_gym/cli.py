@@ -233,6 +233,111 @@ def analyze(
 
 
 @app.command()
+def play(
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Strategy or path of a policy; given again, they decode side by side. "
+            "Default: fast-dllm:threshold=0.9."
+        ),
+    ] = None,
+    problem: Annotated[int, typer.Option(min=0, help="Index of the problem in the split.")] = 0,
+    human: Annotated[
+        bool, typer.Option("--human", help="Decode it yourself, then see how the agents did.")
+    ] = False,
+    speed: Annotated[float, typer.Option(help="Steps per second, on the screen and in films.")] = 4.0,
+    gif: Annotated[Path | None, typer.Option(help="Write a film instead of showing it.")] = None,
+    mp4: Annotated[Path | None, typer.Option(help="The same as a video; needs dllm-gym[video].")] = None,
+    task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
+    backend: BackendOption = None,
+    block_length: BlockOption = "full",
+    split: SplitOption = "test",
+    alpha: AlphaOption = 1.0,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = None,
+    backend_kwargs: BackendKwargsOption = "{}",
+) -> None:
+    """Watch agents decode a problem step by step, make a film of it, or decode it yourself."""
+    from dllm_gym.envs.rendering import mp4_writer, save_gif, save_mp4
+    from dllm_gym.looking import film as run
+    from dllm_gym.looking.terminal import play as play_yourself
+    from dllm_gym.looking.terminal import watch
+
+    if mp4 is not None:
+        mp4_writer()  # tells now if it is missing
+    agents = agent or ["fast-dllm:threshold=0.9"]
+    environment = _environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs)
+    options = {"problem": problem, "split": split, "seed": seed, **environment}
+    if human:
+        seen = play_yourself(agents, Console(), **options)
+    elif gif or mp4:
+        with console.status("decoding"):
+            seen = run(agents, **options)
+    else:
+        seen = watch(agents, Console(), speed, **options)
+    for path, save in ((gif, save_gif), (mp4, save_mp4)):
+        if seen is not None and path is not None:
+            save(seen.pictures(), path, fps=speed, hold_last=2.5)
+            console.print(f"film: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[
+        str, typer.Argument(help="Folder of a training run, or an agent: policy:NAME, a path, a strategy.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html in the run's folder, or here.")
+    ] = None,
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(help="With whom to compare it; may be given again. Default: fast-dllm:threshold=0.9."),
+    ] = None,
+    comparison: Annotated[
+        Path | None,
+        typer.Option(help="What compare --json wrote; default: compare.json in the run's folder, if there."),
+    ] = None,
+    episodes: EpisodesOption = 200,
+    split: SplitOption = "test",
+    seed: SeedOption = 0,
+    task: Annotated[str | None, typer.Option(help="Default, as for the following: that of the run.")] = None,
+    task_kwargs: Annotated[str | None, typer.Option(help="The task's parameters as JSON.")] = None,
+    backend: BackendOption = None,
+    block_length: Annotated[str | None, typer.Option(help="Block length, or 'full'.")] = None,
+    alpha: Annotated[float | None, typer.Option(min=0.0, help="Exponent of the step price.")] = None,
+    dtype: DtypeOption = None,
+    backend_kwargs: Annotated[str | None, typer.Option(help="The dLLM's keywords as JSON.")] = None,
+) -> None:
+    """Write one self-contained HTML page about a training run or an agent."""
+    from dllm_gym.looking.report import report as run_report
+
+    given: dict[str, Any] = {
+        "task": task,
+        "task_kwargs": None if task_kwargs is None else _task_kwargs(task_kwargs),
+        "backend": backend,
+        "alpha": alpha,
+        "backend_kwargs": _backend_kwargs(dtype, backend_kwargs or "{}") or None,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if block_length is not None:
+        given["block_length"] = _block_length(block_length)
+    with console.status("") as status:
+        path = run_report(
+            run,
+            output,
+            agents=agent or ["fast-dllm:threshold=0.9"],
+            comparison=comparison,
+            episodes=episodes,
+            split=split,
+            seed=seed,
+            on_part=lambda part: status.update(escape(part)),
+            **given,
+        )
+    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def generate(
     prompt: Annotated[
         list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Texts to answer.", show_default=False)

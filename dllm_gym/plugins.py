@@ -10,7 +10,9 @@ def plugins() -> list[Any]:
     """The modules behind the entry point group ``dllm_gym.plugins``.
 
     Each has ``load_agent(text)``, which returns an agent or ``None``, ``agent_names()``, what it knows
-    without a path, ``shared_kinds()``, what can be pushed to a hub and pulled (``dllm_gym.sharing``), and
-    ``register_commands(app)``, which adds to the command line.
+    without a path, ``shared_kinds()``, what can be pushed to a hub and pulled (``dllm_gym.sharing``),
+    ``read_run(text)``, which returns what the folder of a training run says about it (``directory``,
+    ``environment``, ``settings``, ``command``, ``evaluations``) or ``None``, and ``register_commands(app)``,
+    which adds to the command line.
     """
     return [entry.load() for entry in entry_points(group="dllm_gym.plugins")]

@@ -26,6 +26,9 @@ from dllm_gym.evaluation import default_sweep
 pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
+COMMANDS = (
+    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "pretrain", "bench", "train",
+)  # fmt: skip
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
     "target_steps", "reward", "reward_metric", "on_empty", "temperature", "stop_at_eos", "episodes", "seed",
@@ -83,13 +86,11 @@ def assert_finite(value: Any) -> None:
 def test_help_names_the_commands(run):
     done = run("--help")
     assert done.code == 0
-    for command in ("list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"):
+    for command in COMMANDS:
         assert f" {command} " in done.out
 
 
-@pytest.mark.parametrize(
-    "command", ["list", "evaluate", "compare", "analyze", "generate", "pretrain", "bench", "train"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(run, command):
     assert run(command, "--help").code == 0
 
@@ -575,3 +576,71 @@ def test_console_script(tmp_path):
     assert error.startswith("error: ")
     assert str(tmp_path / "file") in error
     assert "Traceback" not in done.stderr
+
+
+# Play -------------------------------------------------------------------------------------------------------
+
+
+def test_play_prints_every_step_where_there_is_no_terminal(run):
+    done = run("play", "--agent", "confidence:k=2", "--agent", "random:k=3", "--problem", 7, *TOY)
+    assert done.code == 0
+    assert [f"step {at}/6" in done.out for at in range(5)] == [True] * 4 + [False]
+    assert "confidence(k=2): " in done.out
+    assert "random(k=3): " in done.out
+
+
+def test_play_makes_films(run, tmp_path):
+    pytest.importorskip("imageio_ffmpeg")
+    gif, mp4 = tmp_path / "a.gif", tmp_path / "a.mp4"
+    done = run("play", "--gif", gif, "--mp4", mp4, "--agent", "confidence:k=2", *TOY)
+    assert done.code == 0
+    assert done.out == ""
+    assert gif.read_bytes()[:6] == b"GIF89a"
+    assert mp4.read_bytes()[4:8] == b"ftyp"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--problem", 50], "problem index 50 is out of range"),
+        (["--speed", 0], "speed must be above 0"),
+        (["--human"], "needs a terminal"),
+        (["--agent", "nobody"], "'nobody' is neither a strategy nor"),
+    ],
+)
+def test_play_refuses(run, arguments, words):
+    done = run("play", *arguments, *TOY)
+    assert done.code == 1
+    assert words in done.words
+
+
+# Report -----------------------------------------------------------------------------------------------------
+
+
+def test_report_of_an_agent_and_of_a_run(run, tmp_path):
+    page = tmp_path / "pages" / "page.html"
+    arguments = ("--agent", "random:k=3", "--episodes", 6, "--block-length", 2)
+    done = run("report", "confidence:k=2", "--output", page, *arguments, *TOY)
+    assert done.code == 0
+    assert f"report: {page}" in done.err.replace("\n", "")
+    text = page.read_text()
+    expected = ("confidence(k=2)", "random(k=3)", "<td>block_length</td><td>2</td>")
+    assert all(words in text for words in expected)
+    folder = tmp_path / "mine"
+    save_network(folder / "best")
+    environment = {"task": "toy", "backend": "toy", "block_length": 3, "alpha": 2.0}
+    config = yaml.safe_dump(TrainConfig(env=environment).to_dict())
+    (folder / "config.yaml").write_text(config)
+    assert run("report", folder, "--episodes", 3, "--block-length", "full").code == 0
+    text = (folder / "report.html").read_text()
+    assert "There has been no evaluation yet." in text
+    assert "<td>env.block_length</td><td>3</td>" in text
+    assert "<td>block_length</td><td>6</td>" in text
+    assert "<td>alpha</td><td>2.0</td>" in text
+
+
+def test_report_refuses(run, tmp_path):
+    assert "neither a strategy nor" in run("report", tmp_path / "nothing").words
+    done = run("report", "confidence", "--comparison", tmp_path / "none.json", *TOY)
+    assert done.code == 1
+    assert "none.json" in done.words

@@ -104,11 +104,16 @@ PRINTS = {
     ],
     "docs/extending.md": [r"^patient \d", r"^cautious\(threshold=0.8\)$", r"^0\.5 deadline$"],
     "docs/generation.md": [r"#### \d+  \(\d+ steps, \d\.\d tokens per step\)", r"^1 ░", r"#### 15\n\Z"],
+    "docs/looking.md": [r"^arithmetic-full \(sample\): (correct|wrong)   score [01], \d+ steps, reward \d"],
     "docs/sandbox.md": [r"^finished \(True, False\)$"],
     "docs/vectorization.md": [r"^\(8, 16\) MultiBinary\(16\)$", r"^[01]\.\d\d right$", r"^\{\d+: \d+, "],
 }
 
-WRITES = {"docs/analysis.md": {"analysis.png", "policy.npz"}, "docs/evaluation.md": {"pareto.png"}}
+WRITES = {
+    "docs/analysis.md": {"analysis.png", "policy.npz"},
+    "docs/evaluation.md": {"pareto.png"},
+    "docs/looking.md": {"episode.gif"},
+}
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)

@@ -120,7 +120,7 @@ def checkpoints(tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_dry_run_goes_through_every_line(tmp_path, monkeypatch, checkpoints, name):
     """With another checkpoint, data in a file, 8 tokens for 256, 2 groups for 16 and 2 rounds for 936."""
-    monkeypatch.setattr("dllm_agents.sb3.callbacks.pareto_figure", _no_picture)
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", lambda *_: {})
     config, paths = shipped(name), write_problems(tmp_path)
     members = [{**member, "data": paths[member["task"]]} for member in config.env["task_kwargs"]["tasks"]]
     short = {
@@ -146,9 +146,3 @@ def test_a_dry_run_goes_through_every_line(tmp_path, monkeypatch, checkpoints, n
     assert state["updates"] == 4
     settings = state["optimizer"]["param_groups"][0]
     assert (tuple(settings["betas"]), settings["weight_decay"]) == ((0.9, 0.99), 0.1)
-
-
-def _no_picture(*_: Any) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(0.1, 0.1))

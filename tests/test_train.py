@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from matplotlib.figure import Figure
 from stable_baselines3 import A2C, PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import dllm_agents
 import dllm_agents.config
@@ -23,9 +24,12 @@ import dllm_gym
 from dllm_agents import load_policy, train
 from dllm_agents.checkpoint import read_description
 from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.sb3.callbacks import evaluation_figures
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
 from dllm_agents.sb3.grpo import GRPO
 from dllm_agents.training import _Run
+from dllm_gym.envs.rendering import render_ansi
+from dllm_gym.looking import film
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -75,7 +79,7 @@ def finished(tmp_path_factory, toys) -> Path:
 @pytest.fixture(autouse=True)
 def quick_pictures(monkeypatch):
     """Drawing takes longer than learning here; ``finished``, made before this counts, has real pictures."""
-    monkeypatch.setattr("dllm_agents.sb3.callbacks.pareto_figure", lambda *_: Figure(figsize=(0.1, 0.1)))
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", lambda *_: {})
 
 
 class Interrupted(Exception):
@@ -174,18 +178,77 @@ def test_evaluations_in_tensorboard_are_those_in_metrics(finished):
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
-def test_pareto_image_and_text_sample(finished):
-    events = read_events(finished)
-    assert events.Tags()["images"] == ["eval/pareto"]
-    image = events.Images("eval/pareto")[-1]
-    assert image.width > 300
-    assert image.height > 200
-    assert image.encoded_image_string.startswith(b"\x89PNG")
-    (text,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("eval/sample")]
-    sample = events.Tensors(text)[-1].tensor_proto.string_val[0].decode()
-    lines = sample.split("  \n")
+def test_pictures_of_every_evaluation(finished):
+    events, rows = read_events(finished), read_metrics(finished)
+    assert set(events.Tags()["images"]) == {"eval/pareto", "eval/reveal_order"}
+    for tag in events.Tags()["images"]:
+        images = events.Images(tag)
+        assert [image.step for image in images] == [row["timesteps"] for row in rows]
+        assert all(image.width > 300 and image.height > 200 for image in images)
+        assert all(image.encoded_image_string.startswith(b"\x89PNG") for image in images)
+
+
+def test_the_pareto_picture_has_the_evaluations_of_the_training_and_the_heuristics(finished):
+    rows = read_metrics(finished)
+    rules = [dllm_gym.evaluate(f"confidence:k={k}", 8, **TOY) for k in (1, 3)]
+    results = {
+        decoding: dllm_gym.evaluate(load_policy(finished / "last", decoding=decoding), 8, record=True, **TOY)
+        for decoding in ("sample", "deterministic")
+    }
+    figures = evaluation_figures(rules, results, rows)
+    (axes,) = figures["eval/pareto"].axes
+    drawn = [np.array(line.get_xydata()) for line in axes.lines]
+    for decoding, result in results.items():
+        way = [(row[decoding]["nfe_mean"], row[decoding]["accuracy"]) for row in rows]
+        expected = np.array([*way, (result.nfe_mean, result.accuracy)])
+        assert any(np.array_equal(line, expected) for line in drawn)
+    heuristics = np.array(sorted((rule.nfe_mean, rule.accuracy) for rule in rules))
+    assert any(np.array_equal(line, heuristics) for line in drawn)
+    (picture,) = figures["eval/reveal_order"].axes[0].images
+    recording = results["sample"].recording
+    share = [[(recording.reveal_step == s).mean(0)] for s in range(1, int(recording.steps.max()) + 1)]
+    np.testing.assert_allclose(picture.get_array(), np.concatenate(share))
+
+
+def test_sample_decodings_as_text(finished):
+    events, rows = read_events(finished), read_metrics(finished)
+    (tag,) = [tag for tag in events.Tags()["tensors"] if tag.startswith("eval/sample")]
+    texts = events.Tensors(tag)
+    assert [text.step for text in texts] == [row["timesteps"] for row in rows]
+    endings, *films = texts[-1].tensor_proto.string_val[0].decode().split("\n\n```\n")
+    lines = endings.split("  \n")
     assert len(lines) == 4
     assert all(line.startswith(("right in ", "wrong in ")) and line.endswith("`") for line in lines)
+    assert len(films) == 2
+    for problem, text in enumerate(films):
+        frames = [re.sub(r"\x1b\[\d+m", "", render_ansi(frame)) for (frame,) in shown_film(finished, problem)]
+        assert text.removesuffix("\n```").split("\n\n") == frames
+        assert "step 0/6   revealed 0/6" in frames[0]
+
+
+def shown_film(run: Path, problem: int) -> Any:
+    return film([load_policy(run / "last")], problem, "validation", **TOY).frames
+
+
+def test_hyper_parameters_are_those_of_the_configuration(finished):
+    data = read_events(finished).summary_metadata
+    plugins = {
+        tag: HParamsPluginData.FromString(metadata.plugin_data.content)
+        for tag, metadata in data.items()
+        if metadata.plugin_data.plugin_name == "hparams"
+    }
+    started = plugins["_hparams_/session_start_info"].session_start_info.hparams
+    told = {name: getattr(value, value.WhichOneof("kind")) for name, value in started.items()}
+    expected = tiny().settings()
+    assert told.keys() == expected.keys()
+    assert told["learning_rate"] == 1e-2
+    assert told["env.task"] == "toy"
+    assert told["policy.width"] == 16
+    assert not told["algorithm_kwargs.normalize_advantage"]
+    assert told["max_minutes"] == "null"
+    metrics = {info.name.tag for info in plugins["_hparams_/experiment"].experiment.metric_infos}
+    assert {"eval/reward_sample", "eval/accuracy_deterministic"} <= metrics
+    assert metrics <= set(read_events(finished).Tags()["scalars"])
 
 
 def test_saved_policies(finished):
@@ -312,7 +375,7 @@ def grpo(**changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory, toys) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dllm_agents.sb3.callbacks.pareto_figure", lambda *_: Figure(figsize=(0.1, 0.1)))
+        patch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", lambda *_: {})
         return train(grpo(), tmp_path_factory.mktemp("runs") / "steered")
 
 

@@ -119,6 +119,10 @@ class TrainConfig:
         """As plain values, for YAML and JSON."""
         return asdict(self)
 
+    def settings(self) -> dict[str, Any]:
+        """Every plain value by its name, those inside others with dots: ``env.alpha``."""
+        return _flat(self.to_dict())
+
     def updated(self, **changes: Any) -> TrainConfig:
         """A copy with some fields replaced.
 
@@ -164,6 +168,16 @@ def load_config(path: str | Path) -> TrainConfig:
         raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
     _refuse_unknown(content)
     return TrainConfig(**_with_numbers(content))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            pairs |= _flat(value, f"{prefix}{key}.")
+        else:
+            pairs[f"{prefix}{key}"] = value
+    return pairs
 
 
 def _is_number(value: Any) -> bool:

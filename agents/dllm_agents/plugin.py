@@ -41,6 +41,14 @@ def load_agent(text: str) -> LearnedPolicy | None:
     return None
 
 
+def read_run(text: str) -> dict[str, Any] | None:
+    """What the folder of a training run says (see ``runs``), if it is one; options may follow a colon."""
+    from dllm_agents.runs import read_run
+
+    told = (read_run(place) for place in (text, text.rpartition(":")[0]) if place)
+    return next(filter(None, told), None)
+
+
 def agent_names() -> list[str]:
     """What ``load_agent`` knows by name."""
     from dllm_agents.checkpoint import shipped_policies
@@ -99,7 +107,8 @@ def _train(
     """Train an unmasking policy."""
     from dllm_agents import parallel
     from dllm_agents.config import ALGORITHMS, find_config, load_config
-    from dllm_agents.training import CONFIG, train
+    from dllm_agents.runs import CONFIG
+    from dllm_agents.training import train
 
     if algorithm not in ALGORITHMS:
         raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")

@@ -26,6 +26,7 @@ from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
+from dllm_agents.runs import CONFIG, METRICS, STATE
 from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
@@ -35,8 +36,6 @@ from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_atomically, write_json, write_text
-
-CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 
 # (algorithm, whether in groups) -> class
 _CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
@@ -152,7 +151,9 @@ class _Run:
         begun_at = self.model.num_timesteps
         if begun_at < config.imitation_steps:
             imitate(self.model, self._expert, config.imitation_steps)
-        evaluation = Evaluation(config.env, config.eval_every, config.eval_episodes, self._note)
+        evaluation = Evaluation(
+            config.env, config.eval_every, config.eval_episodes, self._note, self.history, config.settings()
+        )
         callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation] if self.is_first else []
         if config.max_minutes is not None:
             callbacks.append(Deadline(config.max_minutes - self._elapsed() / 60))

@@ -1,4 +1,4 @@
-"""Pictures of one episode: coloured text for a terminal, RGB frames, an animated GIF.
+"""Pictures of one episode: coloured text for a terminal, RGB frames, films as GIF or MP4.
 
 Everything here is a pure function of a `Frame`; no model is called and nothing is remembered.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -21,9 +22,10 @@ from dllm_gym.files import write_atomically
 END_TOKENS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>", "</s>")
 
 _RESET, _BOLD, _DIM, _RED, _GREEN = "\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[91m", "\x1b[92m"
+_YELLOW, _REVERSE = "\x1b[93m", "\x1b[7m"
 _SHADES = "░▒▓"  # from low to high confidence
 _END_SYMBOL = "∎"
-_TERMINAL_WIDTH, _TERMINAL_CELL = 100, 6
+_TERMINAL_CELL = 6
 
 Box = tuple[int, int, int, int]
 Colour = tuple[int, int, int]
@@ -48,6 +50,7 @@ _PROMPT_LINES, _PROMPT_COLUMNS, _PROMPT_SIZE, _PROMPT_LINE_HEIGHT = 2, 80, 20, 2
 _GRID_TOP = _MARGIN + _PROMPT_LINES * _PROMPT_LINE_HEIGHT + 16
 _FOOTER_SIZE, _FOOTER_HEIGHT, _BAR_HEIGHT = 17, 72, 8
 _LEGEND_CELLS, _LEGEND_CELL, _DOT = 8, 12, 8
+_STATUS_WIDTH = _CONTENT - 200  # the legend and the verdict take the rest
 _PALETTE_FRAMES, _PALETTE_COLOURS = 16, 128
 
 
@@ -66,6 +69,7 @@ class Frame:
         max_steps: The budget, L.
         score: None while the episode runs, then the task's score; 1.0 is correct.
         block_offset: By how many positions the first block is shorter than the others.
+        agent: Who decodes; empty leaves it out.
     """
 
     prompt: str
@@ -78,12 +82,14 @@ class Frame:
     max_steps: int
     score: float | None
     block_offset: int = 0
+    agent: str = ""
 
     @property
     def status(self) -> str:
-        """Steps used and positions revealed, in words."""
+        """Who decodes, steps used and positions revealed, in words."""
         length = len(self.tokens)
-        return f"step {self.step}/{self.max_steps}   revealed {length - int(self.masked.sum())}/{length}"
+        counts = f"step {self.step}/{self.max_steps}   revealed {length - int(self.masked.sum())}/{length}"
+        return f"{_visible(self.agent)}   {counts}" if self.agent else counts
 
     @property
     def correct(self) -> bool:
@@ -102,21 +108,42 @@ class Frame:
         return position > 0 and (position + self.block_offset) % self.block_length == 0
 
 
-def render_ansi(frame: Frame) -> str:
-    """The canvas as rows of cells for a terminal; masked cells are shaded by confidence."""
+def render_ansi(
+    frame: Frame, width: int = 100, cursor: int | None = None, marked: np.ndarray | None = None
+) -> str:
+    """The canvas as rows of cells for a terminal; masked cells are shaded by confidence.
+
+    Args:
+        frame: What to draw.
+        width: No line of cells is longer, as far as one letter per cell allows.
+        cursor: A position to draw in reverse.
+        marked: (L,) bool, masked positions to draw in brackets.
+    """
     length = len(frame.tokens)
-    columns = _columns(length)
-    width = min(_TERMINAL_CELL, _TERMINAL_WIDTH // columns - 1)
-    cells = [
-        ("│" if frame.is_edge(position) else " ") + _ansi_cell(frame, position, width)
-        for position in range(length)
-    ]
+    columns = grid_columns(length)
+    cell = ansi_cell_width(length, width)
+    cells = []
+    for position in range(length):
+        text = _ansi_cell(frame, position, cell, marked is not None and bool(marked[position]))
+        if position == cursor:
+            text = _REVERSE + text.replace(_RESET, "") + _RESET
+        cells.append(("│" if frame.is_edge(position) else " ") + text)
     lines = [f"{_BOLD}{frame.status}{_RESET}"]
-    lines += [f"{_DIM}{line}{_RESET}" for line in _wrap(frame.prompt)]
+    lines += [f"{_DIM}{line}{_RESET}" for line in _wrap(frame.prompt, min(width, _PROMPT_COLUMNS))]
     lines += ["".join(cells[start : start + columns]) for start in range(0, length, columns)]
     if frame.score is not None:
         lines.append(f"{_GREEN if frame.correct else _RED}{frame.verdict}{_RESET}")
     return "\n".join(lines)
+
+
+def token_text(token: str) -> str:
+    """A token as cells show it: an end token as a small symbol, control characters as escapes."""
+    return _END_SYMBOL if token in END_TOKENS else _visible(token)
+
+
+def ansi_cell_width(length: int, width: int) -> int:
+    """How many letters of each of L tokens ``render_ansi`` has room for."""
+    return max(1, min(_TERMINAL_CELL, width // grid_columns(length) - 1))
 
 
 def render_rgb(frame: Frame) -> np.ndarray:
@@ -149,12 +176,7 @@ def save_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
     Raises:
         ValueError: For no frames, frames of different shapes, or durations that are not positive.
     """
-    if len(frames) == 0:
-        raise ValueError("a GIF needs at least one frame, got none")
-    if shapes := {frame.shape for frame in frames} - {frames[0].shape}:
-        raise ValueError(f"frames must have one shape, got {frames[0].shape} and {sorted(shapes)}")
-    if fps <= 0 or hold_last <= 0:
-        raise ValueError(f"fps and hold_last must be positive, got {fps} and {hold_last}")
+    _check_film(frames, fps, hold_last)
     palette = _palette(frames)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     durations = [round(1000 / fps)] * (len(images) - 1) + [round(1000 * hold_last)]
@@ -164,6 +186,62 @@ def save_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
         first.save(temporary, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
 
     return write_atomically(path, write)
+
+
+def save_mp4(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hold_last: float = 1.5) -> Path:
+    """Writes frames as an H.264 video, atomically; the arguments are those of `save_gif`.
+
+    Raises:
+        ImportError: Without imageio-ffmpeg.
+        ValueError: As `save_gif` does.
+    """
+    _check_film(frames, fps, hold_last)
+    write_frames = mp4_writer()
+    height, width = frames[0].shape[:2]
+    held = max(1, round(hold_last * fps))
+
+    def write(temporary: Path) -> None:
+        # what `render_rgb` draws has even sides, which is all that the format wants
+        writer = write_frames(
+            str(temporary), (width, height), fps=fps, codec="libx264", macro_block_size=2, quality=8,
+            output_params=["-f", "mp4"],
+        )  # fmt: skip
+        writer.send(None)
+        for frame in [*frames[:-1], *[frames[-1]] * held]:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+
+    return write_atomically(path, write)
+
+
+def mp4_writer() -> Any:
+    """What `save_mp4` writes with; ask for it before the work whose result shall be saved.
+
+    Raises:
+        ImportError: Without imageio-ffmpeg.
+    """
+    try:
+        from imageio_ffmpeg import write_frames
+    except ImportError as error:
+        raise ImportError(
+            "MP4 needs the library imageio-ffmpeg: pip install 'dllm-gym[video]'; GIF needs nothing"
+        ) from error
+    return write_frames
+
+
+def beside_or_below(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one shape as one: below each other if they are wide, else beside each other."""
+    height, width = images[0].shape[:2]
+    return np.concatenate(images, axis=0 if height < width else 1)
+
+
+def _check_film(frames: Sequence[np.ndarray], fps: float, hold_last: float) -> None:
+    if len(frames) == 0:
+        raise ValueError("a film needs at least one frame, got none")
+    if shapes := {frame.shape for frame in frames} - {frames[0].shape}:
+        raise ValueError(f"frames must have one shape, got {frames[0].shape} and {sorted(shapes)}")
+    if fps <= 0 or hold_last <= 0:
+        raise ValueError(f"fps and hold_last must be positive, got {fps} and {hold_last}")
 
 
 @dataclass(frozen=True)
@@ -193,7 +271,7 @@ class _Layout:
 
 @lru_cache
 def _layout(length: int) -> _Layout:
-    columns = _columns(length)
+    columns = grid_columns(length)
     width = min((_CONTENT + _GAP) // columns - _GAP, _LARGEST_CELL)
     height = max(width * 3 // 4, _SMALLEST_CELL_HEIGHT)
     grid_width = columns * (width + _GAP) - _GAP
@@ -202,7 +280,7 @@ def _layout(length: int) -> _Layout:
     return _Layout(columns, width, height, (_WIDTH - grid_width) // 2, total + total % 2)
 
 
-def _columns(length: int) -> int:
+def grid_columns(length: int) -> int:
     """A square grid where one is possible, else full rows of about 12 (16 for long canvases)."""
     side = isqrt(length)
     if side * side == length and side <= 16:
@@ -211,11 +289,14 @@ def _columns(length: int) -> int:
     return min(length, min(range(8, 17), key=lambda columns: (-length % columns, abs(columns - preferred))))
 
 
-def _ansi_cell(frame: Frame, position: int, width: int) -> str:
+def _ansi_cell(frame: Frame, position: int, width: int, marked: bool) -> str:
     if frame.masked[position]:
-        return _DIM + _SHADES[_level(frame.confidence[position], len(_SHADES))] * width + _RESET
+        shade = _SHADES[_level(frame.confidence[position], len(_SHADES))]
+        if marked:
+            return _YELLOW + (f"[{shade * (width - 2)}]" if width > 2 else "#" * width) + _RESET
+        return _DIM + shade * width + _RESET
     token = frame.tokens[position]
-    text = _END_SYMBOL if token in END_TOKENS else _visible(token)
+    text = token_text(token)
     if len(text) > width:
         text = text[: width - 1] + "…"
     style = _GREEN if frame.just_revealed[position] else _DIM if token in END_TOKENS else ""
@@ -241,7 +322,7 @@ def _draw_cell(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, posi
 
 
 def _draw_prompt(draw: ImageDraw.ImageDraw, prompt: str) -> None:
-    lines = _wrap(prompt)
+    lines = _wrap(prompt, _PROMPT_COLUMNS)
     y = _MARGIN + (_PROMPT_LINES - len(lines) + 1) * _PROMPT_LINE_HEIGHT // 2
     for line in lines:
         text, size = _fit(line, _CONTENT, _PROMPT_SIZE)
@@ -256,7 +337,8 @@ def _draw_footer(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, he
     if used:
         image.paste(_BAR, (_MARGIN, bar), _rounded(used, _BAR_HEIGHT, _BAR_HEIGHT // 2))
     font = _font(_FOOTER_SIZE)
-    draw.text((_MARGIN, text), frame.status, fill=_MUTED, font=font, anchor="lm")
+    status, size = _fit(frame.status, _STATUS_WIDTH, _FOOTER_SIZE)
+    draw.text((_MARGIN, text), status, fill=_MUTED, font=_font(size), anchor="lm")
     if frame.score is None:
         _draw_legend(image, draw, text)
     else:
@@ -282,9 +364,9 @@ def _mix(low: Colour, high: Colour, confidence: float) -> Colour:
     return red, green, blue
 
 
-def _wrap(prompt: str) -> list[str]:
+def _wrap(prompt: str, columns: int) -> list[str]:
     text = _visible(" ".join(prompt.split()))
-    return textwrap.wrap(text, _PROMPT_COLUMNS, max_lines=_PROMPT_LINES, placeholder=" …")
+    return textwrap.wrap(text, columns, max_lines=_PROMPT_LINES, placeholder=" …")
 
 
 def _visible(text: str) -> str:

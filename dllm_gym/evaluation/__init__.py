@@ -46,6 +46,12 @@ SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
     "eb-sampler": ("gamma", (0.001, 0.01, 0.05, 0.1, 0.3, 1.0, 2.0)),
 }
 
+# A few of them, for where there is no time for more.
+SHORT_SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
+    "confidence": ("k", (1, 2, 4, 8)),
+    "fast-dllm": ("threshold", (0.5, 0.7, 0.9, 0.99)),
+}
+
 
 def default_sweep() -> list[Strategy]:
     """Every rule-based strategy at several values of its main parameter."""

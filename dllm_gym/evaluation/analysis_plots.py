@@ -44,9 +44,7 @@ def analysis_figure(profiles: Sequence[Profile]) -> Any:
     styles = [_style(at) for at in range(len(profiles))]
     grid = bottom.subplots(rows, min(_COLUMNS, len(panels)), squeeze=False).ravel()
     for axes, panel in zip(grid, panels, strict=False):
-        panel(axes, profiles, styles)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
+        _draw(axes, panel, profiles, styles)
     for axes in grid[len(panels) :]:
         axes.remove()
     handles = [grid[0].lines[at] for at in range(len(profiles))]
@@ -55,6 +53,38 @@ def analysis_figure(profiles: Sequence[Profile]) -> Any:
         handles, labels, loc="outside lower center", ncols=min(3, len(labels)), fontsize=9, frameon=False
     )
     return figure
+
+
+def heat_map_figure(profiles: Sequence[Profile]) -> Any:
+    """When which position is revealed, a heat map for each profile."""
+    columns = min(_COLUMNS, len(profiles))
+    size = (3.6 * columns + 1.2, 3.1 * ceil(len(profiles) / columns))
+    figure: Any = Figure(figsize=size, dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    _heat_maps(figure, profiles)
+    return figure
+
+
+def panel_figures(profiles: Sequence[Profile]) -> list[Any]:
+    """One figure per question that ``analysis_figure`` answers, without a legend: see ``colour``."""
+    figures: list[Any] = []
+    for panel in _panels(profiles):
+        figure = Figure(figsize=(4.6, 3.0), dpi=100, layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(figure.add_subplot(), panel, profiles, [_style(at) for at in range(len(profiles))])
+        figures.append(figure)
+    return figures
+
+
+def colour(at: int) -> str:
+    """The colour of the profile at a place of the list."""
+    return str(_style(at)["color"])
+
+
+def _draw(axes: Any, panel: Panel, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
+    panel(axes, profiles, styles)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
 
 
 def _panels(profiles: Sequence[Profile]) -> list[Panel]:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
+from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure
+from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import obs_as_tensor
 
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.sb3.policy import UnmaskPolicy
-from dllm_gym.evaluation import EvaluationResult, compare, evaluate
+from dllm_gym.envs.rendering import render_ansi
+from dllm_gym.evaluation import SHORT_SWEEP, EvaluationResult, compare, evaluate, profile, strategies_of
+from dllm_gym.evaluation.analysis_plots import heat_map_figure
 from dllm_gym.evaluation.plots import pareto_figure
-from dllm_gym.strategies import make_strategy
+from dllm_gym.looking import Film, film
 
 # What was trained, as far as it draws, and its deterministic counterpart.
 REPORTED = ("sample", "deterministic")
 
 _NO_STDOUT = ("stdout", "log", "json", "csv")
+_FILMED = 2  # sample episodes
+_SHOWN_STEPS = 8  # of each
 
 
 class RolloutMetrics(BaseCallback):
@@ -69,6 +75,8 @@ class Evaluation(BaseCallback):
         every: Environment steps between evaluations.
         episodes: Problems per evaluation.
         on_evaluation: Called with (decoding -> result) after every evaluation.
+        history: The evaluations so far, as in ``metrics.json``; read whenever a picture is drawn.
+        settings: What TensorBoard's page on hyper-parameters shall tell runs apart by.
     """
 
     def __init__(
@@ -77,18 +85,23 @@ class Evaluation(BaseCallback):
         every: int,
         episodes: int,
         on_evaluation: Callable[[Mapping[str, EvaluationResult]], None],
+        history: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._env_kwargs = {key: value for key, value in env_kwargs.items() if key != "split"}
         self._every, self._episodes = every, episodes
-        self._on_evaluation = on_evaluation
+        self._on_evaluation, self._history, self._settings = on_evaluation, history, settings
         self._next = 0
         self._rules: list[EvaluationResult] = []
 
     def _on_training_start(self) -> None:
         self._next = (self.num_timesteps // self._every + 1) * self._every
-        rules = [make_strategy("confidence", k=k) for k in (1, 2, 4, 8)]
-        rules += [make_strategy("fast-dllm", threshold=t) for t in (0.5, 0.7, 0.9, 0.99)]
+        if self._settings:
+            metrics = {f"eval/{name}_{of}": 0.0 for of in REPORTED for name in ("reward", "accuracy", "nfe")}
+            plain = {name: _plain(value) for name, value in self._settings.items()}
+            self.logger.record("hparams", HParam(plain, metrics), exclude=_NO_STDOUT)
+        rules = strategies_of(SHORT_SWEEP)
         episodes = min(128, self._episodes)
         self._rules = list(compare([], episodes, "validation", strategies=rules, **self._env_kwargs).results)
 
@@ -107,7 +120,11 @@ class Evaluation(BaseCallback):
         own = cast(UnmaskPolicy, self.model.policy).decoding
         results = {
             name: evaluate(
-                LearnedPolicy(network, decoding=decoding), self._episodes, "validation", **self._env_kwargs
+                LearnedPolicy(network, decoding=decoding),
+                self._episodes,
+                "validation",
+                record=name == "sample",
+                **self._env_kwargs,
             )
             for name, decoding in zip(REPORTED, (own, "deterministic"), strict=True)
         }
@@ -115,9 +132,13 @@ class Evaluation(BaseCallback):
             self.logger.record(f"eval/accuracy_{decoding}", result.accuracy)
             self.logger.record(f"eval/nfe_{decoding}", result.nfe_mean)
             self.logger.record(f"eval/reward_{decoding}", result.reward_mean)
-        figure = pareto_figure([*self._rules, *results.values()], [False] * len(self._rules) + [True] * 2)
-        self.logger.record("eval/pareto", Figure(figure, close=False), exclude=_NO_STDOUT)
-        self.logger.record("eval/sample", _sample(results["sample"]), exclude=("stdout", "log"))
+        for tag, figure in evaluation_figures(self._rules, results, self._history).items():
+            self.logger.record(tag, Figure(figure, close=False), exclude=_NO_STDOUT)
+        agent = LearnedPolicy(network, decoding=own)
+        filmed = range(min(_FILMED, results["sample"].episodes))
+        films = [film([agent], problem, "validation", **self._env_kwargs) for problem in filmed]
+        text = "\n\n".join([_sample(results["sample"]), *map(_decoding, films)])
+        self.logger.record("eval/sample", text, exclude=("stdout", "log"))
         self.logger.dump(self.num_timesteps)
         self._on_evaluation(results)
         return results
@@ -156,6 +177,36 @@ class Progress(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._bar.close()
+
+
+def evaluation_figures(
+    rules: Sequence[EvaluationResult],
+    results: Mapping[str, EvaluationResult],
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """What TensorBoard shows of an evaluation, by tag: accuracy against steps, and what is revealed when."""
+    tracks = [
+        [(row[decoding]["nfe_mean"], row[decoding]["accuracy"]) for row in history] for decoding in results
+    ]
+    recording = results["sample"].recording
+    assert recording is not None
+    learned = [False] * len(rules) + [True] * len(results)
+    return {
+        "eval/pareto": pareto_figure([*rules, *results.values()], learned, tracks),
+        "eval/reveal_order": heat_map_figure([profile(recording)]),
+    }
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """What TensorBoard takes as the value of a hyper-parameter."""
+    return value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+
+
+def _decoding(made: Film) -> str:
+    """A film as text: a few of its frames, from the first to the last."""
+    shown = np.unique(np.linspace(0, len(made.frames) - 1, _SHOWN_STEPS).round().astype(int))
+    boards = [Text.from_ansi(render_ansi(made.frames[at][0])).plain for at in shown]
+    return "```\n" + "\n\n".join(boards) + "\n```"
 
 
 def _sample(result: EvaluationResult) -> str:
