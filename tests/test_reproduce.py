@@ -24,7 +24,7 @@ from benchmarks.reproduce.experiments import (
 )
 from benchmarks.reproduce.inference import Resampling, estimate, nfe, success
 from benchmarks.reproduce.report import write_report
-from benchmarks.reproduce.work import Workshop, _to_json
+from benchmarks.reproduce.work import Workshop
 from dllm_gym.evaluation import EpisodeRecords, EvaluationResult
 from dllm_gym.evaluation.statistics import envelope_gap
 from dllm_gym.files import write_json
@@ -159,9 +159,7 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
         for at, strategy in enumerate(heuristics(environment)):
             steps = 2.0 + at
             made = result(min(0.95, 0.3 + 0.02 * steps + home), steps, seed=at, agent=strategy.name)
-            write_json(
-                workshop._file(environment, strategy.label), _to_json(replace(made, label=strategy.label))
-            )
+            replace(made, label=strategy.label).save(workshop._file(environment, strategy.label))
     said = {
         "semi": (0.97, 10.0),
         "additive": (0.0, 1.0),
@@ -185,7 +183,7 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
                 accuracy = min(0.98, 0.8 + 0.01 * steps)
             made = result(accuracy, steps, seed=seed, chain=0.5 if run == "answer-only" else 1.0)
             name = f"{workshop.policy(run, seed).name}:{options}"
-            write_json(workshop._file(environment, name), _to_json(replace(made, label=name)))
+            replace(made, label=name).save(workshop._file(environment, name))
     for run in RUNS:
         for seed in SMALL.seeds:
             write_json(workshop.policy(run, seed) / "metrics.json", {"evaluations": [{"seconds": 12.0}]})

@@ -6,19 +6,18 @@ Nothing in it is executed when it is loaded.
 from __future__ import annotations
 
 import dataclasses
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
 
 from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
-from dllm_agents.tensors import check_tensors, read_tensors
-from dllm_gym.files import write_atomically, write_json
+from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
+from dllm_gym.files import read_json, write_bytes, write_json
 
 FORMAT = "dllm_agents.policy"
 FORMAT_VERSION = 1
@@ -56,7 +55,7 @@ def save_policy(
     # The description goes first: metadata that JSON cannot hold fails before anything is written.
     write_json(directory / DESCRIPTION, description)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(directory / WEIGHTS, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    write_bytes(directory / WEIGHTS, save(tensors, {"format": "pt"}))
     return directory
 
 
@@ -120,9 +119,13 @@ def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, fl
     ranges = {}
     for knob in KNOBS:
         ends = env.get(knob) if isinstance(env, dict) else None
-        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+        if isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)):
             ranges[knob] = (float(ends[0]), float(ends[1]))
     return ranges
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def shipped_policies() -> dict[str, Path]:
@@ -138,27 +141,15 @@ def _directory_of(path: str | Path) -> Path:
 
 
 def _read_own_policy(directory: Path) -> UnmaskTransformer:
-    config = _config(read_description(directory), directory / DESCRIPTION)
+    path = directory / DESCRIPTION
+    config = _config(read_description(directory), path)
     tensors = read_tensors(directory / WEIGHTS)
-    _refuse_larger(config, tensors, directory)
+    if config.layers > len(tensors):
+        raise ValueError(f"{path} tells of {config.layers} layers, the weights are {len(tensors)} tensors")
+    check_tensors(directory / WEIGHTS, tensors, shapes_of(path, lambda: UnmaskTransformer(config)))
     network = UnmaskTransformer(config)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    check_tensors(directory / WEIGHTS, tensors, expected)
     network.load_state_dict(tensors)
     return network
-
-
-def _refuse_larger(config: UnmaskTransformerConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    """Nothing is allocated for sizes that the weights do not have: the description may be a stranger's."""
-    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    sizes = {"width": config.width, "mlp_width": config.mlp_width, "hidden_width": config.hidden_width}
-    limits = {**dict.fromkeys(sizes, longest), "layers": len(tensors), "inputs": longest}
-    for name, size in {**sizes, "layers": config.layers, "inputs": config.num_columns}.items():
-        if size is not None and size > limits[name]:
-            raise ValueError(
-                f"{directory / DESCRIPTION}: {name} {size} does not fit "
-                f"the {len(tensors)} tensors of {WEIGHTS}"
-            )
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
@@ -171,10 +162,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no policy at {directory}: {path} is missing")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a policy: 'format' must be {FORMAT!r}")
     version = description.get("format_version")

@@ -31,6 +31,7 @@ VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 OBSERVE = (*STATISTICS, "tokens", "alpha", "target_steps")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
+_STATE = ("indices", "empty_actions", "ignored_actions", "alphas", "targets", "_tokens")
 _AT_REVEALED = {"confidence": 1.0, "entropy": 0.0, "margin": 1.0, "top_k": 0.0, "hidden": 0.0}
 
 
@@ -198,6 +199,36 @@ class Engine:
         if not problem.prefix:
             return ids
         return [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything about the episodes in flight: arrays and plain values.
+
+        ``None`` where the dLLM remembers earlier steps (``cache``, ``residual_context``): too much to keep.
+        """
+        if self._memory is not None:
+            return None
+        return {
+            "canvas": self.canvas.state(),
+            "predicted": {name: values.copy() for name, values in self._predicted.items()},
+            "rows": {name: getattr(self, name).copy() for name in _STATE},
+            "problem_rngs": [rng.bit_generator.state for rng in self.problem_rngs],
+            "noise_rngs": [rng.bit_generator.state for rng in self.noise_rngs],
+            "token_rngs": [None if g is None else g.get_state().numpy() for g in self._token_generators],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken, in an engine made with the same arguments."""
+        self.canvas.restore(state["canvas"])
+        self._predicted = {name: values.copy() for name, values in state["predicted"].items()}
+        for name in _STATE:
+            setattr(self, name, state["rows"][name].copy())
+        self.problems = [self.task.problem(index) for index in self.indices.tolist()]
+        for rngs, saved in ((self.problem_rngs, "problem_rngs"), (self.noise_rngs, "noise_rngs")):
+            for row, own in enumerate(state[saved]):
+                rngs[row].bit_generator.state = own
+        for row, own in enumerate(state["token_rngs"]):
+            if own is not None:
+                self._token_generators[row] = _restored_generator(own, self.backend.device)
 
     def _draw_from_row_generator(self, row: int) -> int:
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
@@ -438,6 +469,14 @@ def _torch_generator(rng: np.random.Generator, device: Any) -> Any:
     import torch
 
     return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
+
+
+def _restored_generator(state: NDArray[np.uint8], device: Any) -> Any:
+    import torch
+
+    generator = torch.Generator(device=device)
+    generator.set_state(torch.from_numpy(state))
+    return generator
 
 
 def _is_number(value: Any) -> bool:
