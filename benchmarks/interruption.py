@@ -1,9 +1,9 @@
 """Kills commands at random moments, starts them again, and compares what they end with.
 
 Each command works on settings so small that it takes seconds. It runs once undisturbed; then it is killed
-(SIGKILL, the process that was started and nothing else) at a moment drawn uniformly from the time it took, and
-the same command is given again, until it was killed as often as it should and has come to its end. A run is
-lost if the command fails or ends with anything else than the undisturbed one: policies, weights, metrics,
+(SIGKILL, the process that was started and nothing else) at a moment drawn uniformly from the time that took,
+and the same command is given again, until it was killed as often as it should and has come to its end. A run
+is lost if the command fails or ends with anything else than the undisturbed one: policies, weights, metrics,
 results and texts are compared bit by bit, times are not.
 
 Run: ``python -m benchmarks.interruption --kills 20``; writes ``benchmarks/results/interruption.json`` and

@@ -194,11 +194,23 @@ class Engine:
             raise ValueError(str(error)) from None
 
     def encode(self, problem: Problem) -> list[int]:
-        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""
+        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer.
+
+        Raises:
+            ValueError: If the dLLM has no such tokens, or its mask token is among them.
+        """
         ids = self.backend.encode_prompt(problem.prompt)
-        if not problem.prefix:
-            return ids
-        return [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+        if problem.prefix:
+            ids = [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+        foreign = sorted({i for i in ids if not 0 <= i < self.backend.vocab_size})
+        if foreign:
+            raise ValueError(
+                f"the tokenizer makes the ids {foreign} of {problem.prompt!r}, "
+                f"the dLLM has tokens 0 to {self.backend.vocab_size - 1}: they do not belong together"
+            )
+        if self.backend.mask_token_id in ids:
+            raise ValueError(f"the prompt {problem.prompt!r} contains the dLLM's mask token")
+        return ids
 
     def state(self) -> dict[str, Any] | None:
         """Everything about the episodes in flight: arrays and plain values.
@@ -267,10 +279,24 @@ class Engine:
         else:
             windows = self.canvas.active_window(rows)
             prediction = self._memory.predict(rows, windows, *on_canvas, **options)
-        self._tokens[rows] = prediction.tokens.cpu().numpy()
-        self._predicted["confidence"][rows] = prediction.confidence.cpu().numpy()
+        tokens, confidence = prediction.tokens.cpu().numpy(), prediction.confidence.cpu().numpy()
+        self._check(tokens, confidence)
+        self._tokens[rows], self._predicted["confidence"][rows] = tokens, confidence
         for name in self._statistics:
             self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
+
+    def _check(self, tokens: IntArray, confidence: NDArray[np.float32]) -> None:
+        """Refuses what no dLLM predicts; a backend may be anybody's."""
+        mask, size = self.backend.mask_token_id, self.backend.vocab_size
+        if tokens.min() < 0 or tokens.max() >= size or (tokens == mask).any():
+            raise ValueError(
+                f"the dLLM predicted tokens from {tokens.min()} to {tokens.max()}: possible are 0 to "
+                f"{size - 1} without its mask token {mask}"
+            )
+        if not (confidence.min() >= 0 and confidence.max() <= 1):  # NaN is neither
+            raise ValueError(
+                f"the dLLM's confidence must be 0 to 1, got {confidence.min()} to {confidence.max()}"
+            )
 
     # What the outside sees
 

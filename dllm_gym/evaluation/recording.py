@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,8 +154,13 @@ class Recording:
         with Path(path).open("rb") as opened:
             if opened.read(4) != b"PK\x03\x04":  # of a zip file; numpy reads other kinds, too
                 raise ValueError(f"{path} holds no recording of episodes: it is no .npz file")
+            opened.seek(0)
+            return cls._read(opened, path)
+
+    @classmethod
+    def _read(cls, opened: BinaryIO, path: str | Path) -> Recording:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(opened, allow_pickle=False) as file:
                 content = {name: file[name] for name in _SAVED if name in file}
                 return cls(
                     **{name: content[name] for name in cls._DTYPES if name in content},
