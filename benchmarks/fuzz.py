@@ -327,10 +327,12 @@ def main() -> None:
     if arguments.here:
         fuzz_here(arguments.here, arguments.minutes, corpora / arguments.here)
         return
-    from benchmarks.throughput import machine
+    from dllm_gym.bench import machine
     from dllm_gym.files import write_json, write_text
 
-    rows = []
+    target = RESULTS / "fuzz.json"
+    before = json.loads(target.read_text(encoding="utf-8"))["results"] if target.is_file() else []
+    found = {row["loader"]: row for row in before}  # of loaders that are not run now
     for name in arguments.loaders:
         (corpora / name).mkdir(parents=True, exist_ok=True)
         command = ["--here", name, "--minutes", str(arguments.minutes), "--directory", str(corpora)]
@@ -343,20 +345,19 @@ def main() -> None:
         )
         (corpora / f"{name}.log").write_text(done.stderr)
         runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", done.stderr)
-        rows.append(
-            {
-                "loader": name,
-                "minutes": round((time.monotonic() - started) / 60, 1),
-                "files": int(runs[1]) if runs else 0,
-                "findings": sorted(path.name for path in corpora.glob(f"{name}-finding-*")),
-                "status": done.returncode,
-            }
-        )
-        print(rows[-1], flush=True)
+        found[name] = {
+            "loader": name,
+            "minutes": round((time.monotonic() - started) / 60, 1),
+            "files": int(runs[1]) if runs else 0,
+            "findings": sorted(path.name for path in corpora.glob(f"{name}-finding-*")),
+            "status": done.returncode,
+        }
+        print(found[name], flush=True)
+    rows = [found[name] for name in LOADERS if name in found]
     lines = ["| loader | minutes | files read | findings |", "|---|---|---|---|"]
     lines += [f"| {r['loader']} | {r['minutes']} | {r['files']:,} | {len(r['findings'])} |" for r in rows]
     command_line = f"`python -m benchmarks.fuzz --minutes {arguments.minutes:g}`"
-    write_json(RESULTS / "fuzz.json", {"machine": machine(), "results": rows})
+    write_json(target, {"machine": machine(), "results": rows})
     write_text(RESULTS / "fuzz.md", "\n".join(lines) + f"\n\n{command_line}, {machine()}\n")
 
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.throughput import machine
+from dllm_gym.bench import machine
 from dllm_gym.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -165,8 +165,10 @@ def interrupt(command: Command, kills: int, folder: Path, rng: np.random.Generat
                 process.wait()
                 done += 1
                 moments.append(round(moment, 1))
-        if start(command, directory).wait() or command.outcome(directory) != whole:
-            lost.append(str(directory))
+        if status := start(command, directory).wait():
+            lost.append(f"{directory.name}: ended with status {status}")
+        elif command.outcome(directory) != whole:
+            lost.append(f"{directory.name}: ended with something else")
     return {"seconds": round(seconds, 1), "kills": done, "at": moments, "runs": runs, "lost": lost}
 
 

@@ -234,7 +234,7 @@ class Engine:
         self._predicted = {name: values.copy() for name, values in state["predicted"].items()}
         for name in _STATE:
             setattr(self, name, state["rows"][name].copy())
-        self.problems = [self.task.problem(index) for index in self.indices.tolist()]
+        self.problems = [self._draw(index)[0] for index in self.indices.tolist()]
         for rngs, saved in ((self.problem_rngs, "problem_rngs"), (self.noise_rngs, "noise_rngs")):
             for row, own in enumerate(state[saved]):
                 rngs[row].bit_generator.state = own
