@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import pickle
 import sys
 import threading
 import weakref
@@ -200,6 +201,12 @@ def test_threads_that_ask_for_the_same_dllm_get_one(monkeypatch):
     assert all(one is made[0] for one in got)
 
 
+def test_a_dllm_can_be_sent_to_another_process(alone):
+    backend = pickle.loads(pickle.dumps(load_backend("tiny-arithmetic")))
+    env = UnmaskVectorEnv(3, autoreset_mode="SameStep", backend=backend)
+    assert same(walk(env, 8, seed=5), alone["llada"])
+
+
 # Forks ------------------------------------------------------------------------------------------------------
 
 
@@ -309,3 +316,37 @@ def test_what_a_state_holds_does_not_change_with_the_environment():
     env.step(np.ones(ToyTask.completion_length))
     env.reset(seed=1)
     assert repr(state) == before
+
+
+# Same seed, same numbers ------------------------------------------------------------------------------------
+
+
+def episodes_of(mode: str, seeds: list[int], count: int, temperature: float) -> list[list[Any]]:
+    """The first ``count`` episodes of every row: problem, text, reward, steps."""
+    env = UnmaskVectorEnv(
+        len(seeds), autoreset_mode=mode, backend=ToyBackend(), task=ToyTask(), temperature=temperature,
+        alpha=(0.5, 2.0), block_length=3,
+    )  # fmt: skip
+    agent = dllm_gym.make_strategy("confidence", k=2)
+    observation, _ = env.reset(seed=seeds)
+    found: list[list[Any]] = [[] for _ in seeds]
+    while min(map(len, found)) < count:
+        observation, rewards, ended, _, infos = env.step(agent.act(observation))
+        told = infos.get("final_info", infos)
+        for row in np.flatnonzero(ended):
+            values = [told[key][row] for key in ("problem", "completion", "nfe")]
+            found[row].append([*values, float(rewards[row])])
+        if mode == "Disabled" and ended.any():
+            observation, _ = env.reset(options={"reset_mask": ended})
+    return [row[:count] for row in found]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_neither_the_autoreset_mode_nor_the_batch_size_changes_an_episode(temperature):
+    seeds = [3, 14, 15, 92, 65]
+    expected = episodes_of("SameStep", seeds, 6, temperature)
+    assert len({str(row) for row in expected}) == len(seeds)
+    for mode in ("SameStep", "NextStep", "Disabled"):
+        assert episodes_of(mode, seeds, 6, temperature) == expected
+        assert episodes_of(mode, seeds[1:3], 6, temperature) == expected[1:3]
+        assert episodes_of(mode, seeds[4:], 6, temperature) == expected[4:]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,6 +142,39 @@ def test_every_training_has_a_configuration_file_of_its_own(tmp_path):
     commands = [workshop._training(run, seed) for run in RUNS for seed in (0, 1)]
     files = {command[command.index("--config") + 1] for command in commands}
     assert len(files) == len(commands) == len(list((tmp_path / "train").glob("*.yaml")))
+
+
+def test_a_training_is_resumed_once_it_has_begun(tmp_path):
+    """The configuration is written last: before it is there, a killed run has not begun."""
+    workshop = Workshop(SMALL, tmp_path, 1)
+    target = workshop.policy("base", 0)
+    target.mkdir(parents=True)
+    (target / "training_state.pt").write_bytes(b"")
+    assert "--resume" not in workshop._training("base", 0)
+    (target / "config.yaml").write_text("")
+    assert workshop._training("base", 0)[-1] == "--resume"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
+def test_what_a_killed_workshop_was_running_ends_with_it(tmp_path):
+    def work() -> None:
+        Workshop(SMALL, tmp_path, 1)._run([("wait", ["-n", "1", "import time; time.sleep(300)"])], "timeit")
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (running := children.read_text().split()):
+        time.sleep(0.05)
+    child = Path(f"/proc/{running[0]}")
+    time.sleep(0.5)
+    assert child.exists()
+    process.kill()
+    process.join()
+    for _ in range(100):
+        if not child.exists() or "State:\tZ" in (child / "status").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("it goes on by itself")
 
 
 def test_a_changed_configuration_is_another_run(tmp_path, monkeypatch):

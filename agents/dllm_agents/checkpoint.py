@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
@@ -144,12 +145,24 @@ def _read_own_policy(directory: Path) -> UnmaskTransformer:
     path = directory / DESCRIPTION
     config = _config(read_description(directory), path)
     tensors = read_tensors(directory / WEIGHTS)
-    if config.layers > len(tensors):
-        raise ValueError(f"{path} tells of {config.layers} layers, the weights are {len(tensors)} tensors")
+    _refuse_larger(config, tensors, directory)
     check_tensors(directory / WEIGHTS, tensors, shapes_of(path, lambda: UnmaskTransformer(config)))
     network = UnmaskTransformer(config)
     network.load_state_dict(tensors)
     return network
+
+
+def _refuse_larger(config: UnmaskTransformerConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    """Nothing is allocated for sizes that the weights do not have: the description may be a stranger's."""
+    longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    sizes = {"width": config.width, "mlp_width": config.mlp_width, "hidden_width": config.hidden_width}
+    limits = {**dict.fromkeys(sizes, longest), "layers": len(tensors), "inputs": longest}
+    for name, size in {**sizes, "layers": config.layers, "inputs": config.num_columns}.items():
+        if size is not None and size > limits[name]:
+            raise ValueError(
+                f"{directory / DESCRIPTION}: {name} {size} does not fit "
+                f"the {len(tensors)} tensors of {WEIGHTS}"
+            )
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:
