@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_environment_steps_take_no_memory(steps):
 @pytest.mark.slow
 def test_environment_steps_of_the_embedded_dllm_take_no_memory():
     env = gym.make_vec(dllm_gym.ENV_ID, num_envs=64, autoreset_mode="SameStep", split="train")
-    assert growth(stepping(env, 40), 25) < 40  # the allocator's, for shapes met late
+    assert growth(stepping(env, 20), 15) < 40  # the allocator's, for shapes met late
 
 
 @needs_proc
@@ -264,20 +265,15 @@ def test_a_fork_gives_what_its_parent_gives(alone):
 
 @pytest.mark.slow
 def test_spawned_workers_give_what_single_environments_give():
-    envs = AsyncVectorEnv([_single, _single], context="spawn")
+    make = partial(gym.make, "dllm_gym:DLLMUnmask-v0")  # which imports dllm_gym where it is not yet
+    envs = AsyncVectorEnv([make, make], context="spawn")
     try:
         together, _ = envs.reset(seed=[3, 4])
     finally:
         envs.close()
     for row, seed in enumerate((3, 4)):
-        single, _ = _single().reset(seed=seed)
+        single, _ = make().reset(seed=seed)
         assert all(np.array_equal(together[key][row], single[key]) for key in single)
-
-
-def _single() -> gym.Env[Any, Any]:
-    import dllm_gym  # noqa: F401
-
-    return gym.make("DLLMUnmask-v0")
 
 
 # Going on in the middle of episodes ------------------------------------------------------------------------
