@@ -13,7 +13,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(INSTALLED)  ## train a policy with PPO, compare it with every heuristic
-	$(BIN)/dllm-gym train ppo --output $(RUN) --max-minutes 8 $(if $(wildcard $(RUN)/training_state.pt),--resume)
+	$(BIN)/dllm-gym train ppo --output $(RUN) --max-minutes 8 $(if $(wildcard $(RUN)/config.yaml),--resume)
 	$(BIN)/dllm-gym compare --agent $(RUN):sample --agent $(RUN):deterministic --episodes 500 --dtype auto \
 		--plot $(RUN)/pareto.png --json $(RUN)/compare.json
 

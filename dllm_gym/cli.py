@@ -133,6 +133,10 @@ def compare(
     dtype: DtypeOption = None,
     backend_kwargs: BackendKwargsOption = "{}",
     plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot here (.png, .pdf).")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Directory for the agents' results: an interrupted comparison goes on."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Compare agents with every strategy over its parameter range, on the same problems."""
@@ -149,6 +153,7 @@ def compare(
             split,
             seed=seed,
             on_result=lambda result: progress.update(bar, advance=1, description=escape(result.label)),
+            keep=keep,
             **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
         )
     rows = comparison.to_json()
@@ -361,6 +366,10 @@ def generate(
     dtype: DtypeOption = None,
     backend_kwargs: BackendKwargsOption = "{}",
     stream: Annotated[bool, typer.Option("--stream", help="Show how one text is written.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Append every finished text here (.jsonl): interrupted work goes on."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Write a text for every prompt: texts to standard output, everything else to standard error."""
@@ -391,6 +400,7 @@ def generate(
             if stream
             else None,
             on_text=lambda *_: progress.advance(bar),
+            output=output,
         )
     for generation in generations if json_file != "-" else ():
         if len(generations) > 1:
@@ -431,6 +441,7 @@ def pretrain(
         typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
     ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
 ) -> None:
     """Train a small dLLM from scratch on a task."""
     from dllm_gym.evaluation import evaluate as run_evaluation
@@ -456,7 +467,7 @@ def pretrain(
     average = None
     with Progress(console=console) as progress:
         bar = progress.add_task("pretraining", total=steps, completed=pretrainer.step)
-        for step, loss in pretrainer.train():
+        for step, loss in pretrainer.train(save_every):
             average = loss if average is None else 0.98 * average + 0.02 * loss
             progress.update(bar, completed=step, description=f"loss {average:.4f}")
     pretrainer.save_checkpoint()
@@ -563,7 +574,7 @@ def _shown(prompt: Prompt) -> str:
 def _json_object(option: str, text: str, example: str, or_list: bool = False) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     objects = value if or_list and isinstance(value, list) else [value]
     if not objects or not all(isinstance(one, dict) for one in objects):

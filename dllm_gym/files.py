@@ -1,44 +1,132 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+"""Atomic writes (a reader sees the old file or the new one, never half of one); reading with suspicion."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = ".unfinished-"
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Calls ``write`` with a temporary path beside ``path``, then renames it into place."""
+    """Calls ``write`` with a temporary path beside ``path``, then renames it into place.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
     try:
-        write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
+        )
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            write(temporary)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
+            with temporary.open("rb") as written:
+                os.fsync(written)  # or a power cut could leave the new name with nothing in it
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {path}: {error.strerror or error}") from error
     return path
+
+
+def remove_unfinished(directory: str | Path) -> None:
+    """Removes what writers that were killed left in a directory; call it where nobody else is writing."""
+    for leftover in Path(directory).rglob(f"{_UNFINISHED}*"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes ``value`` as indented JSON, atomically."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    return write_atomically(path, lambda temporary: _write_text(temporary, text))
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Writes a text file, atomically."""
-    return write_atomically(path, lambda temporary: _write_text(temporary, text))
+    return write_bytes(path, text.encode())
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
+    """Writes a file, atomically."""
+    return write_atomically(path, lambda temporary: _write_bytes(temporary, content))
+
+
+def _write_bytes(path: Path, content: bytes | memoryview) -> None:
+    path.write_bytes(content)
+
+
+def parse_json(text: str | bytes, place: str) -> Any:
+    """The value of a JSON text that somebody else wrote; ``place`` is for the message.
+
+    Raises:
+        ValueError: If it is no JSON, is nested too deeply, or names a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place} is not JSON: {error}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file that somebody else wrote.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: See ``parse_json``.
+    """
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return content
+
+
+def write_state(path: str | Path, state: dict[str, Any]) -> Path:
+    """Writes tensors and plain values for ``read_state``, atomically."""
+    import torch
+
+    buffer = io.BytesIO()  # torch reports a full disk as anything but an OSError
+    torch.save(state, buffer)
+    return write_bytes(path, buffer.getbuffer())
+
+
+def read_state(path: str | Path, fields: Collection[str]) -> dict[str, Any]:
+    """What ``write_state`` wrote. Nothing in the file is executed.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged, or lacks one of ``fields``.
+    """
+    import torch
+
+    content = Path(path).read_bytes()
+    try:
+        state = torch.load(io.BytesIO(content), weights_only=True)
+    except Exception as error:  # of any kind: torch's readers and the unpickler each have their own
+        reason = str(error).split("\n", 1)[0]
+        raise ValueError(
+            f"{path} is damaged or no training state: {reason or type(error).__name__}"
+        ) from None
+    if not isinstance(state, dict):
+        raise ValueError(f"{path} is no training state: it holds {type(state).__name__}")
+    missing = [name for name in fields if name not in state]
+    if missing:
+        raise ValueError(f"{path} is no training state of this version: it lacks {', '.join(missing)}")
+    return state
 
 
 def _umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from dllm_gym.backends import ASSETS, embedded_names
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
+from dllm_gym.evaluation.kept import Lines, digest
 from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
 
 if TYPE_CHECKING:
@@ -75,6 +77,7 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     backend_kwargs: Mapping[str, Any] | None = None,
     on_step: Callable[[int, str, int], None] | None = None,
     on_text: Callable[[int, Generation], None] | None = None,
+    output: str | Path | None = None,
 ) -> Generation | list[Generation]:
     """Writes a text for every prompt.
 
@@ -99,13 +102,15 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
         on_step: Called after every step of every row with the prompt's index, the text so far, in which
             ``MASK_SIGN`` stands for a mask, and the number of the step.
         on_text: Called with every finished text and its prompt's index, in the order they finish.
+        output: A file of JSON lines that gets every text as soon as it is finished. Texts that are there are
+            not written again, so that interrupted work goes on; a dLLM is known by its name or path only.
 
     Returns:
         One ``Generation`` for a single prompt; else a list of them in the order of the prompts.
 
     Raises:
-        ValueError: For arguments out of range, or prompts the dLLM cannot read or has no room for; before
-            anything is written.
+        ValueError: For arguments out of range, prompts the dLLM cannot read or has no room for, or an
+            ``output`` that holds something else; before anything is written.
     """
     resolved = as_agent(agent)
     if batch_size < 1:
@@ -126,18 +131,58 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
         stop_at_eos=stop_at_eos,
     )
     _check_room(asked, engine)
-    after_step = None if on_step is None else _reporter(on_step, engine)
     generations: list[Generation | None] = [None] * len(asked)
-    for episode in decode(resolved, engine, range(len(asked)), seed, after_step):
+    lines = None if output is None else _lines(output, engine, resolved, seed)
+    for index, generation in texts_found(lines, asked).items() if lines is not None else ():
+        generations[index] = generation
+    missing = [index for index, generation in enumerate(generations) if generation is None]
+    after_step = None if on_step is None else _reporter(on_step, engine, missing)
+    for episode in decode(resolved, engine, missing, seed, after_step):
+        index = missing[episode.position]
         ends = np.flatnonzero(np.isin(episode.tokens, list(engine.end_token_ids)))
         tokens = episode.tokens[: ends[0]] if len(ends) else episode.tokens
-        prompt, steps = asked[episode.position], episode.info["nfe"]
-        generation = Generation(prompt, episode.info["completion"], tuple(tokens.tolist()), steps)
-        generations[episode.position] = generation
+        generation = Generation(
+            asked[index], episode.info["completion"], tuple(tokens.tolist()), episode.info["nfe"]
+        )
+        generations[index] = generation
+        if lines is not None:
+            lines.add(index, generation.to_json())
         if on_text is not None:
-            on_text(episode.position, generation)
+            on_text(index, generation)
     finished = [generation for generation in generations if generation is not None]
     return finished[0] if one else finished
+
+
+def _lines(output: str | Path, engine: Engine, agent: Any, seed: int) -> Lines:
+    who = getattr(agent, "fingerprint", getattr(agent, "label", type(agent).__name__))
+    return Lines(output, digest([engine.description(), who, seed]))
+
+
+def texts_found(lines: Lines, asked: Sequence[Prompt]) -> dict[int, Generation]:
+    """The texts that were there, by the index of their prompts.
+
+    Raises:
+        ValueError: If there is anything else.
+    """
+    return {
+        index: _text(content, asked, index, f"{lines.path}, index {index}")
+        for index, content in lines.found.items()
+    }
+
+
+def _text(content: Mapping[str, Any], asked: Sequence[Prompt], index: int, place: str) -> Generation:
+    prompt, text, tokens, steps = (content.get(name) for name in ("prompt", "text", "tokens", "steps"))
+    if not 0 <= index < len(asked) or prompt != json.loads(json.dumps(asked[index])):
+        raise ValueError(f"{place} answers another prompt: {prompt!r:.80}; give another file")
+    if not isinstance(text, str) or not _is_count(steps) or not isinstance(tokens, list):
+        raise ValueError(f"{place} is no text of this kind; give another file")
+    if not steps or not all(map(_is_count, tokens)):
+        raise ValueError(f"{place} has impossible steps or tokens; give another file")
+    return Generation(asked[index], text, tuple(tokens), int(steps))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
 
 
 def _length_of(backend: str | Backend) -> int:
@@ -153,7 +198,7 @@ def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:
     """Finds out now what would otherwise stop the work half-way."""
     room = getattr(engine.backend, "max_length", None)
     for number, prompt in enumerate(prompts, start=1):
-        taken = len(engine.backend.encode_prompt(prompt))
+        taken = engine.prompt_length(number - 1)
         if room is not None and taken + engine.length > room:
             raise ValueError(
                 f"prompt {number} takes {taken} tokens, which with completion_length {engine.length} is more "
@@ -162,17 +207,17 @@ def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:
 
 
 def _reporter(
-    on_step: Callable[[int, str, int], None], engine: Engine
+    on_step: Callable[[int, str, int], None], engine: Engine, asked: Sequence[int]
 ) -> Callable[[NDArray[np.int64], NDArray[np.int64]], None]:
     backend = engine.backend
     mask = backend.decode([backend.mask_token_id]).strip()
 
     def report(rows: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
         completions, steps = engine.canvas.completions(rows), engine.canvas.steps[rows]
-        for index, completion, step in zip(
+        for position, completion, step in zip(
             positions.tolist(), completions.tolist(), steps.tolist(), strict=True
         ):
             text = backend.decode(completion)
-            on_step(index, text.replace(mask, MASK_SIGN) if mask else text, step)
+            on_step(asked[position], text.replace(mask, MASK_SIGN) if mask else text, step)
 
     return report

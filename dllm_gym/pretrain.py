@@ -30,10 +30,19 @@ from dllm_gym.backends import cpu, load_backend
 from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
-from dllm_gym.files import write_atomically, write_json, write_text
+from dllm_gym.files import (
+    read_json,
+    read_state,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+    write_state,
+    write_text,
+)
 from dllm_gym.tasks import GenerativeTask, load_task, task_factory, task_names
 
 _STATE = "training_state.pt"
+_STATE_FIELDS = ("config", "step", "seconds", "model", "optimizers", "generator")
 _RECORD = "pretraining.json"
 _MIN_T = 1e-3  # LLaDA's epsilon: t is drawn from [1e-3, 1], so that 1/t stays bounded
 
@@ -120,7 +129,10 @@ def trained_length(directory: str | Path) -> int | None:
     path = Path(directory) / _RECORD
     if not path.is_file():
         return None
-    config = PretrainConfig(**json.loads(path.read_text(encoding="utf-8"))["config"])
+    try:
+        config = PretrainConfig(**read_json(path)["config"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not tell how the dLLM was trained: {error}") from None
     # the record may be a stranger's: it must not get at tasks that look for their data elsewhere
     if config.task not in task_names() or not hasattr(task_factory(config.task), "write"):
         return None
@@ -312,10 +324,11 @@ class Pretrainer:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
         }
-        write_atomically(self.directory / _STATE, lambda path: torch.save(state, path))
+        write_state(self.directory / _STATE, state)
 
     def _resume(self) -> None:
-        state = torch.load(self.directory / _STATE, weights_only=True)
+        remove_unfinished(self.directory)
+        state = read_state(self.directory / _STATE, _STATE_FIELDS)
         before = asdict(PretrainConfig(**state["config"]))
         different = [name for name, value in asdict(self.config).items() if before[name] != value]
         if different:
@@ -331,16 +344,13 @@ class Pretrainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         tensors = {
             name: tensor.detach().to(torch.bfloat16).contiguous()
             for name, tensor in self.family.checkpoint_names(self.model.state_dict()).items()
         }
-        write_atomically(
-            self.directory / "model.safetensors",
-            lambda path: save_file(tensors, path, metadata={"format": "pt"}),
-        )
+        write_bytes(self.directory / "model.safetensors", save(tensors, {"format": "pt"}))
         write_json(self.directory / "config.json", self.model_config)
         save_tokenizer(self.tokenizer, self.directory)
         return self.directory
@@ -385,7 +395,7 @@ def _stages(config: PretrainConfig, name: str, seconds: float) -> list[dict[str,
             options["residual_context"] = ""
         parent = Path(config.init_from) / _RECORD
         if parent.is_file():
-            earlier = json.loads(parent.read_text(encoding="utf-8"))["stages"]
+            earlier = read_json(parent)["stages"]
     flags = " ".join(f"--{key.replace('_', '-')} {value}".strip() for key, value in options.items())
     stage = {
         "command": f"dllm-gym pretrain {flags} --output {name}",

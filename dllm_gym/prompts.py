@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.files import parse_json
 from dllm_gym.tasks import Problem
 
 if TYPE_CHECKING:
@@ -95,10 +95,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def _prompt_from_json(line: str, where: str) -> Prompt:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: no JSON ({error})") from None
+    value = parse_json(line, where)
     if isinstance(value, dict):
         if isinstance(value.get("prompt"), str) and "messages" not in value:
             return str(value["prompt"])

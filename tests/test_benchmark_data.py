@@ -65,13 +65,13 @@ def test_a_file_with_a_byte_order_mark_and_blank_lines_reads(tmp_path):
 
 
 BAD = {
-    "no JSON": ("rows.jsonl", b'{"n": 1}\n\n{"n": \n', r"rows\.jsonl, line 3: no JSON"),
+    "no JSON": ("rows.jsonl", b'{"n": 1}\n\n{"n": \n', r"rows\.jsonl, line 3 is not JSON"),
     "no object": ("rows.jsonl", b'{"n": 1}\n[2]\n', r"rows\.jsonl, line 2: a row must be an object"),
     "no column": ("rows.jsonl", b'{"n": 1}\n{"m": 2}\n', r"rows\.jsonl, line 2: no column 'n'; it has m"),
     "another type": ("rows.jsonl", b'{"n": 1}\n{"n": null}\n', r"rows\.jsonl, line 2: "),
     "no list": ("rows.json", b'[{"n": 1}, 2]', r"rows\.json, row 2: a row must be an object"),
-    "broken JSON": ("rows.json", b"[", r"rows\.json: no JSON"),
-    "too deep": ("rows.json", b"[" * 100_000, r"rows\.json: no JSON"),
+    "broken JSON": ("rows.json", b"[", r"rows\.json is not JSON"),
+    "too deep": ("rows.json", b"[" * 100_000, r"rows\.json is not JSON"),
     "short line": ("rows.csv", b"n,m\n1,2\n\n3\n", r"rows\.csv, line 4: not as many fields"),
     "long line": ("rows.csv", b"n,m\n1,2,3\n", r"rows\.csv, line 2: not as many fields"),
     "no UTF-8": ("rows.csv", b"n\n\xff\n", r"rows\.csv cannot be read"),

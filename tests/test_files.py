@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_gym.files import write_atomically, write_json, write_text
+from dllm_gym.files import remove_unfinished, write_atomically, write_bytes, write_json, write_text
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -93,3 +93,38 @@ def test_files_get_the_permissions_any_new_file_has(tmp_path):
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    """And nothing else."""
+
+    def die(temporary):
+        temporary.write_text("ha")
+        temporary.rename(tmp_path / "seen" / temporary.name)  # out of reach of the one who cleans up
+        raise KeyboardInterrupt
+
+    (tmp_path / "seen").mkdir()
+    for name in ("a.txt", "no-suffix"):
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(tmp_path / name, die)
+    write_bytes(tmp_path / "seen" / "mine.txt", b"mine")
+    (tmp_path / ".hidden-mine").write_text("mine")
+    assert len(list((tmp_path / "seen").iterdir())) == 3
+    remove_unfinished(tmp_path)
+    assert [path.name for path in (tmp_path / "seen").iterdir()] == ["mine.txt"]
+    assert (tmp_path / ".hidden-mine").exists()
+    remove_unfinished(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError("something"), PermissionError(13, "no")]
+)
+def test_errors_of_the_system_name_the_file(tmp_path, error):
+    def write(temporary):
+        raise error
+
+    with pytest.raises(
+        type(error), match=r"cannot write .*a\.txt: (No space left on device|something|no)$"
+    ) as raised:
+        write_atomically(tmp_path / "a.txt", write)
+    assert raised.value.errno == error.errno

@@ -287,7 +287,7 @@ def test_prompts_from_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("one", r"prompts.jsonl, line 2: no JSON"),
+        ("one", r"prompts.jsonl, line 2 is not JSON"),
         ("5", r"prompts.jsonl, line 2: expected an object with either prompt .*, got 5"),
         ('{"text": "one"}', "line 2: expected an object with either prompt"),
         ('{"prompt": 1}', "line 2: expected an object with either prompt"),

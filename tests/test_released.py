@@ -306,5 +306,5 @@ def test_files_and_formats(tmp_path):
     with pytest.raises(ValueError, match=r"time_period 1.0 is for format='ml-rl-dllm'"):
         dllm_agents.load_policy(tmp_path, time_period=1.0)
     path = write(released_state(width=16), tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"time_period must be positive, got 0"):
+    with pytest.raises(ValueError, match=r"time_period must be positive and finite, got 0"):
         dllm_agents.load_policy(path, format="ml-rl-dllm", time_period=0.0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +27,7 @@ from benchmarks.reproduce.experiments import (
 )
 from benchmarks.reproduce.inference import Resampling, estimate, nfe, success
 from benchmarks.reproduce.report import write_report
-from benchmarks.reproduce.work import Workshop, _to_json
+from benchmarks.reproduce.work import Workshop
 from dllm_gym.evaluation import EpisodeRecords, EvaluationResult
 from dllm_gym.evaluation.statistics import envelope_gap
 from dllm_gym.files import write_json
@@ -36,7 +39,7 @@ ENVIRONMENT = {
     "block_length": 48,
     "completion_length": 48,
 }
-SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 8, PROBLEMS)
+SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 100, 8, PROBLEMS)
 
 
 def result(accuracy, steps, *, seed=0, chain=1.0, agent="policy"):
@@ -141,6 +144,39 @@ def test_every_training_has_a_configuration_file_of_its_own(tmp_path):
     assert len(files) == len(commands) == len(list((tmp_path / "train").glob("*.yaml")))
 
 
+def test_a_training_is_resumed_once_it_has_begun(tmp_path):
+    """The configuration is written last: before it is there, a killed run has not begun."""
+    workshop = Workshop(SMALL, tmp_path, 1)
+    target = workshop.policy("base", 0)
+    target.mkdir(parents=True)
+    (target / "training_state.pt").write_bytes(b"")
+    assert "--resume" not in workshop._training("base", 0)
+    (target / "config.yaml").write_text("")
+    assert workshop._training("base", 0)[-1] == "--resume"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
+def test_what_a_killed_workshop_was_running_ends_with_it(tmp_path):
+    def work() -> None:
+        Workshop(SMALL, tmp_path, 1)._run([("wait", ["-n", "1", "import time; time.sleep(300)"])], "timeit")
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (running := children.read_text().split()):
+        time.sleep(0.05)
+    child = Path(f"/proc/{running[0]}")
+    time.sleep(0.5)
+    assert child.exists()
+    process.kill()
+    process.join()
+    for _ in range(100):
+        if not child.exists() or "State:\tZ" in (child / "status").read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("it goes on by itself")
+
+
 def test_a_changed_configuration_is_another_run(tmp_path, monkeypatch):
     workshop = Workshop(SMALL, tmp_path, 1)
     before = workshop.policy("base", 0)
@@ -159,9 +195,7 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
         for at, strategy in enumerate(heuristics(environment)):
             steps = 2.0 + at
             made = result(min(0.95, 0.3 + 0.02 * steps + home), steps, seed=at, agent=strategy.name)
-            write_json(
-                workshop._file(environment, strategy.label), _to_json(replace(made, label=strategy.label))
-            )
+            replace(made, label=strategy.label).save(workshop._file(environment, strategy.label))
     said = {
         "semi": (0.97, 10.0),
         "additive": (0.0, 1.0),
@@ -185,7 +219,7 @@ def fill(directory: Path, **changes: tuple[float, float]) -> Workshop:
                 accuracy = min(0.98, 0.8 + 0.01 * steps)
             made = result(accuracy, steps, seed=seed, chain=0.5 if run == "answer-only" else 1.0)
             name = f"{workshop.policy(run, seed).name}:{options}"
-            write_json(workshop._file(environment, name), _to_json(replace(made, label=name)))
+            replace(made, label=name).save(workshop._file(environment, name))
     for run in RUNS:
         for seed in SMALL.seeds:
             write_json(workshop.policy(run, seed) / "metrics.json", {"evaluations": [{"seconds": 12.0}]})

@@ -87,16 +87,16 @@ class Interrupted(Exception):
 
 
 def train_until(config: TrainConfig, directory: Path, evaluations: int, monkeypatch: Any) -> None:
-    """Trains and dies, as a machine would, right after so many evaluations."""
-    note = _Run._note
+    """Trains and dies, as a machine would, when the state with so many evaluations is saved."""
+    save = _Run._save_state
 
-    def note_and_die(self: Any, results: Any) -> None:
-        note(self, results)
+    def save_and_die(self: Any) -> None:
+        save(self)
         if len(self.history) == evaluations:
             raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "_note", note_and_die)
+        patch.setattr(_Run, "_save_state", save_and_die)
         with pytest.raises(Interrupted):
             train(config, directory)
 
@@ -552,7 +552,7 @@ def test_resume_goes_on_to_the_end(tmp_path, monkeypatch):
 
     def watch(self: Any, state: Any) -> None:
         restore(self, state)
-        assert torch.equal(torch.get_rng_state(), state["torch_rng"])
+        assert torch.equal(torch.get_rng_state(), state["random"]["torch"])
         runs.append(self)
 
     monkeypatch.setattr(_Run, "_restore", watch)
@@ -587,7 +587,11 @@ def test_resume_goes_on_to_the_end(tmp_path, monkeypatch):
     assert [rates[step] for step in sorted(rates)] == sorted(rates.values(), reverse=True)
 
 
-def test_resume_hands_out_new_problems_in_whole_groups(tmp_path, monkeypatch):
+@pytest.mark.parametrize("remembers", [False, True])
+def test_resume_goes_on_with_the_next_problem(tmp_path, monkeypatch, remembers):
+    """Of the next group, where the dLLM remembers earlier steps: there all rows begin anew."""
+    if remembers:
+        monkeypatch.setattr("dllm_gym.envs.engine.Engine.state", lambda self: None)
     directory, config = tmp_path / "run", tiny()
     train_until(config, directory, 1, monkeypatch)
     before = torch.load(directory / "training_state.pt", weights_only=True)["next_ticket"]
@@ -600,8 +604,7 @@ def test_resume_hands_out_new_problems_in_whole_groups(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dllm_agents.sb3.grouped.Tickets, "__call__", watch)
     train(config, directory, resume=True)
-    assert drawn[0] % 4 == 0
-    assert before <= drawn[0] < before + 4
+    assert drawn[0] == (-(-before // 4) * 4 if remembers else before)
     assert drawn == list(range(drawn[0], drawn[0] + len(drawn)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,6 +94,16 @@ class LearnedPolicy:
         self.requires = tuple(key for key in dict.fromkeys(needed) if key not in self.knobs)
         self._seed = seed
         self._generators: dict[int, np.random.Generator] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this policy from every other one, its weights included, for results that are kept."""
+        digest = hashlib.sha256(repr((self.network.config, self.parameters)).encode())
+        for name, tensor in self.network.state_dict().items():
+            digest.update(
+                name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            )
+        return digest.hexdigest()
 
     def seed(self, rows: Sequence[int], seeds: Sequence[int | Sequence[int]]) -> None:
         """Gives each of ``rows`` a fresh generator from the seed at the same place in ``seeds``."""

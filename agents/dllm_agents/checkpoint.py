@@ -6,19 +6,19 @@ Nothing in it is executed when it is loaded.
 from __future__ import annotations
 
 import dataclasses
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
-from dllm_agents.tensors import check_tensors, read_tensors
-from dllm_gym.files import write_atomically, write_json
+from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
+from dllm_gym.files import read_json, write_bytes, write_json
 
 FORMAT = "dllm_agents.policy"
 FORMAT_VERSION = 1
@@ -56,7 +56,7 @@ def save_policy(
     # The description goes first: metadata that JSON cannot hold fails before anything is written.
     write_json(directory / DESCRIPTION, description)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    write_atomically(directory / WEIGHTS, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    write_bytes(directory / WEIGHTS, save(tensors, {"format": "pt"}))
     return directory
 
 
@@ -120,9 +120,13 @@ def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, fl
     ranges = {}
     for knob in KNOBS:
         ends = env.get(knob) if isinstance(env, dict) else None
-        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+        if isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)):
             ranges[knob] = (float(ends[0]), float(ends[1]))
     return ranges
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def shipped_policies() -> dict[str, Path]:
@@ -138,12 +142,12 @@ def _directory_of(path: str | Path) -> Path:
 
 
 def _read_own_policy(directory: Path) -> UnmaskTransformer:
-    config = _config(read_description(directory), directory / DESCRIPTION)
+    path = directory / DESCRIPTION
+    config = _config(read_description(directory), path)
     tensors = read_tensors(directory / WEIGHTS)
     _refuse_larger(config, tensors, directory)
+    check_tensors(directory / WEIGHTS, tensors, shapes_of(path, lambda: UnmaskTransformer(config)))
     network = UnmaskTransformer(config)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    check_tensors(directory / WEIGHTS, tensors, expected)
     network.load_state_dict(tensors)
     return network
 
@@ -171,10 +175,7 @@ def read_description(directory: str | Path) -> dict[str, Any]:
     path = Path(directory) / DESCRIPTION
     if not path.is_file():
         raise FileNotFoundError(f"no policy at {directory}: {path} is missing")
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+    description = read_json(path)
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise ValueError(f"{path} does not describe a policy: 'format' must be {FORMAT!r}")
     version = description.get("format_version")

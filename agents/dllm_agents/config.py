@@ -14,6 +14,14 @@ import yaml
 ALGORITHMS = ("grpo", "ppo", "a2c")
 DECAYS = ("linear", "cosine")
 
+_LARGEST_FILE = 2**16  # bytes; a hundred times what a configuration takes
+
+# What PyYAML raises, by itself and through what it calls: 2026-13-13 is no date, !!int "" has no first digit.
+_MALFORMED = (
+    *(yaml.YAMLError, ValueError, OverflowError, RecursionError),
+    *(LookupError, AttributeError, TypeError),
+)
+
 # In an installed package the files lie inside it, in a checkout beside it.
 _FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 
@@ -95,9 +103,15 @@ class TrainConfig:
             raise ValueError(f"group_size {self.group_size} must not exceed num_envs {self.num_envs}")
         if self.algorithm == "grpo" and self.group_size == 1:
             raise ValueError("grpo needs a group_size of at least 2, got 1")
+        if not isinstance(self.init_from, str | None):
+            raise ValueError(f"init_from must be a text or null, got {self.init_from!r}")
         self._check_expert()
 
     def _check_expert(self) -> None:
+        if not isinstance(self.expert, str | None):
+            raise ValueError(f"expert must be a text or null, got {self.expert!r}")
+        if self.expert_block_length is not None:
+            _check_whole("expert_block_length", self.expert_block_length, 1)
         if self.num_experts and self.algorithm != "grpo":
             raise ValueError(f"num_experts is for grpo, got {self.num_experts} with {self.algorithm}")
         if (self.expert is not None) != bool(self.num_experts or self.imitation_steps):
@@ -158,11 +172,16 @@ def load_config(path: str | Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: For malformed YAML, unknown fields or values out of range.
+        ValueError: For malformed YAML, keys that are there twice, aliases, unknown fields or values out of
+            range.
     """
+    with Path(path).open("rb") as file:
+        text = file.read(_LARGEST_FILE + 1)
+    if len(text) > _LARGEST_FILE:
+        raise ValueError(f"{path} is no configuration: it has more than {_LARGEST_FILE} bytes")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = yaml.load(text, _Loader)  # a SafeLoader
+    except _MALFORMED as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
@@ -178,6 +197,30 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             pairs[f"{prefix}{key}"] = value
     return pairs
+
+
+class _Loader(yaml.SafeLoader):
+    """Without what a configuration has no use for: aliases, of which a few lines unfold to gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not accepted")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) < len(keys):
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise yaml.YAMLError(f"key {twice!r} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+class Dumper(yaml.SafeDumper):
+    """Writes what ``load_config`` reads: a value that is there twice is written twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Always."""
+        return True
 
 
 def _is_number(value: Any) -> bool:
@@ -202,6 +245,6 @@ def _with_numbers(value: Any) -> Any:
 
 def _refuse_unknown(changes: Mapping[str, Any]) -> None:
     known = [f.name for f in dataclasses.fields(TrainConfig)]
-    unknown = sorted(set(changes) - set(known))
+    unknown = [name for name in changes if name not in known]
     if unknown:
         raise ValueError(f"unknown configuration fields {unknown}; known: {', '.join(known)}")

@@ -110,8 +110,14 @@ class UnmaskTransformerConfig:
                 f"width must be a multiple of 2 * heads (rotary embedding turns pairs of channels), "
                 f"got width {self.width} and heads {self.heads}"
             )
-        if self.time_period <= 0:
-            raise ValueError(f"time_period must be positive, got {self.time_period}")
+        for name in ("round_time", "value_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        largest = torch.finfo(torch.float32).max
+        if not 0 < self.time_period <= largest:
+            raise ValueError(f"time_period must be positive and finite, got {self.time_period}")
+        if not abs(self.initial_bias) <= largest:
+            raise ValueError(f"initial_bias must be finite, got {self.initial_bias}")
 
     @property
     def columns(self) -> tuple[str, ...]:

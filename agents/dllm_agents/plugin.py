@@ -103,6 +103,7 @@ def _train(
     num_envs: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     alpha: Annotated[float | None, typer.Option(help="Overrides the configuration's env.alpha.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
 ) -> None:
     """Train an unmasking policy."""
     from dllm_agents import parallel
@@ -126,7 +127,7 @@ def _train(
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])
     with parallel.launched() as is_first:
-        train(resolved, directory, resume=resume, progress=True, command=command)
+        train(resolved, directory, resume=resume, progress=True, command=command, save_every=save_every)
     if is_first:
         print(f"policy: {directory / 'best'}")
         print(f"curves: tensorboard --logdir {directory}")

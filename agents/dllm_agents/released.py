@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
-from dllm_agents.tensors import check_tensors, read_tensors
+from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
 
 WEIGHTS = "model.safetensors"
 _PREFIX = "base_policy."  # in the file of the whole model; some are of the policy alone
@@ -62,9 +62,11 @@ def read_released_policy(path: str | Path, time_period: float = 1.0) -> UnmaskTr
     tensors = read_tensors(file)
     if all(name.startswith(_PREFIX) for name in tensors):
         tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
-    network = UnmaskTransformer(_config(file, tensors, time_period))
-    sources = {name: _sources(name) for name in network.state_dict()}
-    _check(file, tensors, network, sources)
+    config = _config(file, tensors, time_period)
+    shapes = shapes_of(file, lambda: UnmaskTransformer(config))
+    sources = {name: _sources(name) for name in shapes}
+    _check(file, tensors, config, shapes, sources)
+    network = UnmaskTransformer(config)
     network.load_state_dict(
         {name: torch.cat([tensors[source].float() for source in parts]) for name, parts in sources.items()}
     )
@@ -112,15 +114,18 @@ def _config(file: Path, tensors: Mapping[str, Tensor], time_period: float) -> Un
 
 
 def _check(
-    file: Path, tensors: Mapping[str, Tensor], network: UnmaskTransformer, sources: Mapping[str, list[str]]
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    config: UnmaskTransformerConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    sources: Mapping[str, list[str]],
 ) -> None:
     expected: dict[str, tuple[int, ...]] = {}
-    for name, tensor in network.state_dict().items():
-        rows, *rest = tensor.shape
+    for name, (rows, *rest) in shapes.items():
         expected |= {source: (rows // len(sources[name]), *rest) for source in sources[name]}
-    head_width = network.config.width // network.config.heads
+    head_width = config.width // config.heads
     frequencies = 10000.0 ** (-torch.arange(0, head_width, 2) / head_width)
-    buffers = [f"transformer_blocks.{block}.inv_freq" for block in range(network.config.layers)]
+    buffers = [f"transformer_blocks.{block}.inv_freq" for block in range(config.layers)]
     expected |= {name: tuple(frequencies.shape) for name in buffers}
     check_tensors(file, tensors, expected)
     for name in buffers:  # ours are computed, so theirs need only be the same ones, in whatever precision

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dllm_agents.checkpoint import DESCRIPTION, read_description
 from dllm_agents.config import load_config
+from dllm_gym.files import read_json, read_state
 
 CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 
@@ -30,7 +30,7 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
     told = {"directory": directory, "environment": dict(config.env), "settings": config.settings()}
     if (directory / METRICS).is_file():  # written at the end
         try:
-            metrics = json.loads((directory / METRICS).read_text(encoding="utf-8"))
+            metrics = read_json(directory / METRICS)
             return {**told, "command": metrics["command"], "evaluations": metrics["evaluations"]}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{directory / METRICS} holds no metrics of a training run: {error}") from error
@@ -38,7 +38,5 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
     if (directory / "last" / DESCRIPTION).is_file():
         command = read_description(directory / "last").get("metadata", {}).get("command", "")
     if (directory / STATE).is_file():
-        import torch
-
-        evaluations = torch.load(directory / STATE, weights_only=True)["history"]
+        evaluations = read_state(directory / STATE, ["history"])["history"]
     return {**told, "command": command, "evaluations": evaluations}

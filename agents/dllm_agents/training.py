@@ -24,18 +24,24 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from dllm_agents import parallel
 from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
-from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.config import Dumper, TrainConfig, load_config
 from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
 from dllm_agents.runs import CONFIG, METRICS, STATE
-from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics
+from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
+from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
 from dllm_agents.sb3.grpo import GRPO, expert_agent
 from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.files import write_atomically, write_json, write_text
+from dllm_gym.files import read_state, remove_unfinished, write_json, write_state, write_text
+
+_STATE_FIELDS = (
+    *("policy", "reference", "optimizer", "timesteps", "updates", "best_reward", "history", "seconds"),
+    *("next_ticket", "random", "episodes"),
+)
 
 # (algorithm, whether in groups) -> class
 _CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
@@ -54,6 +60,7 @@ def train(
     resume: bool = False,
     progress: bool = False,
     command: str = "",
+    save_every: float = 60.0,
 ) -> Path:
     """Trains an unmasking policy.
 
@@ -64,9 +71,12 @@ def train(
         config: A configuration or the path of a YAML file.
         directory: Gets ``config.yaml``, TensorBoard files, the policies ``last/`` and ``best/`` (highest
             reward of sampled decoding on validation problems), ``metrics.json`` and the training state.
-        resume: Go on from the training state in ``directory``.
+        resume: Go on from the training state in ``directory``. In one process the result is, to the last bit,
+            that of a run that was never interrupted, unless ``max_minutes`` ends it (``docs/robustness.md``).
         progress: Show a progress bar and a line per evaluation.
         command: Noted in the saved policies.
+        save_every: Seconds between two states, saved at the next end of a rollout; one is also saved after
+            every evaluation.
 
     Returns:
         The directory; ``load_policy(directory / "best")`` loads the result.
@@ -77,7 +87,7 @@ def train(
         FileNotFoundError: If there is nothing to resume.
     """
     config = config if isinstance(config, TrainConfig) else load_config(config)
-    run = _Run(config, Path(directory), resume, progress, command)
+    run = _Run(config, Path(directory), resume, progress, command, save_every)
     run.learn()
     return run.directory
 
@@ -95,11 +105,19 @@ class _Run:
     """One training run in its directory."""
 
     def __init__(
-        self, config: TrainConfig, directory: Path, resume: bool, progress: bool, command: str
+        self,
+        config: TrainConfig,
+        directory: Path,
+        resume: bool,
+        progress: bool,
+        command: str,
+        save_every: float,
     ) -> None:
         self.config, self.directory, self.command = config, directory, command
         self.is_first = parallel.rank() == 0
         self.progress = progress and self.is_first
+        self._save_every = save_every
+        self._started = time.monotonic()
         self.best_reward = float("-inf")
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
@@ -108,9 +126,9 @@ class _Run:
         if state is None:  # only now: a configuration that does not work leaves nothing behind
             self._begin_with_a_saved_policy()
             self._seed_other_processes()  # which waits until all have seen that there was no run
-            self._save_state(0.0)  # before the configuration: what has one can be resumed
+            self._save_state()  # before the configuration: what has one can be resumed
             if self.is_first:
-                write_text(directory / CONFIG, yaml.safe_dump(_plain(config), sort_keys=False))
+                write_text(directory / CONFIG, yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False))
         else:
             self._restore(state)
             self._seed_other_processes()
@@ -148,13 +166,17 @@ class _Run:
         self.model.set_logger(
             configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
         )
+        self._saving = Saving(self._save_state, self._save_every)
         begun_at = self.model.num_timesteps
         if begun_at < config.imitation_steps:
             imitate(self.model, self._expert, config.imitation_steps)
+            self._saving.due = True
         evaluation = Evaluation(
             config.env, config.eval_every, config.eval_episodes, self._note, self.history, config.settings()
         )
-        callbacks: list[BaseCallback] = [RolloutMetrics(), evaluation] if self.is_first else []
+        callbacks: list[BaseCallback] = []
+        if self.is_first:
+            callbacks += [self._saving, RolloutMetrics(), evaluation]
         if config.max_minutes is not None:
             callbacks.append(Deadline(config.max_minutes - self._elapsed() / 60))
         if self.progress:
@@ -165,6 +187,7 @@ class _Run:
             self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
             if self.is_first:
                 evaluation.evaluate()
+                self._save_state()
         if self.is_first:
             write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
         self.model.logger.close()
@@ -186,8 +209,8 @@ class _Run:
             raise ValueError(
                 f"{path} differs from the configuration given; resume with the one that is there"
             )
-        state: dict[str, Any] = torch.load(self.directory / STATE, weights_only=True)
-        return state
+        remove_unfinished(self.directory)
+        return read_state(self.directory / STATE, _STATE_FIELDS)
 
     def _build(self) -> OnPolicyAlgorithm:
         config = self.config
@@ -232,9 +255,8 @@ class _Run:
         return tuple(dict.fromkeys(keys))
 
     def _note(self, results: Mapping[str, EvaluationResult]) -> None:
-        """Remembers an evaluation; saves the last policy, the best one and the state."""
-        elapsed = self._elapsed()
-        row: dict[str, Any] = {"timesteps": self.model.num_timesteps, "seconds": round(elapsed, 1)}
+        """Remembers an evaluation and saves the last policy and the best one; the state follows."""
+        row: dict[str, Any] = {"timesteps": self.model.num_timesteps, "seconds": round(self._elapsed(), 1)}
         for decoding, result in results.items():
             row[decoding] = {
                 "accuracy": result.accuracy, "nfe_mean": result.nfe_mean, "reward_mean": result.reward_mean,
@@ -248,14 +270,14 @@ class _Run:
         if reward > self.best_reward:
             self.best_reward = reward
             self._save_policy("best", row)
-        self._save_state(elapsed)
+        self._saving.due = True
 
     def _save_policy(self, name: str, row: Mapping[str, Any]) -> None:
         metadata = {"command": self.command, "config": self.config.to_dict(), "validation": dict(row)}
         policy: Any = self.model.policy
         save_policy(self.directory / name, policy.network, metadata, decoding=policy.decoding)
 
-    def _save_state(self, elapsed: float) -> None:
+    def _save_state(self) -> None:
         if not self.is_first:
             return
         tickets = getattr(self.model.env, "tickets", None)
@@ -268,11 +290,13 @@ class _Run:
             "updates": self.model._n_updates,
             "best_reward": self.best_reward,
             "history": self.history,
-            "seconds": elapsed,
+            "seconds": self._elapsed(),
             "next_ticket": tickets.next if tickets else 0,
-            "torch_rng": torch.get_rng_state(),
+            "random": random_state(),
+            # of several processes each would have its own: there all rows begin anew
+            "episodes": episodes_in_flight(self.model) if parallel.count() == 1 else None,
         }
-        write_atomically(self.directory / STATE, lambda path: torch.save(state, path))
+        write_state(self.directory / STATE, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         model = self.model
@@ -284,10 +308,12 @@ class _Run:
         model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
         self.best_reward, self.history = state["best_reward"], state["history"]
         self.seconds = state["seconds"]
-        torch.set_rng_state(state["torch_rng"])
+        restore_random_state(state["random"])
         tickets = getattr(model.env, "tickets", None)
         if tickets:
             tickets.next = state["next_ticket"]
+        if state["episodes"] is not None and parallel.count() == 1:
+            restore_episodes(model, state["episodes"])
 
 
 def learning_rate(config: TrainConfig) -> Callable[[float], float]:
@@ -335,7 +361,7 @@ def _with_optimizer(policy: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration as it comes back from YAML: tuples are lists there."""
     try:
-        plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(config.to_dict()))
+        plain: dict[str, Any] = yaml.safe_load(yaml.dump(config.to_dict(), Dumper=Dumper))
     except yaml.YAMLError as error:
         raise ValueError(f"a configuration must hold plain values: {error}") from error
     return plain

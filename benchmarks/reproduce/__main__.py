@@ -9,17 +9,19 @@ import argparse
 import os
 from pathlib import Path
 
-from benchmarks.reproduce.experiments import FULL, QUICK, RUNS
+from benchmarks.reproduce.experiments import FULL, QUICK, RUNS, TINY
 from benchmarks.reproduce.report import write_report
 from benchmarks.reproduce.ship import ship
 from benchmarks.reproduce.work import ROOT, Workshop
+
+_BUDGETS = {budget.name: budget for budget in (FULL, QUICK, TINY)}
 
 
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a rehearsal: one seed, few steps, few problems")
-    parser.add_argument("--budget", choices=("full", "quick"), default="full", help=argparse.SUPPRESS)
+    parser.add_argument("--budget", choices=list(_BUDGETS), default="full", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help="where work is kept; default: runs/reproduce/<budget>")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
     parser.add_argument("--only", nargs="+", choices=list(RUNS), help="train these runs and stop")
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="make package data of the best policies and stop")
     parser.add_argument("--evaluate", nargs=3, metavar=("ENV", "KIND", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    budget = QUICK if arguments.quick or arguments.budget == "quick" else FULL
+    budget = QUICK if arguments.quick else _BUDGETS[arguments.budget]
     workshop = Workshop(
         budget, (arguments.directory or ROOT / "runs" / "reproduce" / budget.name).resolve(), arguments.jobs
     )

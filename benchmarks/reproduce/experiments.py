@@ -43,6 +43,7 @@ class Budget:
 
 FULL = Budget("full", SEEDS, 1_200_000, 600_000, 900_000, 800_000, 150_000, 150_000, 256, 1000)
 QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 10_000, 64, 100)
+TINY = Budget("tiny", (0,), 2_000, 2_000, 2_000, 2_000, 2_000, 2_000, 8, 4)  # to be interrupted
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
 

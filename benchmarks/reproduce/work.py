@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,15 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from benchmarks.reproduce.experiments import ENVIRONMENTS, RUNS, Budget, evaluations, heuristics, run_config
 from dllm_agents.config import TrainConfig
-from dllm_gym.evaluation import EpisodeRecords, EvaluationResult
-from dllm_gym.files import write_json, write_text
+from dllm_gym.evaluation import EvaluationResult
+from dllm_gym.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Workshop:
@@ -64,7 +66,7 @@ class Workshop:
             config = config.updated(init_from=os.path.relpath(policy, ROOT))
         path = target.with_name(target.name + ".yaml")  # names hold dots: alpha-0.3
         write_text(path, yaml.safe_dump(json.loads(json.dumps(config.to_dict())), sort_keys=False))
-        resume = ["--resume"] if (target / "training_state.pt").is_file() else []
+        resume = ["--resume"] if (target / "config.yaml").is_file() else []  # written last
         return ["train", config.algorithm, "--config", str(path), "--output", str(target), *resume]
 
     def evaluate(self) -> None:
@@ -91,14 +93,11 @@ class Workshop:
             path = self._file(environment, name)
             if not path.is_file():
                 result = evaluate(agent, self.budget.problems, "test", seed=seed, **ENVIRONMENTS[environment])
-                write_json(path, _to_json(replace(result, label=label)))
+                replace(result, label=label).save(path)
 
     def result(self, environment: str, name: str) -> EvaluationResult:
-        """An evaluation that has been done; without completions."""
-        content = json.loads(self._file(environment, name).read_text(encoding="utf-8"))
-        columns = {key: np.array(values) for key, values in content.pop("columns").items()}
-        own = {key: columns.pop(key) for key in ("problem", "score", "success", "nfe", "reward")}
-        return EvaluationResult(**content, records=EpisodeRecords(**own, metrics=columns, completion=()))
+        """An evaluation that has been done."""
+        return EvaluationResult.load(self._file(environment, name))
 
     def heuristics(self, environment: str) -> list[EvaluationResult]:
         """The evaluations of all heuristics."""
@@ -159,6 +158,7 @@ class Workshop:
                         env={**os.environ, "OMP_NUM_THREADS": "1"},
                         stdout=output,
                         stderr=subprocess.STDOUT,
+                        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
                     )
                 running.append((name, process, log, time.monotonic()))
             time.sleep(0.2)
@@ -174,22 +174,10 @@ class Workshop:
                 print(f"[{done}/{len(commands)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
+def _end_with_parent() -> None:
+    """Asks the kernel to kill this process with its parent: then nobody works in its directory any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _to_json(result: EvaluationResult) -> dict[str, Any]:
-    records = result.records
-    columns = {
-        "problem": records.problem, "score": records.score, "success": records.success, "nfe": records.nfe,
-        "reward": records.reward, **records.metrics,
-    }  # fmt: skip
-    return {
-        "agent": result.agent,
-        "parameters": dict(result.parameters),
-        "label": result.label,
-        "environment": dict(result.environment),
-        "episodes": result.episodes,
-        "seed": result.seed,
-        "columns": {name: values.tolist() for name, values in columns.items()},
-    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ ASSETS = Path(__file__).parent.parent / "assets"
 
 _factories: dict[str, Callable[..., Backend]] = {}
 _loaded: dict[tuple[str, str], Backend] = {}
+_loading = threading.RLock()  # two threads that ask for the same dLLM get one; a factory may ask for another
 
 
 def __getattr__(name: str) -> Any:
@@ -69,9 +71,10 @@ def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
     """
     name = str(name_or_path)
     key = (name, json.dumps(kwargs, sort_keys=True, default=str))
-    if key not in _loaded:
-        _loaded[key] = _build(name, kwargs)
-    return _loaded[key]
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = _build(name, kwargs)
+        return _loaded[key]
 
 
 def _build(name: str, kwargs: dict[str, Any]) -> Backend:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,10 +137,17 @@ class TransformersBackend:
         self._lm_head = self.model.get_output_embeddings()
         self.hidden_width: int = self._lm_head.in_features
         self.max_length = max_length(self.model)
+        self._forwards = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TransformersBackend:
         """Itself: the model is frozen, and Gymnasium deep-copies the keywords of an environment."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_forwards"}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__dict__ |= {**state, "_forwards": threading.Lock()}
 
     def _default_attention(self) -> str | None:
         if not self.family.rotary:
@@ -353,11 +361,12 @@ class TransformersBackend:
             kept.append(hidden[torch.arange(len(at), device=hidden.device)[:, None], at])
             return (kept[0],)
 
-        hook = self._lm_head.register_forward_pre_hook(keep)
-        try:
-            logits = self.model(**inputs).logits
-        finally:
-            hook.remove()
+        with self._forwards:  # the layer is shared by all threads, what it is made to do is not
+            hook = self._lm_head.register_forward_pre_hook(keep)
+            try:
+                logits = self.model(**inputs).logits
+            finally:
+                hook.remove()
         return logits.to(self.device), kept[0].to(self.device)
 
 

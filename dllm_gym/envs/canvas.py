@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
 IntArray = NDArray[np.int64]
+
+_STATE = (
+    *("_block_of", "_prompts", "_prompt_lengths", "_completions"),
+    *("masked", "just_revealed", "steps"),
+)
 
 
 class Canvas:
@@ -57,6 +63,15 @@ class Canvas:
         self.masked: BoolArray = np.ones((num_rows, completion_length), dtype=bool)
         self.just_revealed: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything about the episodes in flight, copied."""
+        return {name: getattr(self, name).copy() for name in _STATE}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Goes on where ``state`` was taken, on a canvas of the same sizes."""
+        for name in _STATE:
+            setattr(self, name, state[name].copy())
 
     def start(self, row: int, prompt_ids: Sequence[int]) -> None:
         """Gives a row a prompt and an empty completion."""

@@ -31,6 +31,7 @@ VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 OBSERVE = (*STATISTICS, "tokens", "alpha", "target_steps")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
+_STATE = ("indices", "empty_actions", "ignored_actions", "alphas", "targets", "_tokens")
 _AT_REVEALED = {"confidence": 1.0, "entropy": 0.0, "margin": 1.0, "top_k": 0.0, "hidden": 0.0}
 
 
@@ -193,11 +194,53 @@ class Engine:
             raise ValueError(str(error)) from None
 
     def encode(self, problem: Problem) -> list[int]:
-        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer."""
+        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer.
+
+        Raises:
+            ValueError: If the dLLM has no such tokens, or its mask token is among them.
+        """
         ids = self.backend.encode_prompt(problem.prompt)
-        if not problem.prefix:
-            return ids
-        return [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+        if problem.prefix:
+            ids = [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
+        foreign = sorted({i for i in ids if not 0 <= i < self.backend.vocab_size})
+        if foreign:
+            raise ValueError(
+                f"the tokenizer makes the ids {foreign} of {problem.prompt!r}, "
+                f"the dLLM has tokens 0 to {self.backend.vocab_size - 1}: they do not belong together"
+            )
+        if self.backend.mask_token_id in ids:
+            raise ValueError(f"the prompt {problem.prompt!r} contains the dLLM's mask token")
+        return ids
+
+    def state(self) -> dict[str, Any] | None:
+        """Everything about the episodes in flight: arrays and plain values.
+
+        ``None`` where the dLLM remembers earlier steps (``cache``, ``residual_context``): too much to keep.
+        """
+        if self._memory is not None:
+            return None
+        return {
+            "canvas": self.canvas.state(),
+            "predicted": {name: values.copy() for name, values in self._predicted.items()},
+            "rows": {name: getattr(self, name).copy() for name in _STATE},
+            "problem_rngs": [rng.bit_generator.state for rng in self.problem_rngs],
+            "noise_rngs": [rng.bit_generator.state for rng in self.noise_rngs],
+            "token_rngs": [None if g is None else g.get_state().numpy() for g in self._token_generators],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on where ``state`` was taken, in an engine made with the same arguments."""
+        self.canvas.restore(state["canvas"])
+        self._predicted = {name: values.copy() for name, values in state["predicted"].items()}
+        for name in _STATE:
+            setattr(self, name, state["rows"][name].copy())
+        self.problems = [self._draw(index)[0] for index in self.indices.tolist()]
+        for rngs, saved in ((self.problem_rngs, "problem_rngs"), (self.noise_rngs, "noise_rngs")):
+            for row, own in enumerate(state[saved]):
+                rngs[row].bit_generator.state = own
+        for row, own in enumerate(state["token_rngs"]):
+            if own is not None:
+                self._token_generators[row] = _restored_generator(own, self.backend.device)
 
     def _draw_from_row_generator(self, row: int) -> int:
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
@@ -236,10 +279,24 @@ class Engine:
         else:
             windows = self.canvas.active_window(rows)
             prediction = self._memory.predict(rows, windows, *on_canvas, **options)
-        self._tokens[rows] = prediction.tokens.cpu().numpy()
-        self._predicted["confidence"][rows] = prediction.confidence.cpu().numpy()
+        tokens, confidence = prediction.tokens.cpu().numpy(), prediction.confidence.cpu().numpy()
+        self._check(tokens, confidence)
+        self._tokens[rows], self._predicted["confidence"][rows] = tokens, confidence
         for name in self._statistics:
             self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
+
+    def _check(self, tokens: IntArray, confidence: NDArray[np.float32]) -> None:
+        """Refuses what no dLLM predicts; a backend may be anybody's."""
+        mask, size = self.backend.mask_token_id, self.backend.vocab_size
+        if tokens.min() < 0 or tokens.max() >= size or (tokens == mask).any():
+            raise ValueError(
+                f"the dLLM predicted tokens from {tokens.min()} to {tokens.max()}: possible are 0 to "
+                f"{size - 1} without its mask token {mask}"
+            )
+        if not (confidence.min() >= 0 and confidence.max() <= 1):  # NaN is neither
+            raise ValueError(
+                f"the dLLM's confidence must be 0 to 1, got {confidence.min()} to {confidence.max()}"
+            )
 
     # What the outside sees
 
@@ -438,6 +495,14 @@ def _torch_generator(rng: np.random.Generator, device: Any) -> Any:
     import torch
 
     return torch.Generator(device=device).manual_seed(int(rng.integers(2**63)))
+
+
+def _restored_generator(state: NDArray[np.uint8], device: Any) -> Any:
+    import torch
+
+    generator = torch.Generator(device=device)
+    generator.set_state(torch.from_numpy(state))
+    return generator
 
 
 def _is_number(value: Any) -> bool:

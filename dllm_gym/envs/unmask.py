@@ -411,6 +411,22 @@ class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
         infos = self._reset_infos(infos, restarted, observation)
         return observation, rewards, terminations, np.zeros(self.num_envs, dtype=bool), infos
 
+    def state(self) -> dict[str, Any] | None:
+        """Everything about the episodes in flight: arrays and plain values; see ``Engine.state``."""
+        engine = self.engine.state()
+        return None if engine is None else {"engine": engine, "ended": self._ended.copy()}
+
+    def restore(self, state: Mapping[str, Any]) -> Observation:
+        """Goes on where ``state`` was taken, in an environment made with the same arguments.
+
+        Returns:
+            The observation that was last seen there.
+        """
+        self.engine.restore(state["engine"])
+        self._ended[:] = state["ended"]
+        self._started = True
+        return self.engine.observation()
+
     def action_masks(self) -> BoolArray:
         """``(num_envs, 2L)`` bool, as in ``UnmaskEnv.action_masks``."""
         return _two_sided(self.engine.canvas.selectable())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent, as_agent
 from dllm_gym.evaluation.analysis import Analysis, Profile, profile
 from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.kept import kept_file
 from dllm_gym.evaluation.recording import Recorder, Recording, self_consistency
 from dllm_gym.evaluation.results import Comparison, EpisodeRecords, EvaluationResult, Gap
+from dllm_gym.files import remove_unfinished
 from dllm_gym.strategies import make_strategy
 from dllm_gym.strategies.base import Strategy
 
@@ -145,6 +148,7 @@ def compare(
     *,
     strategies: Sequence[Strategy] | None = None,
     on_result: Callable[[EvaluationResult], None] | None = None,
+    keep: str | Path | None = None,
     **kwargs: Any,
 ) -> Comparison:
     """Evaluates agents and strategies on the same problems.
@@ -155,16 +159,31 @@ def compare(
         split: See there.
         strategies: Rule-based strategies to compare with; ``None`` takes ``default_sweep()``.
         on_result: Called with every result as soon as it is there.
+        keep: A directory that gets every result as soon as it is there. What is there of the same agent under
+            the same arguments is taken instead of evaluating again: an interrupted comparison goes on. A dLLM
+            is known by its name or path only. Agents without ``fingerprint`` are always evaluated.
         **kwargs: Further arguments of ``evaluate``.
 
     Returns:
         All results, the gaps between learned agents and the strategies' envelope, table and plot.
+
+    Raises:
+        ValueError: If results are to be kept with a recording, or under arguments that are more than plain
+            values; and what ``evaluate`` raises.
     """
     rules = default_sweep() if strategies is None else list(strategies)
     everyone = [*rules, *(as_agent(agent) for agent in agents)]
     results = []
+    if keep is not None:
+        remove_unfinished(keep)
     for agent in everyone:
-        result = evaluate(agent, episodes, split, **kwargs)
+        file = None if keep is None else kept_file(Path(keep), agent, episodes, split, kwargs)
+        if file is not None and file.is_file():
+            result = EvaluationResult.load(file)
+        else:
+            result = evaluate(agent, episodes, split, **kwargs)
+            if file is not None:
+                result.save(file)
         results.append(result)
         if on_result is not None:
             on_result(result)

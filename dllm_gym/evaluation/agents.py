@@ -23,7 +23,8 @@ class Agent(Protocol):
     Besides ``act`` an agent may have ``requires`` (names of further observations it reads), ``label``,
     ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
     keeps state) and ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
-    episode makes results independent of the batch size).
+    episode makes results independent of the batch size), and ``fingerprint`` (a text that tells it from every
+    other agent, if its results may be kept).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:

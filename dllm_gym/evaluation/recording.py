@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dllm_gym.envs.engine import Engine
-from dllm_gym.files import write_atomically
+from dllm_gym.files import parse_json, write_atomically
 
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.float64]
@@ -153,19 +152,25 @@ class Recording:
             OSError: If it cannot be read.
         """
         with Path(path).open("rb") as opened:
-            if not zipfile.is_zipfile(opened):
+            if opened.read(4) != b"PK\x03\x04":  # of a zip file; numpy reads other kinds, too
                 raise ValueError(f"{path} holds no recording of episodes: it is no .npz file")
+            opened.seek(0)
+            return cls._read(opened, path)
+
+    @classmethod
+    def _read(cls, opened: BinaryIO, path: str | Path) -> Recording:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(opened, allow_pickle=False) as file:
                 content = {name: file[name] for name in _SAVED if name in file}
                 return cls(
                     **{name: content[name] for name in cls._DTYPES if name in content},
                     label=str(content["label"]),
                     block_length=int(content["block_length"]),
-                    environment=json.loads(str(content["environment"])),
+                    environment=parse_json(str(content["environment"]), "environment"),
                 )
-        except (zipfile.BadZipFile, AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no recording of episodes: {error}") from error
+        except Exception as error:  # of any kind: zip, its compressions and numpy's header have their own
+            reason = str(error) or type(error).__name__
+            raise ValueError(f"{path} holds no recording of episodes: {reason}") from error
 
 
 _PER_POSITION = ("reveal_step", "confidence", "tokens", "kept")

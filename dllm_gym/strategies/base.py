@@ -44,6 +44,11 @@ class Strategy(ABC):
         values = ", ".join(f"{name}={value!r}" for name, value in self.parameters.items())
         return f"{self.name}({values})"
 
+    @property
+    def fingerprint(self) -> str:
+        """What tells this strategy from every other one, for results that are kept."""
+        return self.label
+
     def __repr__(self) -> str:
         return self.label
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +11,18 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dllm_gym.files import parse_json
 from dllm_gym.tasks.base import split_of
 
 Row = dict[str, Any]
 Parsed = TypeVar("Parsed")
 HUB = "hub"
+
+# A small file may claim, or unpack to, far more than it holds. No benchmark comes near these.
+_LONGEST_LINE = 2**24  # characters
+_LARGEST_DOCUMENT = 2**30  # characters of a .json file, all of which are read at once
+_MOST_ROWS = 10**7  # of a .parquet file
+_ROWS_AT_A_TIME = 1024
 
 
 def read_rows(
@@ -59,7 +65,7 @@ def read_rows(
             parsed.append(parse(row))
         except KeyError as error:
             raise ValueError(f"{place}: no column {error}; it has {', '.join(map(str, row))}") from None
-        except (ValueError, TypeError, AttributeError) as error:  # a column that holds another type
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:  # of another type or size
             raise ValueError(f"{place}: {error}") from None
     if not parsed:
         raise ValueError(f"task {task!r}: no rows in {data if data is not None else package}")
@@ -178,24 +184,27 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as lines:
-        for number, line in enumerate(lines, 1):
+    with _open(path) as file:
+        for number, line in enumerate(_lines(file, path), 1):
             if line.strip():
-                yield f"line {number}", _json_value(line, f"{path}, line {number}")
+                yield f"line {number}", parse_json(line, f"{path}, line {number}")
 
 
 def _json(path: Path) -> Iterator[tuple[str, Any]]:
     """A list of rows, or a file with a single row as MATH has them."""
     with _open(path) as file:
-        value = _json_value(file.read(), str(path))
+        text = file.read(_LARGEST_DOCUMENT + 1)
+    if len(text) > _LARGEST_DOCUMENT:
+        raise ValueError(f"{path} is longer than {_LARGEST_DOCUMENT} characters; give it as .jsonl")
+    value = parse_json(text, str(path))
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
 
 
 def _csv(path: Path) -> Iterator[tuple[str, Any]]:
-    with _open(path) as lines:
-        reader = csv.DictReader(lines)
+    with _open(path) as file:
+        reader = csv.DictReader(_lines(file, path))
         for row in reader:
             place = f"line {reader.line_num}"
             if None in row or None in row.values():
@@ -205,12 +214,15 @@ def _csv(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        from pyarrow import ArrowInvalid, parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError(f"{path} needs the library pyarrow: pip install 'dllm-gym[hub]'") from error
     try:
-        rows = parquet.read_table(path).to_pylist()
-    except ArrowInvalid as error:
+        with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > _MOST_ROWS:
+                raise ValueError(f"it claims {file.metadata.num_rows} rows; at most {_MOST_ROWS} are read")
+            rows = [row for batch in file.iter_batches(_ROWS_AT_A_TIME) for row in batch.to_pylist()]
+    except (ArrowException, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
         yield f"row {number}", row
@@ -230,8 +242,8 @@ def _open(path: Path) -> Any:
     return opener(path, "rt", encoding="utf-8-sig", newline="" if ".csv" in path.name.lower() else None)
 
 
-def _json_value(text: str, place: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: no JSON: {error}") from None
+def _lines(file: Any, path: Path) -> Iterator[str]:
+    while line := file.readline(_LONGEST_LINE + 1):
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters")
+        yield line

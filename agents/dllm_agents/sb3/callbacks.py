@@ -144,6 +144,24 @@ class Evaluation(BaseCallback):
         return results
 
 
+class Saving(BaseCallback):
+    """Calls a function between rollouts, when nothing is half done: after evaluations and every so often."""
+
+    def __init__(self, save: Callable[[], None], seconds: float) -> None:
+        super().__init__()
+        self._save, self._seconds = save, seconds
+        self._saved = time.monotonic()
+        self.due = False
+
+    def _on_rollout_start(self) -> None:
+        if self.due or time.monotonic() - self._saved > self._seconds:
+            self._save()
+            self._saved, self.due = time.monotonic(), False
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class Deadline(BaseCallback):
     """Stops training after a time."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,6 +187,22 @@ class GroupRolloutBuffer(BaseBuffer):
         self._forgotten, self._history, self._groups = 0, [], {}
         self._started[:] = 0
         self.reset()
+
+    def state(self) -> dict[str, Any]:
+        """The steps of unfinished groups, as arrays and plain values."""
+        stacked = {key: np.stack([step[key] for step in self._history]) for key in (self._history or [{}])[0]}
+        groups = [[key, [astuple(episode) for episode in group]] for key, group in self._groups.items()]
+        return {
+            "steps": stacked, "forgotten": self._forgotten, "started": self._started.copy(), "groups": groups,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken."""
+        stacked = state["steps"]
+        count = len(next(iter(stacked.values()), ()))
+        self._history = [{key: array[at] for key, array in stacked.items()} for at in range(count)]
+        self._forgotten, self._started = state["forgotten"], state["started"].copy()
+        self._groups = {key: [_Episode(*episode) for episode in group] for key, group in state["groups"]}
 
     def add(self, step: dict[str, NDArray[Any]]) -> None:
         """Appends one step of all rows: observations by key, ``actions``, ``values``, ``log_probs``."""

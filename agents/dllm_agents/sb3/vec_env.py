@@ -60,7 +60,7 @@ class GymVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [_row(infos, index) for index in range(self.num_envs)]
-        return self._fresh(observation)
+        return self.show(observation)
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Keeps the actions for ``step_wait``."""
@@ -76,7 +76,7 @@ class GymVecEnv(VecEnv):
         cut_short = np.logical_and(truncated, np.logical_not(terminated)).tolist()
         for info, cut in zip(infos, cut_short, strict=True):
             info["TimeLimit.truncated"] = cut
-        return self._fresh(observation), np.array(rewards, dtype=np.float32), dones, infos
+        return self.show(observation), np.array(rewards, dtype=np.float32), dones, infos
 
     def close(self) -> None:
         """Closes the wrapped environment."""
@@ -169,7 +169,8 @@ class GymVecEnv(VecEnv):
         self.reset_infos[index] = row
         return last
 
-    def _fresh(self, observation: Any) -> VecEnvObs:
+    def show(self, observation: Any) -> VecEnvObs:
+        """A copy of what the wrapped environment returned, which counts as seen from here on."""
         self._observation = observation
         # SB3 stores an observation only after the next step, by when the environment may have reused it.
         if isinstance(observation, dict):

@@ -1,0 +1,82 @@
+"""Episodes in flight: what a training run holds between two rollouts besides the policy and its optimiser.
+
+With it a run that was killed goes on to the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from dllm_agents.sb3.grouped import GroupRolloutBuffer
+
+
+def random_state() -> dict[str, Any]:
+    """Where the random generators of the process are."""
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # with which Stable-Baselines3 shuffles
+        "numpy": as_tensors(np.random.get_state(legacy=False)),  # noqa: NPY002
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts the random generators of the process where they were."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(as_arrays(state["numpy"]))  # noqa: NPY002
+
+
+def episodes_in_flight(model: OnPolicyAlgorithm) -> dict[str, Any] | None:
+    """The episodes that ``model`` is in the middle of, as tensors and plain values, between two rollouts.
+
+    ``None`` before the first step, and where the environment cannot tell (``Engine.state``).
+    """
+    env: Any = model.env
+    state = env.unwrapped.env.unwrapped.state() if model._last_obs is not None else None
+    if state is None:
+        return None
+    flight = {"env": state, "episode_starts": np.asarray(model._last_episode_starts)}
+    tickets = getattr(env, "tickets", None)
+    if tickets is not None:
+        flight |= {"current": tickets.current, "steps": model.rollout_buffer.state()}  # type: ignore[attr-defined]
+    tensors: dict[str, Any] = as_tensors(flight)
+    return tensors
+
+
+def restore_episodes(model: OnPolicyAlgorithm, tensors: dict[str, Any]) -> None:
+    """Puts ``model`` in the middle of the episodes that ``episodes_in_flight`` told of."""
+    flight: dict[str, Any] = as_arrays(tensors)
+    env: Any = model.env
+    adapter = env.unwrapped
+    vector = adapter.env.unwrapped
+    model._last_obs = adapter.show(vector.restore(flight["env"]))
+    model._last_episode_starts = flight["episode_starts"]
+    env.episode_lengths[:] = vector.engine.canvas.steps  # VecMonitor's; no reward before the end
+    buffer: Any = model.rollout_buffer
+    if isinstance(buffer, GroupRolloutBuffer):
+        env.tickets.current[:] = flight["current"]
+        buffer.restore(flight["steps"])
+
+
+def as_tensors(value: Any) -> Any:
+    """Arrays as tensors, which can be saved without pickle, wherever they are in lists and dicts."""
+    return _mapped(value, np.ndarray, lambda array: torch.from_numpy(array.copy()))
+
+
+def as_arrays(value: Any) -> Any:
+    """The reverse."""
+    return _mapped(value, torch.Tensor, lambda tensor: tensor.numpy())
+
+
+def _mapped(value: Any, kind: type, change: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _mapped(inner, kind, change) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_mapped(inner, kind, change) for inner in value]
+    return change(value) if isinstance(value, kind) else value
