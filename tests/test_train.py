@@ -483,6 +483,17 @@ def test_init_from_goes_on_from_a_saved_policy(tmp_path, finished, monkeypatch):
     assert len(starts) == 1
 
 
+def test_a_critic_can_be_added_to_a_saved_policy(tmp_path, steered):
+    policy = {"width": 16, "initial_bias": -1.0}
+    config = tiny(init_from=str(steered / "best"), policy=policy, learning_rate=0.0, total_timesteps=32)
+    directory = train(config, tmp_path / "run")
+    before, after = (
+        load_policy(path).network.state_dict() for path in (steered / "best", directory / "last")
+    )
+    assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"value_head"}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 def test_init_from_something_else_leaves_nothing_behind(tmp_path, finished):
     for policy, message in (
         ({"width": 32}, "width 16 instead of 32, mlp_width 64 instead of 128"),

@@ -117,7 +117,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
 
     Args:
         network: May read settings that the policy does not (``alpha``, ``target_steps``), as the last of its
-            features: they begin without effect.
+            features: they begin without effect. It may also have a critic where the policy has none.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -128,6 +128,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     settings = tuple(name for name in network.config.features if name in KNOBS)
     added = tuple(name for name in settings if name not in saved.config.features)
     theirs["features"] = (*saved.config.features, *added)
+    theirs["value_head"] |= network.config.value_head
     differing = [
         f"{name} {theirs[name]!r} instead of {value!r}"
         for name, value in asdict(network.config).items()

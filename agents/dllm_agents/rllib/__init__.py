@@ -9,7 +9,14 @@ except ImportError as error:
     ) from error
 
 from dllm_agents.rllib.config import ppo_config
-from dllm_agents.rllib.module import MaskedBernoulli, UnmaskModule, learned_network
+from dllm_agents.rllib.module import MaskedBernoulli, UnmaskModule, learned_network, set_network
 from dllm_agents.rllib.runner import WholeEpisodeRunner
 
-__all__ = ["MaskedBernoulli", "UnmaskModule", "WholeEpisodeRunner", "learned_network", "ppo_config"]
+__all__ = [
+    "MaskedBernoulli",
+    "UnmaskModule",
+    "WholeEpisodeRunner",
+    "learned_network",
+    "ppo_config",
+    "set_network",
+]

@@ -9,7 +9,12 @@ from typing import Any
 import gymnasium as gym
 import torch
 from ray.rllib.algorithms import Algorithm
-from ray.rllib.core import COMPONENT_LEARNER, COMPONENT_RL_MODULE, DEFAULT_MODULE_ID
+from ray.rllib.core import (
+    COMPONENT_LEARNER,
+    COMPONENT_LEARNER_GROUP,
+    COMPONENT_RL_MODULE,
+    DEFAULT_MODULE_ID,
+)
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.distribution import Distribution
 from ray.rllib.core.distribution.torch.torch_distribution import TorchDeterministic
@@ -136,3 +141,10 @@ def learned_network(algorithm: Algorithm) -> UnmaskTransformer:
     module.load_state_dict({name: torch.as_tensor(value) for name, value in weights.items()})
     network: UnmaskTransformer = module.network
     return network.eval()
+
+
+def set_network(algorithm: Algorithm, network: UnmaskTransformer) -> None:
+    """Gives an algorithm, and all its processes, the weights of a network of the same configuration."""
+    weights = {f"network.{name}": tensor.cpu().numpy() for name, tensor in network.state_dict().items()}
+    module = {COMPONENT_LEARNER: {COMPONENT_RL_MODULE: {DEFAULT_MODULE_ID: weights}}}
+    algorithm.set_state({COMPONENT_LEARNER_GROUP: module})

@@ -24,9 +24,9 @@ from dllm_agents.agent import LearnedPolicy
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.rllib.config import ppo_config
-from dllm_agents.rllib.module import learned_network
+from dllm_agents.rllib.module import learned_network, set_network
 from dllm_agents.rllib.runner import ENDS
-from dllm_agents.runs import REPORTED, Run, begin_with, refuse_unknown
+from dllm_agents.base_run import REPORTED, Run, begin_with, refuse_unknown
 from dllm_agents.spaces import network_for
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult, evaluate
@@ -140,8 +140,7 @@ class RLlibRun(Run):
         if self.config.init_from is not None:
             network = learned_network(self.algorithm)
             begin_with(network, self.config.init_from)
-            weights = {f"network.{name}": tensor.numpy() for name, tensor in network.state_dict().items()}
-            self.algorithm.set_weights({DEFAULT_MODULE_ID: weights})
+            set_network(self.algorithm, network)
         self._save_state()  # before the configuration: what has one can be resumed
         self._write_config()
 
