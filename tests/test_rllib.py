@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_libraries import ROOT, rewards, run_alone, snippets
 
 import dllm_gym
 from dllm_agents import load_policy, save_policy, train
@@ -245,6 +246,16 @@ def test_other_runners_and_later_ones_see_other_problems(monkeypatch):
         assert len(problems[first]) == 8
         for second in range(first):
             assert not problems[first] & problems[second]
+
+
+def test_a_process_without_a_gpu_takes_none(monkeypatch):
+    """Ray shows it all of them."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert runner().config.env_config["backend_kwargs"] == {"device": "cpu"}
+    chosen = {"device": torch.device("cpu"), "dtype": "float32"}
+    config = small_config().environment(env_config={**SUDOKU, "backend_kwargs": chosen})
+    own = WholeEpisodeRunner(config=config, worker_index=1, num_workers=1)
+    assert own.config.env_config["backend_kwargs"] == chosen
 
 
 # Two processes that sample ----------------------------------------------------------------------------------
@@ -505,3 +516,20 @@ def test_learns(cluster, tmp_path):
     (row,) = rows_of(directory)
     first = read_events(directory).Scalars("rollout/ep_rew_mean")[0].value
     assert row["sample"]["reward_mean"] > first + 0.1
+
+
+# The page and the example -----------------------------------------------------------------------------------
+
+
+def test_the_example_learns_and_its_policy_evaluates(tmp_path):
+    """In a process of its own, which starts Ray as a user would."""
+    arguments = ["--num-env-runners", "0", "--iterations", "3", "--output", str(tmp_path / "run")]
+    curve = rewards(run_alone(tmp_path, ROOT / "examples" / "rllib_ppo.py", *arguments))
+    assert len(curve) == 3
+    assert curve[-1] > curve[0]
+    assert dllm_gym.evaluate(str(tmp_path / "run"), 16, task="sudoku").episodes == 16
+
+
+def test_the_snippet_of_the_page_runs(tmp_path):
+    run_alone(tmp_path, "-c", snippets("RLlib"))
+    assert dllm_gym.evaluate(str(tmp_path / "runs" / "rllib"), 8, task="sudoku").episodes == 8

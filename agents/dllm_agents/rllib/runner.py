@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner
 from ray.rllib.env.single_agent_episode import SingleAgentEpisode
 
@@ -30,6 +31,21 @@ class WholeEpisodeRunner(SingleAgentEnvRunner):  # type: ignore[misc]  # Ray's c
     def __init__(self, **kwargs: Any) -> None:
         self._begun: dict[str, SingleAgentEpisode] = {}
         super().__init__(**kwargs)
+
+    def make_env(self) -> None:
+        """Makes the environment, whose dLLM goes where Ray wants this process to compute.
+
+        A process that was given a GPU sees no other. One that was given none sees them all (ray 2.60,
+        ``_private/accelerators``), and all such processes would load their dLLM on the first.
+        """
+        given = self.config.env_config
+        backend_kwargs = dict(given.get("backend_kwargs") or {})
+        chosen = "device" in backend_kwargs or "device_map" in backend_kwargs
+        remote = bool(self.worker_index)
+        if remote and not chosen and not self.config.num_gpus_per_env_runner and torch.cuda.is_available():
+            backend_kwargs["device"] = "cpu"
+            self.config.environment(env_config={**given, "backend_kwargs": backend_kwargs})
+        super().make_env()
 
     def sample(self, **kwargs: Any) -> list[SingleAgentEpisode]:
         """Samples as RLlib does, but returns no episode before its end; the list may be empty."""

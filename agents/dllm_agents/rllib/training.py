@@ -120,8 +120,7 @@ class RLlibRun(Run):
     def _evaluate(self) -> None:
         """On validation problems, sampled and deterministic; saves the policies and the state."""
         network = learned_network(self.algorithm)
-        env = {key: value for key, value in self.config.env.items() if key != "split"}
-        results = _on_a_runner(self.algorithm, network, self.config.eval_episodes, env)
+        results = _on_a_runner(self.algorithm, network, self.config.eval_episodes)
         scalars: dict[str, Any] = {}
         for decoding, result in results.items():
             scalars[f"eval/accuracy_{decoding}"] = result.accuracy
@@ -232,10 +231,10 @@ def _built(config: PPOConfig) -> Iterator[Algorithm]:
 
 
 def _on_a_runner(
-    algorithm: Algorithm, network: UnmaskTransformer, episodes: int, env: Mapping[str, Any]
+    algorithm: Algorithm, network: UnmaskTransformer, episodes: int
 ) -> dict[str, EvaluationResult]:
     """Our evaluation, where a dLLM is loaded already and has a device: in a process that samples."""
-    job = partial(_report, network=network, episodes=episodes, env=env)
+    job = partial(_report, network=network, episodes=episodes)
     group = algorithm.env_runner_group
     if group.num_remote_workers() == 0:
         return job(group.local_env_runner)
@@ -249,9 +248,8 @@ def _on_a_runner(
     raise RuntimeError(f"no process that samples lived long enough to evaluate, in {_TRIES} attempts")
 
 
-def _report(
-    runner: Any, *, network: UnmaskTransformer, episodes: int, env: Mapping[str, Any]
-) -> dict[str, EvaluationResult]:
+def _report(runner: Any, *, network: UnmaskTransformer, episodes: int) -> dict[str, EvaluationResult]:
+    env = {key: value for key, value in runner.config.env_config.items() if key != "split"}
     return {
         decoding: evaluate(LearnedPolicy(network, decoding=decoding), episodes, "validation", **env)
         for decoding in REPORTED
