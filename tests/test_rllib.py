@@ -533,3 +533,37 @@ def test_the_example_learns_and_its_policy_evaluates(tmp_path):
 def test_the_snippet_of_the_page_runs(tmp_path):
     run_alone(tmp_path, "-c", snippets("RLlib"))
     assert dllm_gym.evaluate(str(tmp_path / "runs" / "rllib"), 8, task="sudoku").episodes == 8
+
+
+TWO_NODES = """
+import os, ray
+from ray.cluster_utils import Cluster
+from dllm_agents import train
+from dllm_agents.config import TrainConfig
+from dllm_agents.rllib.training import RLlibRun
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+cluster.add_node(num_cpus=1)
+os.environ["RAY_ADDRESS"] = cluster.address
+iterate = RLlibRun._iterate
+
+def tell(self):
+    where = lambda runner: ray.get_runtime_context().get_node_id()
+    nodes = self.algorithm.env_runner_group.foreach_env_runner(where, local_env_runner=False)
+    print("nodes", len(set(nodes)))
+    iterate(self)
+
+RLlibRun._iterate = tell
+train(TrainConfig(**SETTINGS), "run")
+print("still there", ray.is_initialized())
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_of_two_nodes(tmp_path):
+    """Two of Ray's nodes on this machine, with a processor each: one runner goes to either."""
+    settings = run_config(workers={"num_env_runners": 2}, total_timesteps=256, eval_episodes=4).to_dict()
+    printed = run_alone(tmp_path, "-c", TWO_NODES.replace("SETTINGS", repr(settings)))
+    assert "nodes 2" in printed
+    assert "still there False" in printed
+    assert load_policy(tmp_path / "run" / "last")
