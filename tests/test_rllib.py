@@ -158,6 +158,15 @@ def test_ratios_of_the_first_update_are_one(local):
     torch.testing.assert_close(again, then, atol=1e-4, rtol=1e-4)
 
 
+def test_resources_reach_rllib():
+    config = small_config(resources={"num_gpus_per_env_runner": 0.5, "num_cpus_per_learner": 3})
+    assert (config.num_gpus_per_env_runner, config.num_cpus_per_learner) == (0.5, 3)
+    assert (config.gamma, config.lambda_, config.use_kl_loss) == (1.0, 1.0, False)
+    for nonsense in ({"resources": {"num_gpus_per_runner": 1}}, {"n_steps": 9}):
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            small_config(**nonsense)
+
+
 def test_features_are_observed_and_sized(cluster):
     features = ["confidence", "top_k", "mask", "progress"]
     config = small_config(policy={"width": 16, "features": features}).environment(

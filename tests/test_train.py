@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -416,6 +417,13 @@ def test_a_policy_for_every_budget(tmp_path):
     assert "target_steps" in load_policy(directory / "best").requires
     result = dllm_gym.evaluate(f"{directory}:target_steps=3", 5, **TOY)
     assert result.label == "run (sample, target_steps=3)"
+
+
+def test_rllib_without_ray_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[rllib\]'"):
+        train(TrainConfig(algorithm="rllib-ppo", group_size=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 # Warm start -------------------------------------------------------------------------------------------------

@@ -40,14 +40,15 @@ def ppo_config(
         seed: Seeds weights, problems and sampling.
         **training: Arguments of ``PPOConfig.training``. ``gamma`` and ``lambda_`` are 1 (the price of steps
             is inside the final reward), and there is no KL penalty.
+
+    Raises:
+        TypeError: For a resource or an argument that RLlib does not know.
     """
     settings = {"gamma": 1.0, "lambda_": 1.0, "use_kl_loss": False, **training}
     policy = dict(policy or {})
     observe = observed_by(policy.get("features", DEFAULT_FEATURES))
-    of_runners, of_learners = (
-        {name: value for name, value in (resources or {}).items() if name.endswith(kind)}
-        for kind in ("_env_runner", "_learner")
-    )
+    resources = dict(resources or {})
+    of_learners = {name: resources.pop(name) for name in list(resources) if name.endswith("_per_learner")}
     return (
         PPOConfig()
         # The name tells processes that have not imported dllm_gym where to find it.
@@ -60,7 +61,7 @@ def ppo_config(
             num_envs_per_env_runner=num_envs,
             gym_env_vectorize_mode="vector_entry_point",  # one forward for all rows
             sample_timeout_s=None,  # a large dLLM takes its time
-            **of_runners,
+            **resources,
         )
         .learners(num_learners=num_learners, **of_learners)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=UnmaskModule, model_config={"network": policy}))
