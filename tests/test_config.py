@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -146,6 +147,13 @@ def test_shares_of_a_device_and_no_workers_at_all_are_fine():
     workers = {"num_env_runners": 4, "num_gpus_per_env_runner": 0.5, "num_learners": 0}
     assert TrainConfig(algorithm="rllib-ppo", group_size=1, workers=workers).workers == workers
     assert not TrainConfig(algorithm="rllib-ppo", group_size=1).workers
+
+
+def test_the_configuration_for_several_machines_on_the_page_loads(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "libraries.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    config = load_config(write(tmp_path / "mine.yaml", block))
+    assert config.num_envs // config.workers["num_env_runners"] == 32
 
 
 def test_updated_is_a_copy():
