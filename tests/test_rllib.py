@@ -26,9 +26,10 @@ from test_libraries import ROOT, rewards, run_alone, snippets
 import dllm_gym
 from dllm_agents import load_policy, save_policy, train
 from dllm_agents.agent import LearnedPolicy
+from dllm_agents.base_run import begin_with
 from dllm_agents.config import TrainConfig
 from dllm_agents.distributions import bernoulli_log_prob, masked_logits
-from dllm_agents.base_run import begin_with
+from dllm_agents.runs import read_run
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.decode import decode
 
@@ -449,6 +450,9 @@ def test_a_run_goes_on_where_it_was(cluster, tmp_path, monkeypatch):
         with pytest.raises(Interrupted):
             train(config, directory)
     last = weights(load_policy(directory / "last").network)
+    told = read_run(directory)
+    assert told is not None
+    assert len(told["evaluations"]) == 1
 
     def look(self: Any) -> None:
         learner = self.algorithm.learner_group._learner

@@ -21,12 +21,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dllm_agents.agent import LearnedPolicy
+from dllm_agents.base_run import REPORTED, Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.rllib.config import ppo_config
 from dllm_agents.rllib.module import learned_network, set_network
 from dllm_agents.rllib.runner import ENDS
-from dllm_agents.base_run import REPORTED, Run, begin_with, refuse_unknown
+from dllm_agents.runs import RLLIB_STATE
 from dllm_agents.spaces import network_for
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult, evaluate
@@ -54,7 +55,7 @@ class RLlibRun(Run):
     reads only what it finds in its own directory; to hand on a policy, use ``best/`` or ``last/``.
     """
 
-    STATE = "checkpoint.json"
+    STATE = RLLIB_STATE
 
     def __init__(
         self, config: TrainConfig, directory: Path, resume: bool, progress: bool, command: str
