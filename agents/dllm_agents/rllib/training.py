@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -31,7 +30,7 @@ from dllm_agents.runs import RLLIB_STATE
 from dllm_agents.spaces import network_for
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult, evaluate
-from dllm_gym.files import write_json
+from dllm_gym.files import read_json, write_json
 
 # What RLlib says of an update -> what it is called in TensorBoard, here as after training with SB3.
 _UPDATE = {
@@ -156,7 +155,7 @@ class RLlibRun(Run):
                 shutil.rmtree(old)
 
     def _restore(self) -> None:
-        state = json.loads((self.directory / self.STATE).read_text(encoding="utf-8"))
+        state = read_json(self.directory / self.STATE)
         name = Path(state["checkpoint"]).name  # of this directory, whatever the note says
         self.algorithm.restore_from_path((self.directory / "checkpoints" / name).resolve())
         self.seconds, self.history = state["seconds"], state["history"]
