@@ -3,13 +3,23 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# Ray pins an older Gymnasium
+RLLIB_VENV := $(VENV)-rllib
+RLLIB_INSTALLED := $(RLLIB_VENV)/.installed
 RUN ?= runs/demo
 
-.PHONY: demo test lint types format docs bench reproduce clean
+.PHONY: demo test test-rllib lint types format docs bench reproduce clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(RLLIB_INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RLLIB_VENV)
+	grep -v '^gymnasium==' constraints.txt > $(RLLIB_VENV)/constraints.txt
+	$(RLLIB_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c $(RLLIB_VENV)/constraints.txt -e ".[rllib]" pytest hypothesis
 	touch $@
 
 demo: $(INSTALLED)  ## train a policy with PPO, compare it with every heuristic
@@ -19,6 +29,10 @@ demo: $(INSTALLED)  ## train a policy with PPO, compare it with every heuristic
 
 test: $(INSTALLED)  ## the whole suite but what is marked slow
 	$(BIN)/pytest -n 2 -m "not slow"
+
+test-rllib: $(RLLIB_INSTALLED)  ## what needs Ray, and the environment on Ray's Gymnasium
+	$(RLLIB_VENV)/bin/pytest tests/test_rllib.py \
+		tests/test_registration.py tests/test_env.py tests/test_vector_env.py tests/test_wrappers.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -46,4 +60,4 @@ reproduce: $(INSTALLED)  ## trains, evaluates and writes docs/results.md; goes o
 	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(RLLIB_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

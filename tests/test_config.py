@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_defaults_are_valid():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of grpo, ppo, a2c"),
+        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of grpo, ppo, a2c, rllib-ppo"),
         ("num_envs", 0, r"num_envs must be a whole number of at least 1, got 0"),
         ("group_size", 0, r"group_size must be a whole number of at least 1, got 0"),
         ("group_size", True, r"group_size must be a whole number of at least 1, got True"),
@@ -108,6 +109,51 @@ EXPERT = "fast-dllm:threshold=0.9"
 def test_what_does_not_go_together(changes, message):
     with pytest.raises(ValueError, match=message):
         TrainConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"group_size": 8}, r"group_size must be 1 for rllib-ppo, got 8"),
+        ({"decay": "cosine"}, r"decay must be 'linear' for rllib-ppo, got 'cosine'"),
+        ({"expert": EXPERT, "imitation_steps": 9}, r"expert must be None for rllib-ppo, got 'fast-dllm"),
+        (
+            {"workers": {"num_runners": 2}},
+            r"unknown workers 'num_runners'; known: num_env_runners, num_cpus_per_e",
+        ),
+        (
+            {"workers": {"num_env_runners": -1}},
+            r"num_env_runners must be a whole number of at least 0, got -1",
+        ),
+        ({"workers": {"num_learners": 0.5}}, r"num_learners must be a whole number of at least 0, got 0.5"),
+        (
+            {"workers": {"num_gpus_per_learner": "1"}},
+            r"num_gpus_per_learner must be a number of at least 0, got '1'",
+        ),
+        ({"workers": 2}, r"workers must hold names and values, got 2"),
+        (
+            {"workers": {"num_env_runners": 3}},
+            r"num_envs 128 must be a multiple of num_env_runners 3, which share them",
+        ),
+        ({"algorithm": "ppo", "workers": {"num_learners": 1}}, r"workers are for rllib-ppo, got .* with ppo"),
+    ],
+)
+def test_what_rllib_does_not_do(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{"algorithm": "rllib-ppo", "group_size": 1, **changes})
+
+
+def test_shares_of_a_device_and_no_workers_at_all_are_fine():
+    workers = {"num_env_runners": 4, "num_gpus_per_env_runner": 0.5, "num_learners": 0}
+    assert TrainConfig(algorithm="rllib-ppo", group_size=1, workers=workers).workers == workers
+    assert not TrainConfig(algorithm="rllib-ppo", group_size=1).workers
+
+
+def test_the_configuration_for_several_machines_on_the_page_loads(tmp_path):
+    page = Path(__file__).parents[1] / "docs" / "libraries.md"
+    (block,) = re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    config = load_config(write(tmp_path / "mine.yaml", block))
+    assert config.num_envs // config.workers["num_env_runners"] == 32
 
 
 def test_updated_is_a_copy():

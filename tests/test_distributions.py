@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from dllm_agents.distributions import (
     adjust_logits,
     bernoulli_entropy,
+    bernoulli_kl,
     bernoulli_log_prob,
     bernoulli_mode,
     dpls_log_prob,
@@ -44,12 +45,23 @@ def test_log_prob_and_entropy_equal_torch_summed_over_the_mask(logits, action_ma
 
 
 @quick
+@given(LOGITS, LOGITS, BITS)
+def test_kl_equals_torch_summed_over_the_mask(logits, others, action_mask):
+    p, q = (torch.distributions.Bernoulli(logits=b.double(), validate_args=False) for b in (logits, others))
+    expected = (torch.distributions.kl_divergence(p, q) * action_mask).sum(-1)
+    actual = bernoulli_kl(logits, others, action_mask).double()
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+@quick
 @given(LOGITS, LOGITS, BITS, BITS)
 def test_excluded_logits_change_nothing_and_get_no_gradient(logits, others, action_mask, actions):
     changed = torch.where(action_mask == 1, logits, others).requires_grad_()
     for function in (
         lambda b: bernoulli_log_prob(b, action_mask, actions),
         lambda b: bernoulli_entropy(b, action_mask),
+        lambda b: bernoulli_kl(b, others, action_mask),
+        lambda b: bernoulli_kl(others, b, action_mask),
     ):
         changed.grad = None
         result = function(changed)

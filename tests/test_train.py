@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = {"task": "toy", "backend": "toy"}
 LENGTH = 6
-SHIPPED = sorted((Path(dllm_agents.config.__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = Path(dllm_agents.config.__file__).parents[1] / "configs"
+SHIPPED = [path for path in sorted(CONFIGS.glob("*.yaml")) if not path.stem.startswith("rllib")]
 
 
 def tiny(**changes: Any) -> TrainConfig:
@@ -417,6 +419,13 @@ def test_a_policy_for_every_budget(tmp_path):
     assert result.label == "run (sample, target_steps=3)"
 
 
+def test_rllib_without_ray_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[rllib\]'"):
+        train(TrainConfig(algorithm="rllib-ppo", group_size=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Warm start -------------------------------------------------------------------------------------------------
 
 
@@ -480,6 +489,17 @@ def test_init_from_goes_on_from_a_saved_policy(tmp_path, finished, monkeypatch):
     assert not torch.equal(starts[0], weights(directory / "last"))
     train(config, directory, resume=True)
     assert len(starts) == 1
+
+
+def test_a_critic_can_be_added_to_a_saved_policy(tmp_path, steered):
+    policy = {"width": 16, "initial_bias": -1.0}
+    config = tiny(init_from=str(steered / "best"), policy=policy, learning_rate=0.0, total_timesteps=32)
+    directory = train(config, tmp_path / "run")
+    before, after = (
+        load_policy(path).network.state_dict() for path in (steered / "best", directory / "last")
+    )
+    assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"value_head"}
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_init_from_something_else_leaves_nothing_behind(tmp_path, finished):

@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from toy_backend import MASK, ScriptedBackend, ToyBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS
@@ -308,6 +309,8 @@ def test_disabled():
 
 @every_mode
 def test_statistics_wrapper(mode):
+    if mode is SAME_STEP and Version(gym.__version__) < Version("1.4.0"):
+        pytest.skip("Gymnasium before 1.4 loses a step: Farama-Foundation/Gymnasium, pull request 1624")
     env = RecordEpisodeStatistics(toys(2, mode, alpha=0.0))
     env.reset(seed=0)
     lengths = []

@@ -11,8 +11,12 @@ from typing import Any
 
 import yaml
 
-ALGORITHMS = ("grpo", "ppo", "a2c")
+ALGORITHMS = ("grpo", "ppo", "a2c", "rllib-ppo")
 DECAYS = ("linear", "cosine")
+WORKERS = (
+    "num_env_runners", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
+    "num_learners", "num_cpus_per_learner", "num_gpus_per_learner",
+)  # fmt: skip
 
 _LARGEST_FILE = 2**16  # bytes; a hundred times what a configuration takes
 
@@ -31,11 +35,11 @@ class TrainConfig:
     """Everything that determines a training run.
 
     Attributes:
-        algorithm: ``grpo``, ``ppo`` or ``a2c``.
+        algorithm: ``grpo``, ``ppo`` or ``a2c``, with Stable-Baselines3; or ``rllib-ppo``, with RLlib on Ray.
         env: Arguments of ``UnmaskEnv``: task, backend, block_length, alpha, ...
         num_envs: Rows decoded at once, by all processes together.
         group_size: Episodes per problem. Above 1 the baseline is the mean reward of the other episodes on
-            the same problem; 1 is the stock algorithm with its critic.
+            the same problem; 1 is the stock algorithm with its critic, and all that ``rllib-ppo`` has.
         total_timesteps: Environment steps, summed over rows and processes.
         max_minutes: Stop after this time even if steps are left; ``None`` for no limit. The learning rate
             follows the steps, so a run that hits the limit has not annealed fully.
@@ -43,11 +47,18 @@ class TrainConfig:
         final_learning_rate: At the end.
         decay: How the learning rate goes from one to the other: ``linear`` or ``cosine``.
         warmup: Share of the training, from 0 to below 1, in which the learning rate first rises from 0.
-        algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm.
+        algorithm_kwargs: Further arguments of the Stable-Baselines3 algorithm, or of RLlib's
+            ``PPOConfig.training``.
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
-            read is observed automatically. ``optimizer_class`` is the name of one of torch's.
+            read is observed automatically. ``optimizer_class`` is the name of one of torch's. For
+            ``rllib-ppo`` those of ``network_for``, which are sizes and features.
+        workers: Processes of ``rllib-ppo`` and what each may use, by the names RLlib has for them:
+            ``num_env_runners`` share ``num_envs``, ``num_learners`` learn (0 of either: in this process),
+            ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
+            ``num_gpus_per_learner``.
         init_from: A saved policy, or the name of a shipped one, to take the first weights from. The new
-            policy may read ``alpha`` or ``target_steps`` besides, as the last of its features.
+            policy may read ``alpha`` or ``target_steps`` besides, as the last of its features, and have a
+            critic.
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
@@ -69,6 +80,7 @@ class TrainConfig:
     warmup: float = 0.0
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
     policy: Mapping[str, Any] = field(default_factory=dict)
+    workers: Mapping[str, Any] = field(default_factory=dict)
     init_from: str | None = None
     expert: str | None = None
     num_experts: int = 0
@@ -96,7 +108,7 @@ class TrainConfig:
             raise ValueError(f"max_minutes must be positive or null, got {self.max_minutes!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
-        for name in ("env", "algorithm_kwargs", "policy"):
+        for name in ("env", "algorithm_kwargs", "policy", "workers"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
         if self.group_size > self.num_envs:
@@ -106,6 +118,7 @@ class TrainConfig:
         if not isinstance(self.init_from, str | None):
             raise ValueError(f"init_from must be a text or null, got {self.init_from!r}")
         self._check_expert()
+        self._check_workers()
 
     def _check_expert(self) -> None:
         if not isinstance(self.expert, str | None):
@@ -127,6 +140,28 @@ class TrainConfig:
             raise ValueError(
                 f"sampler 'dpls' needs groups and no expert, "
                 f"got group_size {self.group_size} and expert {self.expert!r}"
+            )
+
+    def _check_workers(self) -> None:
+        if self.algorithm != "rllib-ppo":
+            if self.workers:
+                raise ValueError(f"workers are for rllib-ppo, got {dict(self.workers)} with {self.algorithm}")
+            return
+        fixed = {"group_size": 1, "decay": "linear", "expert": None}
+        for name, value in fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} must be {value!r} for rllib-ppo, got {getattr(self, name)!r}")
+        for name, value in self.workers.items():
+            if name not in WORKERS:
+                raise ValueError(f"unknown workers {name!r}; known: {', '.join(WORKERS)}")
+            if name in ("num_env_runners", "num_learners"):
+                _check_whole(name, value, 0)
+            elif not _is_number(value) or value < 0:
+                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+        if self.num_envs % max(self.workers.get("num_env_runners", 0), 1):
+            raise ValueError(
+                f"num_envs {self.num_envs} must be a multiple of "
+                f"num_env_runners {self.workers['num_env_runners']}, which share them"
             )
 
     def to_dict(self) -> dict[str, Any]:

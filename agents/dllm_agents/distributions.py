@@ -45,6 +45,18 @@ def bernoulli_entropy(logits: Tensor, action_mask: Tensor) -> Tensor:
     return (F.softplus(-magnitude) + magnitude * torch.sigmoid(-magnitude)).sum(-1)
 
 
+def bernoulli_kl(logits: Tensor, others: Tensor, action_mask: Tensor) -> Tensor:
+    """KL divergence from the actions of b = ``logits`` to those of c = ``others``, in nats, ``(B,)``.
+
+    D = sum over k in C of s (log s - log t) + (1 - s) (log (1 - s) - log (1 - t)), s = sigmoid(b^k), t =
+    sigmoid(c^k).
+    """
+    logits, others = masked_logits(logits, action_mask), masked_logits(others, action_mask)
+    chosen = torch.sigmoid(logits) * (F.logsigmoid(logits) - F.logsigmoid(others))
+    left = torch.sigmoid(-logits) * (F.logsigmoid(-logits) - F.logsigmoid(-others))
+    return (chosen + left).sum(-1)
+
+
 def sample_bernoulli(
     logits: Tensor,
     action_mask: Tensor,

@@ -8,7 +8,7 @@ these left out, for ablations and for policies that serve many speeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,11 @@ VECTOR_FEATURES = ("hidden",)
 CONDITION_FEATURES = ("mask", "progress", "alpha", "target_steps")
 
 DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
+
+
+def observed_by(features: Iterable[str]) -> tuple[str, ...]:
+    """The observation keys that features read, each once."""
+    return tuple(dict.fromkeys(POSITION_FEATURES.get(name, (name,))[0] for name in features))
 
 
 @dataclass(frozen=True)
@@ -132,10 +137,7 @@ class UnmaskTransformerConfig:
     @property
     def requires(self) -> tuple[str, ...]:
         """The observation keys the network reads."""
-        keys = [POSITION_FEATURES[name][0] if name in POSITION_FEATURES else name for name in self.features]
-        if self.value_head:
-            keys.append("mask")
-        return tuple(dict.fromkeys(keys))
+        return observed_by((*self.features, "mask") if self.value_head else self.features)
 
 
 class TimeEmbedding(nn.Module):

@@ -91,7 +91,7 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def _train(
-    algorithm: Annotated[str, typer.Argument(help="grpo, ppo or a2c.")],
+    algorithm: Annotated[str, typer.Argument(help="grpo, ppo, a2c or rllib-ppo.")],
     config: Annotated[
         str | None,
         typer.Option(help="Name of a configuration in agents/configs (paper/llada-bl32), or a YAML file."),
@@ -101,6 +101,12 @@ def _train(
     total_timesteps: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Overrides the configuration.")] = None,
     num_envs: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
+    num_env_runners: Annotated[
+        int | None, typer.Option(help="Processes that sample (rllib-ppo); overrides the configuration.")
+    ] = None,
+    num_learners: Annotated[
+        int | None, typer.Option(help="Processes that learn (rllib-ppo); overrides the configuration.")
+    ] = None,
     alpha: Annotated[float | None, typer.Option(help="Overrides the configuration's env.alpha.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
@@ -123,6 +129,10 @@ def _train(
     resolved = load_config(path).updated(**changes)
     if alpha is not None:
         resolved = resolved.updated(env={**resolved.env, "alpha": alpha})
+    workers = {"num_env_runners": num_env_runners, "num_learners": num_learners}
+    workers = {name: value for name, value in workers.items() if value is not None}
+    if workers:
+        resolved = resolved.updated(workers={**resolved.workers, **workers})
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])

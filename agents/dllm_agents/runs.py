@@ -10,6 +10,7 @@ from dllm_agents.config import load_config
 from dllm_gym.files import read_json, read_state
 
 CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
+RLLIB_STATE = "checkpoint.json"  # of rllib-ppo, which names a checkpoint of Ray's beside it
 
 
 def read_run(directory: str | Path) -> dict[str, Any] | None:
@@ -39,4 +40,6 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
         command = read_description(directory / "last").get("metadata", {}).get("command", "")
     if (directory / STATE).is_file():
         evaluations = read_state(directory / STATE, ["history"])["history"]
+    elif (directory / RLLIB_STATE).is_file():
+        evaluations = read_json(directory / RLLIB_STATE)["history"]
     return {**told, "command": command, "evaluations": evaluations}

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger, configure
@@ -22,12 +18,11 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from dllm_agents import parallel
-from dllm_agents.agent import KNOBS
-from dllm_agents.checkpoint import load_policy, save_policy
-from dllm_agents.config import Dumper, TrainConfig, load_config
-from dllm_agents.networks import DEFAULT_FEATURES, POSITION_FEATURES
-from dllm_agents.runs import CONFIG, METRICS, STATE
-from dllm_agents.sb3.callbacks import REPORTED, Deadline, Evaluation, Progress, RolloutMetrics, Saving
+from dllm_agents.base_run import Run, begin_with, refuse_unknown
+from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.networks import DEFAULT_FEATURES, observed_by
+from dllm_agents.runs import STATE
+from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
@@ -36,7 +31,7 @@ from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.files import read_state, remove_unfinished, write_json, write_state, write_text
+from dllm_gym.files import read_state, remove_unfinished, write_state
 
 _STATE_FIELDS = (
     *("policy", "reference", "optimizer", "timesteps", "updates", "best_reward", "history", "seconds"),
@@ -65,18 +60,20 @@ def train(
     """Trains an unmasking policy.
 
     Where torch's process group is initialised (``dllm_agents.parallel``), all its processes call this with
-    the same arguments and train one policy; the first evaluates and writes.
+    the same arguments and train one policy; the first evaluates and writes. ``rllib-ppo`` starts processes of
+    its own, through Ray.
 
     Args:
         config: A configuration or the path of a YAML file.
         directory: Gets ``config.yaml``, TensorBoard files, the policies ``last/`` and ``best/`` (highest
-            reward of sampled decoding on validation problems), ``metrics.json`` and the training state.
+            reward of sampled decoding on validation problems), ``metrics.json`` and the training state
+            (of ``rllib-ppo``: pickles of Ray's; resume only runs of your own).
         resume: Go on from the training state in ``directory``. In one process the result is, to the last bit,
             that of a run that was never interrupted, unless ``max_minutes`` ends it (``docs/robustness.md``).
         progress: Show a progress bar and a line per evaluation.
         command: Noted in the saved policies.
         save_every: Seconds between two states, saved at the next end of a rollout; one is also saved after
-            every evaluation.
+            every evaluation. ``rllib-ppo`` saves one after every evaluation alone.
 
     Returns:
         The directory; ``load_policy(directory / "best")`` loads the result.
@@ -85,9 +82,16 @@ def train(
         ValueError: For a configuration out of range, or when resuming with another one.
         FileExistsError: If there is a run in ``directory`` and ``resume`` is not set.
         FileNotFoundError: If there is nothing to resume.
+        ImportError: For ``rllib-ppo`` without Ray.
     """
     config = config if isinstance(config, TrainConfig) else load_config(config)
-    run = _Run(config, Path(directory), resume, progress, command, save_every)
+    run: Run
+    if config.algorithm == "rllib-ppo":
+        from dllm_agents.rllib.training import RLlibRun
+
+        run = RLlibRun(config, Path(directory), resume, progress, command)
+    else:
+        run = _Run(config, Path(directory), resume, progress, command, save_every)
     run.learn()
     return run.directory
 
@@ -101,8 +105,10 @@ _OWN_OF_ALGORITHM = (
 )  # fmt: skip
 
 
-class _Run:
-    """One training run in its directory."""
+class _Run(Run):
+    """One training run with Stable-Baselines3."""
+
+    STATE = STATE
 
     def __init__(
         self,
@@ -113,22 +119,20 @@ class _Run:
         command: str,
         save_every: float,
     ) -> None:
-        self.config, self.directory, self.command = config, directory, command
         self.is_first = parallel.rank() == 0
-        self.progress = progress and self.is_first
+        super().__init__(config, directory, resume, progress and self.is_first, command)
         self._save_every = save_every
-        self._started = time.monotonic()
-        self.best_reward = float("-inf")
-        self.history: list[dict[str, Any]] = []
-        self.seconds = 0.0
-        state = self._open(resume)
+        state = None
+        if resume:
+            remove_unfinished(directory)
+            state = read_state(directory / STATE, _STATE_FIELDS)
         self.model = self._build()
         if state is None:  # only now: a configuration that does not work leaves nothing behind
             self._begin_with_a_saved_policy()
             self._seed_other_processes()  # which waits until all have seen that there was no run
             self._save_state()  # before the configuration: what has one can be resumed
             if self.is_first:
-                write_text(directory / CONFIG, yaml.dump(_plain(config), Dumper=Dumper, sort_keys=False))
+                self._write_config()
         else:
             self._restore(state)
             self._seed_other_processes()
@@ -141,24 +145,9 @@ class _Run:
             torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def _begin_with_a_saved_policy(self) -> None:
-        source = self.config.init_from
-        if source is None:
-            return
-        saved = load_policy(source).network
-        network: Any = self.model.policy.network
-        theirs = asdict(saved.config)
-        # a setting is an input that can be added: it begins without effect
-        settings = tuple(name for name in network.config.features if name in KNOBS)
-        added = tuple(name for name in settings if name not in saved.config.features)
-        theirs["features"] = (*saved.config.features, *added)
-        differing = [
-            f"{name} {theirs[name]!r} instead of {value!r}"
-            for name, value in asdict(network.config).items()
-            if name != "initial_bias" and theirs[name] != value
-        ]
-        if differing:
-            raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
-        network.load_state_dict({**network.state_dict(), **saved.state_dict()})
+        if self.config.init_from is not None:
+            network: Any = self.model.policy.network
+            begin_with(network, self.config.init_from)
 
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
@@ -189,37 +178,16 @@ class _Run:
                 evaluation.evaluate()
                 self._save_state()
         if self.is_first:
-            write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
+            self._write_metrics()
         self.model.logger.close()
-
-    def _elapsed(self) -> float:
-        return self.seconds + time.monotonic() - self._started
-
-    def _open(self, resume: bool) -> dict[str, Any] | None:
-        path = self.directory / CONFIG
-        if not resume:
-            if path.exists():
-                raise FileExistsError(
-                    f"{self.directory} already holds a training run; resume it (--resume) or choose another"
-                )
-            return None
-        if not (self.directory / STATE).is_file():
-            raise FileNotFoundError(f"nothing to resume in {self.directory}: no {STATE} there")
-        if load_config(path).to_dict() != _plain(self.config):
-            raise ValueError(
-                f"{path} differs from the configuration given; resume with the one that is there"
-            )
-        remove_unfinished(self.directory)
-        return read_state(self.directory / STATE, _STATE_FIELDS)
 
     def _build(self) -> OnPolicyAlgorithm:
         config = self.config
         algorithm = _CLASSES[config.algorithm, config.group_size > 1]
-        _plain(config)
         num_envs = _rows_of_one_process(config)
-        _refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
-        _refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
-        _refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
+        refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
+        refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
+        refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
         self._expert: Any = None
         if config.expert is not None:
             self._expert = expert_agent(config.expert, config.expert_block_length)
@@ -250,32 +218,13 @@ class _Run:
     def _observed(self) -> tuple[str, ...]:
         """What the policy's features and the expert read besides the observations that are always there."""
         features = self.config.policy.get("features", DEFAULT_FEATURES)
-        keys = [POSITION_FEATURES.get(name, (name,))[0] for name in features]
-        keys += getattr(self._expert, "requires", ())
-        return tuple(dict.fromkeys(keys))
+        return tuple(dict.fromkeys((*observed_by(features), *getattr(self._expert, "requires", ()))))
 
     def _note(self, results: Mapping[str, EvaluationResult]) -> None:
         """Remembers an evaluation and saves the last policy and the best one; the state follows."""
-        row: dict[str, Any] = {"timesteps": self.model.num_timesteps, "seconds": round(self._elapsed(), 1)}
-        for decoding, result in results.items():
-            row[decoding] = {
-                "accuracy": result.accuracy, "nfe_mean": result.nfe_mean, "reward_mean": result.reward_mean,
-                "episodes": result.episodes,
-            }  # fmt: skip
-        self.history.append(row)
-        if self.progress:
-            _print_evaluation(row)
-        self._save_policy("last", row)
-        reward = results["sample"].reward_mean
-        if reward > self.best_reward:
-            self.best_reward = reward
-            self._save_policy("best", row)
-        self._saving.due = True
-
-    def _save_policy(self, name: str, row: Mapping[str, Any]) -> None:
-        metadata = {"command": self.command, "config": self.config.to_dict(), "validation": dict(row)}
         policy: Any = self.model.policy
-        save_policy(self.directory / name, policy.network, metadata, decoding=policy.decoding)
+        self._remember(results, self.model.num_timesteps, policy.network, policy.decoding)
+        self._saving.due = True
 
     def _save_state(self) -> None:
         if not self.is_first:
@@ -356,34 +305,3 @@ def _with_optimizer(policy: Mapping[str, Any]) -> dict[str, Any]:
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
         raise ValueError(f"unknown optimizer_class {name!r}; give a name out of torch.optim, such as AdamW")
     return {**policy, "optimizer_class": found}
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as it comes back from YAML: tuples are lists there."""
-    try:
-        plain: dict[str, Any] = yaml.safe_load(yaml.dump(config.to_dict(), Dumper=Dumper))
-    except yaml.YAMLError as error:
-        raise ValueError(f"a configuration must hold plain values: {error}") from error
-    return plain
-
-
-def _refuse_unknown(
-    field: str, given: Mapping[str, Any], takers: Sequence[Callable[..., Any]], own: Sequence[str]
-) -> None:
-    known = {
-        name: None
-        for taker in takers
-        for name, parameter in inspect.signature(taker).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in own
-    }
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        raise ValueError(f"unknown arguments {unknown} in {field}; known: {', '.join(known)}")
-
-
-def _print_evaluation(row: Mapping[str, Any]) -> None:
-    parts = [
-        f"{decoding} {row[decoding]['accuracy']:.3f} @ {row[decoding]['nfe_mean']:.1f} steps"
-        for decoding in REPORTED
-    ]
-    print(f"\n{row['timesteps']:>9,} steps, {row['seconds']:>4.0f} s: {', '.join(parts)}", file=sys.stderr)

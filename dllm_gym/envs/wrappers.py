@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,11 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 Action = NDArray[Any]
+
+if TYPE_CHECKING:
+    VectorActionWrapper = gym.vector.VectorActionWrapper[Any, Action, Action, NDArray[Any]]
+else:
+    VectorActionWrapper = gym.vector.VectorActionWrapper  # no type parameters in Gymnasium 1.2
 
 
 class MultiBinaryToMultiDiscrete(gym.ActionWrapper[Any, Action, Action], RecordConstructorArgs):
@@ -60,9 +65,7 @@ class MultiBinaryToMultiDiscrete(gym.ActionWrapper[Any, Action, Action], RecordC
         return _bits(action)
 
 
-class VectorMultiBinaryToMultiDiscrete(
-    gym.vector.VectorActionWrapper[Any, Action, Action, NDArray[Any]], RecordConstructorArgs
-):
+class VectorMultiBinaryToMultiDiscrete(VectorActionWrapper, RecordConstructorArgs):
     """``MultiBinaryToMultiDiscrete`` for vector environments, such as ``gym.make_vec`` makes.
 
     Args:

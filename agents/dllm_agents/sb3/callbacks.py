@@ -16,15 +16,13 @@ from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import obs_as_tensor
 
 from dllm_agents.agent import LearnedPolicy
+from dllm_agents.base_run import REPORTED
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.rendering import render_ansi
 from dllm_gym.evaluation import SHORT_SWEEP, EvaluationResult, compare, evaluate, profile, strategies_of
 from dllm_gym.evaluation.analysis_plots import heat_map_figure
 from dllm_gym.evaluation.plots import pareto_figure
 from dllm_gym.looking import Film, film
-
-# What was trained, as far as it draws, and its deterministic counterpart.
-REPORTED = ("sample", "deterministic")
 
 _NO_STDOUT = ("stdout", "log", "json", "csv")
 _FILMED = 2  # sample episodes

@@ -21,7 +21,8 @@ from dllm_agents.distributions import (
     sample_bernoulli,
     sample_dpls,
 )
-from dllm_agents.networks import DEFAULT_FEATURES, UnmaskTransformer, UnmaskTransformerConfig
+from dllm_agents.networks import DEFAULT_FEATURES, UnmaskTransformer
+from dllm_agents.spaces import network_for
 
 
 class MaskedBernoulliDistribution(BernoulliDistribution):
@@ -140,18 +141,17 @@ class UnmaskPolicy(ActorCriticPolicy):
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
         self.sampler = sampler
-        self.network_config = UnmaskTransformerConfig(
-            features=tuple(features),
+        self.network_config = network_for(
+            observation_space,
+            action_space,
+            features=features,
             width=width,
             heads=heads,
             mlp_width=mlp_width,
             layers=layers,
             initial_bias=initial_bias,
-            value_head=critic,
-            top_k=_last_axis(observation_space, "top_k") if "top_k" in features else 8,
-            hidden_width=_last_axis(observation_space, "hidden") if "hidden" in features else None,
+            critic=critic,
         )
-        _check_spaces(observation_space, action_space, (*self.network_config.requires, "action_mask"))
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     @property
@@ -220,26 +220,3 @@ class UnmaskPolicy(ActorCriticPolicy):
     def _distribution(self, logits: Tensor, observation: dict[str, Tensor]) -> MaskedBernoulliDistribution:
         distribution = SAMPLERS[self.sampler](logits.shape[-1])
         return distribution.proba_distribution(logits, observation["action_mask"])
-
-
-def _last_axis(space: spaces.Space[Any], key: str) -> int:
-    part = space.spaces.get(key) if isinstance(space, spaces.Dict) else None
-    if part is None or part.shape is None:
-        raise ValueError(f"the feature {key!r} needs the observation {key!r}: observe=({key!r},)")
-    return int(part.shape[-1])
-
-
-def _check_spaces(
-    observation_space: spaces.Space[Any], action_space: spaces.Space[Any], keys: Sequence[str]
-) -> None:
-    if not isinstance(observation_space, spaces.Dict):
-        raise ValueError(
-            f"the observation space must be a Dict with {', '.join(keys)}; got {observation_space}"
-        )
-    missing = [key for key in dict.fromkeys(keys) if key not in observation_space.spaces]
-    if missing:
-        raise ValueError(
-            f"the observation space lacks {missing}; it has {', '.join(observation_space.spaces)}"
-        )
-    if not isinstance(action_space, spaces.MultiBinary) or len(action_space.shape) != 1:
-        raise ValueError(f"the action space must be MultiBinary(L), one bit per position; got {action_space}")

@@ -1,0 +1,181 @@
+"""What every training run keeps in its directory, whichever library trains."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from dllm_agents.agent import KNOBS
+from dllm_agents.checkpoint import load_policy, save_policy
+from dllm_agents.config import Dumper, TrainConfig, load_config
+from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.runs import CONFIG, METRICS
+from dllm_gym.evaluation import EvaluationResult
+from dllm_gym.files import write_json, write_text
+
+# What was trained, as far as it draws, and its deterministic counterpart.
+REPORTED = ("sample", "deterministic")
+
+
+class Run:
+    """One training run: its configuration, the policies ``last/`` and ``best/`` and how they evaluated.
+
+    Args:
+        config: The configuration.
+        directory: Of the run.
+        resume: Whether a run in the directory is to go on.
+        progress: Whether evaluations are printed.
+        command: Noted in the saved policies.
+
+    Attributes:
+        STATE: The file from which a run goes on.
+        history: One row per evaluation, the content of ``metrics.json``.
+        best_reward: The highest of its rewards of sampled decoding.
+        seconds: Time spent before this process took over.
+
+    Raises:
+        ValueError: If the configuration cannot be written, or another one is to be resumed.
+        FileExistsError: If there is a run in the directory and ``resume`` is not set.
+        FileNotFoundError: If there is nothing to resume.
+    """
+
+    STATE: ClassVar[str]
+
+    def __init__(
+        self, config: TrainConfig, directory: Path, resume: bool, progress: bool, command: str
+    ) -> None:
+        self.config, self.directory = config, directory
+        self.progress, self.command = progress, command
+        self.best_reward = float("-inf")
+        self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self._started = time.monotonic()
+        self._check(resume)
+
+    def learn(self) -> None:
+        """Trains to the end, or to the deadline."""
+        raise NotImplementedError
+
+    def _check(self, resume: bool) -> None:
+        plain = _plain(self.config)
+        path = self.directory / CONFIG
+        if not resume:
+            if path.exists():
+                raise FileExistsError(
+                    f"{self.directory} already holds a training run; resume it (--resume) or choose another"
+                )
+            return
+        if not (self.directory / self.STATE).is_file():
+            raise FileNotFoundError(f"nothing to resume in {self.directory}: no {self.STATE} there")
+        if load_config(path).to_dict() != plain:
+            raise ValueError(
+                f"{path} differs from the configuration given; resume with the one that is there"
+            )
+
+    def _write_config(self) -> None:
+        write_text(self.directory / CONFIG, yaml.dump(_plain(self.config), Dumper=Dumper, sort_keys=False))
+
+    def _write_metrics(self) -> None:
+        write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.monotonic() - self._started
+
+    def _remember(
+        self,
+        results: Mapping[str, EvaluationResult],
+        timesteps: int,
+        network: UnmaskTransformer,
+        decoding: str = "sample",
+    ) -> None:
+        """Notes an evaluation, by decoding, and saves the last policy and the best one."""
+        row: dict[str, Any] = {"timesteps": timesteps, "seconds": round(self._elapsed(), 1)}
+        for name, result in results.items():
+            row[name] = {
+                "accuracy": result.accuracy, "nfe_mean": result.nfe_mean, "reward_mean": result.reward_mean,
+                "episodes": result.episodes,
+            }  # fmt: skip
+        self.history.append(row)
+        if self.progress:
+            _print_evaluation(row)
+        metadata = {"command": self.command, "config": self.config.to_dict(), "validation": row}
+        reward = results["sample"].reward_mean
+        for name in ("last", "best") if reward > self.best_reward else ("last",):
+            save_policy(self.directory / name, network, metadata, decoding=decoding)
+        self.best_reward = max(reward, self.best_reward)
+
+
+def begin_with(network: UnmaskTransformer, source: str) -> None:
+    """Gives a network the weights of a saved policy.
+
+    Args:
+        network: May read settings that the policy does not (``alpha``, ``target_steps``), as the last of its
+            features: they begin without effect. It may also have a critic where the policy has none.
+        source: A saved policy, or the name of a shipped one.
+
+    Raises:
+        ValueError: If the policy is of another shape.
+    """
+    saved = load_policy(source).network
+    theirs = asdict(saved.config)
+    settings = tuple(name for name in network.config.features if name in KNOBS)
+    added = tuple(name for name in settings if name not in saved.config.features)
+    theirs["features"] = (*saved.config.features, *added)
+    theirs["value_head"] |= network.config.value_head
+    differing = [
+        f"{name} {theirs[name]!r} instead of {value!r}"
+        for name, value in asdict(network.config).items()
+        if name != "initial_bias" and theirs[name] != value
+    ]
+    if differing:
+        raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
+    network.load_state_dict({**network.state_dict(), **saved.state_dict()})
+
+
+def refuse_unknown(
+    field: str, given: Mapping[str, Any], takers: Sequence[Callable[..., Any]], own: Sequence[str]
+) -> None:
+    """Checks the names in a field of the configuration.
+
+    Args:
+        field: Its name, for the message.
+        given: What it holds.
+        takers: The functions whose arguments it may name.
+        own: Those of their arguments that it may not.
+
+    Raises:
+        ValueError: For a name that is no argument.
+    """
+    known = {
+        name: None
+        for taker in takers
+        for name, parameter in inspect.signature(taker).parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in own
+    }
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"unknown arguments {unknown} in {field}; known: {', '.join(known)}")
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration as it comes back from YAML: tuples are lists there."""
+    try:
+        plain: dict[str, Any] = yaml.safe_load(yaml.dump(config.to_dict(), Dumper=Dumper))
+    except yaml.YAMLError as error:
+        raise ValueError(f"a configuration must hold plain values: {error}") from error
+    return plain
+
+
+def _print_evaluation(row: Mapping[str, Any]) -> None:
+    parts = [
+        f"{decoding} {row[decoding]['accuracy']:.3f} @ {row[decoding]['nfe_mean']:.1f} steps"
+        for decoding in REPORTED
+    ]
+    print(f"\n{row['timesteps']:>9,} steps, {row['seconds']:>4.0f} s: {', '.join(parts)}", file=sys.stderr)
