@@ -48,7 +48,7 @@ CASES = (
 )
 PARTS = {
     "dllm": [(TransformersBackend, "forward")],
-    "policy": [(GroupedRollouts, "_act"), (GRPO, "_act")],
+    "policy": [(GroupedRollouts, "_act")],
     "update": [(GroupPPO, "train"), (GroupA2C, "train"), (GRPO, "train")],
     "all": [(GroupedRollouts, "collect_rollouts"), (GroupPPO, "train"), (GroupA2C, "train"), (GRPO, "train")],
 }
