@@ -20,7 +20,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode
 
 import dllm_gym
-from dllm_gym.bench import EPISODE_STEPS, machine, now
+from dllm_gym.bench import EPISODE_STEPS, machine, timed_steps
 from dllm_gym.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -42,14 +42,7 @@ def make(kind: str, rows: int, dtype: str) -> Any:
 
 def seconds_of(env: Any, agent: Any, steps: int) -> float:
     """Seconds for ``steps`` steps of all rows."""
-    observation, _ = env.reset()
-    total = 0.0
-    for _ in range(steps):
-        actions = agent.act(observation)
-        started = now()
-        observation, *_ = env.step(actions)
-        total += now() - started
-    return total
+    return timed_steps(env, agent, env.reset()[0], steps)[1]
 
 
 def measure(kinds: list[str], rows: int, dtype: str, rounds: int, episodes: int) -> dict[str, Any]:

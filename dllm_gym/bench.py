@@ -209,15 +209,21 @@ def _play_batch(batch_size: int, settings: dict[str, Any]) -> _Play:
 
     def steps(number: int) -> float:
         nonlocal observation
-        total = 0.0
-        for _ in range(number):
-            actions = agent.act(observation)
-            started = now()
-            observation, *_ = env.step(actions)
-            total += now() - started
-        return total
+        observation, seconds = timed_steps(env, agent, observation, number)
+        return seconds
 
     return _Play(env.engine, steps)
+
+
+def timed_steps(env: Any, agent: Any, observation: Any, number: int) -> tuple[Any, float]:
+    """Steps all rows of a vector environment; the last observation, and seconds without the agent's."""
+    total = 0.0
+    for _ in range(number):
+        actions = agent.act(observation)
+        started = now()
+        observation, *_ = env.step(actions)
+        total += now() - started
+    return observation, total
 
 
 def _put_clocks(clocks: Mapping[str, Clock], engine: Any) -> Callable[[], None]:
