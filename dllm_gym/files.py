@@ -13,7 +13,7 @@ from typing import Any
 _UNFINISHED = ".unfinished-"
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """Calls ``write`` with a temporary path beside ``path``, then renames it into place.
 
     Raises:
@@ -58,11 +58,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
     """Writes a file, atomically."""
-    return write_atomically(path, lambda temporary: _write_bytes(temporary, content))
-
-
-def _write_bytes(path: Path, content: bytes | memoryview) -> None:
-    path.write_bytes(content)
+    return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def parse_json(text: str | bytes, place: str) -> Any:

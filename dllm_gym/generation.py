@@ -198,7 +198,7 @@ def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:
     """Finds out now what would otherwise stop the work half-way."""
     room = getattr(engine.backend, "max_length", None)
     for number, prompt in enumerate(prompts, start=1):
-        taken = engine.prompt_length(number - 1)
+        taken = len(engine.prompt(number - 1))
         if room is not None and taken + engine.length > room:
             raise ValueError(
                 f"prompt {number} takes {taken} tokens, which with completion_length {engine.length} is more "

@@ -160,10 +160,7 @@ class Engine:
         if problems is None:
             problems = [self.draw_problem(row) for row in rows.tolist()]
         indices = [int(index) for index in problems]
-        try:
-            drawn = [self._draw(index) for index in indices]
-        except IndexError as error:
-            raise ValueError(str(error)) from None
+        drawn = [self._draw(index) for index in indices]
         if self._memory is not None:
             self._memory.forget(rows)
         for row, index, (problem, prompt) in zip(rows.tolist(), indices, drawn, strict=True):
@@ -179,19 +176,19 @@ class Engine:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
 
     def _problem_and_prompt(self, index: int) -> tuple[Problem, list[int]]:
-        problem = self.task.problem(index)
-        return problem, self.encode(problem)
-
-    def prompt_length(self, index: int) -> int:
-        """Number of tokens that stand before the completion of a problem.
-
-        Raises:
-            ValueError: If the task has no such problem.
-        """
         try:
-            return len(self._draw(int(index))[1])
+            problem = self.task.problem(index)
         except IndexError as error:
             raise ValueError(str(error)) from None
+        return problem, self.encode(problem)
+
+    def prompt(self, index: int) -> list[int]:
+        """Token ids of what stands before the completion of a problem.
+
+        Raises:
+            ValueError: If the task has no such problem, and for what ``encode`` refuses.
+        """
+        return self._draw(int(index))[1]
 
     def encode(self, problem: Problem) -> list[int]:
         """Token ids of what stands before a completion: the prompt, and the beginning given to the answer.

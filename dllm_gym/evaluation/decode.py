@@ -52,7 +52,7 @@ def decode(
         Episodes in the order they finish.
     """
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
-    lengths = [engine.prompt_length(problem) for problem in problems]
+    lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
 
     def start(rows: np.ndarray) -> np.ndarray:

@@ -251,7 +251,7 @@ def self_consistency(recording: Recording, engine: Engine, batch_size: int = 64)
     backend = engine.backend
     kept = np.zeros(recording.tokens.shape, dtype=bool)
     for episode, (problem, completion) in enumerate(zip(recording.problem, recording.tokens, strict=True)):
-        prompt = engine.encode(engine.task.problem(int(problem)))
+        prompt = engine.prompt(problem)
         canvas = np.concatenate([prompt, completion]).astype(np.int64)  # (P + L,)
         for positions in np.array_split(np.arange(recording.length), -(-recording.length // batch_size)):
             rows = np.arange(len(positions))
