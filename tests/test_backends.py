@@ -330,6 +330,26 @@ def test_noise_leaves_the_statistics_alone():
         assert torch.equal(values, noisy.statistics[name])
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_large_vocabulary_is_looked_at_piece_by_piece(temperature):
+    """With 126,464 tokens, as LLaDA has, 80 positions are more than are measured together."""
+    logits = random_logits(2, 40, 126_464)
+    options = {"statistics": ("entropy", "margin", "top_k"), "top_k": 4, "temperature": temperature}
+    together = predict_from_logits(logits, 9, generators=generators(2), **options)
+    for row in range(2):
+        alone = predict_from_logits(logits[row, None], 9, generators=generators(1, row), **options)
+        assert torch.equal(alone.tokens[0], together.tokens[row])
+        torch.testing.assert_close(alone.confidence[0], together.confidence[row])
+        for name, values in alone.statistics.items():
+            torch.testing.assert_close(values[0], together.statistics[name][row])
+    p = logits[1].double().softmax(-1)
+    expected = p.gather(-1, together.tokens[1, :, None])[:, 0].float()
+    torch.testing.assert_close(together.confidence[1], expected)
+    logits[1, 39, 5] = torch.nan
+    with pytest.raises(ValueError, match=r"NaN or infinite logits in rows \[1\]"):
+        predict_from_logits(logits, 9)
+
+
 def test_every_row_draws_from_its_own_generator(backend):
     rows = canvases(backend, 4)
     together = predict(backend, rows, temperature=2.0, generators=generators(4))

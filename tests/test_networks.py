@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dllm_agents.distributions import masked_logits
 from dllm_agents.networks import (
     POSITION_FEATURES,
     TimeEmbedding,
@@ -170,6 +171,34 @@ def test_features_can_be_left_out():
     assert network({key: observation[key] for key in ("confidence", "mask")}).shape == (3, 10)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"layers": 2}, {"features": ("confidence",)}, {"features": ("confidence", "mask")}, EVERY_FEATURE],
+)
+def test_candidates_alone_get_the_logits_and_gradients_they_get_among_all(fields):
+    network, observation = make_network(**fields), make_observation()
+    observation["action_mask"][1] = 0  # a row that is done
+    weights = torch.randn(3, 10)
+    found = []
+    for logits in (
+        masked_logits(network(observation), observation["action_mask"]),
+        network.candidate_logits(observation),
+    ):
+        network.zero_grad()
+        (logits * weights)[observation["action_mask"] != 0].sum().backward()
+        found.append([logits, *(parameter.grad for parameter in network.parameters())])
+    for all_of_them, alone in zip(*found, strict=True):
+        torch.testing.assert_close(alone, all_of_them, rtol=1e-4, atol=1e-5)
+
+
+def test_without_candidates_there_is_nothing_to_learn():
+    network, observation = make_network(), make_observation()
+    logits = network.candidate_logits({**observation, "action_mask": torch.zeros(3, 10)})
+    assert (logits == -1e8).all()
+    logits.sum().backward()
+    assert all(not parameter.grad.any() for parameter in network.parameters())
+
+
 @pytest.mark.parametrize("name", ["entropy", "margin"])
 def test_statistics_on_request_are_features(name):
     network, observation = make_network(features=("confidence", name, "mask")), make_observation()
@@ -192,8 +221,8 @@ def test_without_mask_or_time_nothing_tells_them(dropped):
     if "progress" in features:
         condition = condition + network.time_embedding(observation["progress"])[:, None]
     x = network.input_proj(observation["confidence"][..., None])
-    selector = torch.eye(10).expand(batch, 10, 10)  # every position has a condition vector of its own
-    x = block(x, condition, selector, rotary_angles(10, 8, x.device))
+    which = torch.arange(batch * 10).view(batch, 10)  # every position has a condition vector of its own
+    x = block(x, condition.flatten(0, 1), which, rotary_angles(10, 8, x.device))
     expected = network.output_proj(network.final_norm(x))[..., 0]
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -214,7 +243,8 @@ def test_features_of_many_numbers_are_projected():
     inputs = torch.cat([observation["top_k"][..., :3], observation["confidence"][..., None]], -1)
     x = inputs @ network.input_proj.weight.T + network.input_proj.bias
     x = x + observation["hidden"] @ network.hidden_proj.weight.T + network.hidden_proj.bias
-    x = network.blocks[0](x, torch.zeros(1, 1, 16), None, rotary_angles(10, 8, x.device))
+    nothing, which = torch.zeros(1, 16), torch.zeros(3, 10, dtype=torch.int64)
+    x = network.blocks[0](x, nothing, which, rotary_angles(10, 8, x.device))
     expected = network.output_proj(network.final_norm(x))[..., 0]
     torch.testing.assert_close(network(observation), expected, rtol=1e-4, atol=1e-5)
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dllm_agents.distributions import EXCLUDED_LOGIT
+
 Observation = Mapping[str, Tensor]
 
 
@@ -248,22 +250,38 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, condition: Tensor, selector: Tensor | None, rotation: Tensor) -> Tensor:
-        """Maps ``(B, L, D)`` to the same shape.
+    def forward(
+        self, x: Tensor, conditions: Tensor, which: Tensor, rotation: Tensor, at: Tensor | None = None
+    ) -> Tensor:
+        """Maps ``(B, L, D)`` to the same shape, or to ``(M, D)``.
 
-        The condition of a position is one of two vectors of its row, for revealed and for masked:
-        ``condition`` is ``(B, 2, D)`` and ``selector`` ``(B, L, 2)``, one-hot. Without a selector all
-        positions share one: ``condition`` is ``(B, 1, D)``. If it is the same in all rows, ``condition`` has
-        no batch dimension.
+        Args:
+            x: ``(B, L, D)``.
+            conditions: ``(C, D)``, those that occur.
+            which: ``(B, L)`` int64, which of them each position has.
+            rotation: That of ``rotary_angles``.
+            at: ``(M,)`` int64, the positions wanted, out of all B L in a row; ``None``: all. The others are
+                attended to, and left out from there on.
         """
-        modulation = self.modulation(condition)
-        if selector is not None:
-            modulation = selector @ modulation  # (B, L, 2) @ (B, 2, 6D): projected first, then picked
-        scale1, shift1, gate1, scale2, shift2, gate2 = modulation.chunk(6, dim=-1)  # (B, L or 1, D) each
-        y = self.attention(torch.addcmul(shift1, self.attention_norm(x), 1 + scale1), rotation)
-        x = torch.addcmul(x, 1 + gate1, y)
-        y = self.mlp(torch.addcmul(shift2, self.mlp_norm(x), 1 + scale2))
-        return torch.addcmul(x, 1 + gate2, y)
+        # (C, 3D) each: projected first, then picked
+        for_attention, for_mlp = self.modulation(conditions).chunk(2, dim=-1)
+        scale, shift, gate = pick(for_attention, which).chunk(3, dim=-1)  # (B, L, D) each
+        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), rotation)
+        x = torch.addcmul(x, 1 + gate, y)
+        if at is not None:
+            x, which = (
+                x.flatten(0, 1).index_select(0, at),
+                which.flatten().index_select(0, at),
+            )  # (M, D), (M,)
+        scale, shift, gate = pick(for_mlp, which).chunk(3, dim=-1)
+        y = self.mlp(torch.addcmul(shift, self.mlp_norm(x), 1 + scale))
+        return torch.addcmul(x, 1 + gate, y)
+
+
+def pick(table: Tensor, which: Tensor) -> Tensor:
+    """Rows of a table ``(C, D)``, one for each number of ``which`` ``(...)``: ``(..., D)``."""
+    # the gradient of index_select is several times faster on a CPU than that of table[which]
+    return table.index_select(0, which.flatten()).view(*which.shape, table.shape[1])
 
 
 class ValueHead(nn.Module):
@@ -332,6 +350,21 @@ class UnmaskTransformer(nn.Module):
         """
         return self._logits(self._trunk(observation))
 
+    def candidate_logits(self, observation: Observation) -> Tensor:
+        """Logits ``(B, L)``, float32, of the positions that may be revealed now; elsewhere -1e8.
+
+        The same numbers as ``forward``'s under ``masked_logits``, with less work: behind the last attention
+        only the positions in ``action_mask`` are computed.
+
+        Raises:
+            ValueError: As ``forward``.
+        """
+        action_mask = observation["action_mask"]
+        at = action_mask.flatten().nonzero().squeeze(1)  # (M,)
+        logits = self._logits(self._trunk(observation, at))  # (M,)
+        everywhere = logits.new_full((action_mask.numel(),), EXCLUDED_LOGIT)
+        return everywhere.index_put((at,), logits).view(action_mask.shape)
+
     def forward_actor_critic(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``(B, L)`` and state values ``(B,)``.
 
@@ -343,24 +376,41 @@ class UnmaskTransformer(nn.Module):
         x = self._trunk(observation)
         return self._logits(x), self.value_head(x, observation["mask"].float())
 
-    def _trunk(self, observation: Observation) -> Tensor:
+    def _trunk(self, observation: Observation, at: Tensor | None = None) -> Tensor:
+        """Hidden states ``(B, L, D)``, or those ``(M, D)`` of the positions ``at``."""
         x = self._input(observation)  # (B, L, D)
-        selector: Tensor | None = None
-        if self.mask_embedding is not None:
-            condition = self.mask_embedding.weight  # (2, D)
-            mask = observation["mask"].float()
-            selector = torch.stack([1.0 - mask, mask], dim=-1)  # (B, L, 2)
-        else:
-            condition = x.new_zeros(1, self.config.width)
-        if self.time_embedding is not None:
-            condition = condition + self.time_embedding(observation["progress"])[:, None]  # (B, 2 or 1, D)
-        for name, embedding in self.setting_embeddings.items():
-            condition = condition + embedding(observation[name])[:, None]
+        conditions, which = self._conditions(observation, x)
         rotation = rotary_angles(x.shape[1], self.config.width // self.config.heads, x.device)
-        for block in self.blocks:
-            x = block(x, condition, selector, rotation)
-        output: Tensor = self.final_norm(x)
+        *blocks, last = self.blocks
+        for block in blocks:
+            x = block(x, conditions, which, rotation)
+        output: Tensor = self.final_norm(last(x, conditions, which, rotation, at))
         return output
+
+    def _conditions(self, observation: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The condition vectors that occur, ``(C, D)``, and which of them each position has, ``(B, L)``.
+
+        Each row has two, for revealed and for masked positions; one, if masks are no feature; and all rows
+        have the same, if nothing else is.
+        """
+        if self.mask_embedding is not None:
+            conditions, which = (
+                self.mask_embedding.weight,
+                (observation["mask"] != 0).long(),
+            )  # (2, D), (B, L)
+        else:
+            conditions, which = x.new_zeros(1, x.shape[2]), x.new_zeros(x.shape[:2], dtype=torch.int64)
+        of_row: list[Tensor] = []
+        if self.time_embedding is not None:
+            of_row.append(self.time_embedding(observation["progress"])[:, None])  # (B, 1, D)
+        for name, embedding in self.setting_embeddings.items():
+            of_row.append(embedding(observation[name])[:, None])
+        if of_row:
+            which = which + len(conditions) * torch.arange(x.shape[0], device=x.device)[:, None]
+            for vectors in of_row:
+                conditions = conditions + vectors  # (B, 1 or 2, D)
+            conditions = conditions.flatten(0, 1)
+        return conditions, which
 
     def _input(self, observation: Observation) -> Tensor:
         parts: list[Tensor] = []

@@ -16,6 +16,10 @@ Message = Mapping[str, str]
 # What ``Backend.predict`` can compute besides token and confidence.
 STATISTICS = ("entropy", "margin", "top_k", "hidden")
 
+# So many logits are looked at together on a CPU. What they take as float32 has to stay below 32 MiB: larger
+# blocks glibc maps anew each time, and their pages have to be zeroed first (see ``cpu.keep_freed_memory``).
+_AT_A_TIME = 1 << 22
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -163,39 +167,60 @@ def predict_from_logits(
         raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
     if "top_k" in statistics and not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
-    logits = logits.to(torch.float32, copy=True)  # one pass over a large vocabulary; the caller's stay
-    logits[..., mask_token_id] = -torch.inf
-    best, tokens = logits.max(-1)
-    log_total = best + (logits - best[..., None]).exp_().sum(-1).log()  # log-sum-exp, its maximum in hand
-    if not torch.isfinite(log_total).all():
-        rows = (~torch.isfinite(log_total)).any(-1).nonzero().flatten().tolist()
-        raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
+    drawn: Tensor | None = None
     if temperature > 0:
-        tokens = _noisy(logits, temperature, generators).argmax(-1)
-        chosen = logits.gather(-1, tokens[..., None])[..., 0]
-    elif temperature == 0:
-        chosen = best
-    else:
+        drawn = _noisy(logits, mask_token_id, temperature, generators).argmax(-1)
+    elif temperature != 0:  # NaN, too
         raise ValueError(f"temperature must not be negative, got {temperature}")
-    confidence = (chosen - log_total).exp().clamp(max=1.0)
-    extra: dict[str, Tensor] = {}
-    if "entropy" in statistics:
-        log_p = logits - log_total[..., None]
-        extra["entropy"] = torch.special.entr(log_p.exp()).sum(-1).clamp(min=0.0)
-    if "margin" in statistics:
-        top = (logits.topk(2, dim=-1).values - log_total[..., None]).exp()
-        extra["margin"] = (top[..., 0] - top[..., 1]).clamp(0.0, 1.0)
-    if "top_k" in statistics:
-        top = (logits.topk(top_k, dim=-1).values - log_total[..., None]).exp()
-        extra["top_k"] = top.clamp(max=1.0)
+    options = (mask_token_id, statistics, top_k)
+    at_a_time = max(1, _AT_A_TIME // logits.shape[-1])
+    if logits.device.type != "cpu" or logits.shape[0] * logits.shape[1] <= at_a_time:
+        found = _measure(logits, drawn, *options)
+    else:
+        pieces = torch.split(logits.flatten(0, 1), at_a_time)
+        tokens = [None] * len(pieces) if drawn is None else torch.split(drawn.flatten(), at_a_time)
+        parts = [_measure(piece, own, *options) for piece, own in zip(pieces, tokens, strict=True)]
+        found = {
+            name: torch.unflatten(torch.cat([part[name] for part in parts]), 0, logits.shape[:2])
+            for name in parts[0]
+        }
+    confidence = found.pop("confidence")
+    if confidence.isnan().any():
+        rows = confidence.isnan().any(-1).nonzero().flatten().tolist()
+        raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
     if "hidden" in statistics:
         if hidden is None:
             raise ValueError("the statistic 'hidden' was asked for, but this backend gives no hidden states")
-        extra["hidden"] = hidden.float()
-    return Prediction(tokens, confidence, extra)
+        found["hidden"] = hidden.float()
+    return Prediction(found.pop("tokens"), confidence, found)
 
 
-def _noisy(logits: Tensor, temperature: float, generators: Sequence[torch.Generator] | None) -> Tensor:
+def _measure(
+    logits: Tensor, tokens: Tensor | None, mask_token_id: int, statistics: Sequence[str], top_k: int
+) -> dict[str, Tensor]:
+    """Tokens, confidence and statistics ``(...)`` of logits ``(..., V)``; ``tokens`` if they are given.
+
+    The confidence is NaN where the logits are NaN, infinite or all impossible.
+    """
+    logits = logits.to(torch.float32, copy=True)  # the caller's stay as they are
+    logits.select(-1, mask_token_id).fill_(-torch.inf)
+    if tokens is None:
+        tokens = logits.max(-1).indices  # not of the log-probabilities: near ones can become equal
+    log_p = logits.log_softmax(-1)
+    found = {"tokens": tokens, "confidence": log_p.gather(-1, tokens[..., None])[..., 0].exp().clamp(max=1.0)}
+    if "entropy" in statistics:
+        found["entropy"] = torch.special.entr(log_p.exp()).sum(-1).clamp(min=0.0)
+    if "margin" in statistics:
+        top = log_p.topk(2, dim=-1).values.exp()
+        found["margin"] = (top[..., 0] - top[..., 1]).clamp(0.0, 1.0)
+    if "top_k" in statistics:
+        found["top_k"] = log_p.topk(top_k, dim=-1).values.exp().clamp(max=1.0)
+    return found
+
+
+def _noisy(
+    logits: Tensor, mask_token_id: int, temperature: float, generators: Sequence[torch.Generator] | None
+) -> Tensor:
     if generators is None or len(generators) != len(logits):
         raise ValueError(f"temperature {temperature} needs one generator for each of {len(logits)} rows")
     uniform = torch.stack(
@@ -205,4 +230,6 @@ def _noisy(logits: Tensor, temperature: float, generators: Sequence[torch.Genera
         ]
     )
     # argmax of exp(logit) / (-log u)^T, in logarithms
-    return logits.double() - temperature * torch.log(-torch.log(uniform))
+    noisy = logits.double() - temperature * torch.log(-torch.log(uniform))
+    noisy.select(-1, mask_token_id).fill_(-torch.inf)
+    return noisy

@@ -170,11 +170,13 @@ class TransformersBackend:
         user: Message = {"role": "user", "content": str(prompt)}
         messages = [user] if isinstance(prompt, str) else list(prompt)
         text = self._prompt_text(messages)
-        encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids: list[int] = encoding["input_ids"]
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
-            spans = [span for i, span in zip(ids, encoding["offset_mapping"], strict=True) if i == unknown]
+            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
+            spans = [span for i, span in zip(ids, offsets, strict=True) if i == unknown]
             words = sorted({text[start:end] for start, end in spans})
             raise ValueError(f"the prompt {prompt!r} has words this dLLM does not know: {', '.join(words)}")
         if self.mask_token_id in ids:
@@ -225,10 +227,10 @@ class TransformersBackend:
         Raises:
             ValueError: If a row is longer than ``max_length``, or for what ``predict_from_logits`` refuses.
         """
-        columns = torch.arange(tokens.shape[1])[positions].to(self.device)  # (K,)
         padding = tokens.shape[1] - self.check_length(attention_mask)  # nobody needs it computed
+        columns = torch.arange(-padding, tokens.shape[1] - padding)[positions].to(self.device)  # (K,)
         tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
-        logits, hidden = self.forward(tokens, attention_mask, columns - padding)
+        logits, hidden = self.forward(tokens, attention_mask, columns)
         return predict_from_logits(
             logits,
             self.mask_token_id,
@@ -296,12 +298,13 @@ class TransformersBackend:
         return block_numbers(origin, length, self.attention_block)
 
     def rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
-        """The rows ``(B, K)`` of the output that predict the tokens at ``columns`` ``(K,)`` or ``(B, K)``.
+        """The rows of the output that predict the tokens at ``columns`` ``(K,)`` or ``(B, K)``.
 
-        ``first`` ``(B,)`` is the column at which each sequence begins.
+        ``first`` ``(B,)`` is the column at which each sequence begins. The same shape as ``columns``, or
+        ``(B, K)`` where that matters.
         """
         if not self.family.shift_logits:
-            return columns.expand(len(first), -1)
+            return columns
         # the first token of a sequence has no row before it and is predicted by its own
         return torch.maximum(columns - 1, first[:, None])
 
@@ -320,11 +323,11 @@ class TransformersBackend:
             Logits ``(B, K, V)``, and the hidden states ``(B, K, H)`` they were made of.
         """
         first = attention_mask.argmax(1)  # (B,), of the sequence
-        rows = self.rows_about(columns, first)  # (B, K)
+        rows = self.rows_about(columns, first)  # (K,) or (B, K)
         if not self.family.rotary:
             return self._forward_from_left(tokens, attention_mask, first, rows)
         length = tokens.shape[1]
-        visible = attention_mask
+        visible = None if attention_mask.all() else attention_mask
         if self.attention_block is not None:
             blocks = self.blocks(first, length, columns.min())
             visible = block_causal_mask(blocks, attention_mask, self.model.dtype)
@@ -352,14 +355,19 @@ class TransformersBackend:
         )
 
     def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, K, V)`` of some rows ``(B, K)``, and what the last layer makes them of."""
-        kept = []
+        """Logits ``(B, K, V)`` of some rows, and what the last layer makes them of.
+
+        ``rows`` is ``(B, K)``, or ``(K,)`` for the same ones of all sequences.
+        """
+        if self.family.rotary:
+            kept = _gathered(self.model.base_model(**inputs).last_hidden_state, rows)
+            return self._lm_head(kept).to(self.device), kept.to(self.device)
+        # An encoder's head is more than one layer, and only its last one is large.
+        seen: list[Tensor] = []
 
         def keep(layer: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
-            hidden = arguments[0]  # (B, T, H)
-            at = rows.to(hidden.device)
-            kept.append(hidden[torch.arange(len(at), device=hidden.device)[:, None], at])
-            return (kept[0],)
+            seen.append(_gathered(arguments[0], rows))
+            return (seen[0],)
 
         with self._forwards:  # the layer is shared by all threads, what it is made to do is not
             hook = self._lm_head.register_forward_pre_hook(keep)
@@ -367,7 +375,15 @@ class TransformersBackend:
                 logits = self.model(**inputs).logits
             finally:
                 hook.remove()
-        return logits.to(self.device), kept[0].to(self.device)
+        return logits.to(self.device), seen[0].to(self.device)
+
+
+def _gathered(hidden: Tensor, rows: Tensor) -> Tensor:
+    """The rows ``(K,)`` or ``(B, K)`` of ``(B, T, H)``: ``(B, K, H)``."""
+    rows = rows.to(hidden.device)
+    if rows.ndim == 1:
+        return hidden.index_select(1, rows)
+    return hidden[torch.arange(len(rows), device=hidden.device)[:, None], rows]
 
 
 def _attention_block(

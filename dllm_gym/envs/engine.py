@@ -247,13 +247,13 @@ class Engine:
         candidates = self.canvas.selectable()[rows]
         wanted = actions.astype(bool)
         selected = wanted & candidates
-        self.ignored_actions[rows] += (wanted & ~candidates).sum(axis=1)
-        empty = ~selected.any(axis=1)
-        self.empty_actions[rows] += empty
-        if self.on_empty == "best" and empty.any():
-            select_best_where_empty(selected, candidates, self._predicted["confidence"][rows])
-        self.canvas.apply(rows, selected, self._tokens[rows])
+        self.ignored_actions[rows] += (wanted ^ selected).sum(axis=1)
         changed: BoolArray = np.any(selected, axis=1)
+        self.empty_actions[rows] += ~changed
+        if self.on_empty == "best" and not changed.all():
+            select_best_where_empty(selected, candidates, self._predicted["confidence"][rows])
+            changed = np.any(selected, axis=1)
+        self.canvas.apply(rows, selected, self._tokens[rows])
         return changed
 
     def predict(self, rows: IntArray) -> None:

@@ -71,19 +71,20 @@ def decode(
         return rows
 
     stale = start(np.arange(engine.num_rows))
-    while (positions >= 0).any():
+    while len(active := np.flatnonzero(positions >= 0)):
         engine.predict(stale)
         actions = _check_actions(agent.act(engine.observation()), engine)
-        active = np.flatnonzero(positions >= 0)
         changed = active[engine.act(active, actions[active])]
         if on_step is not None:
             on_step(active, positions[active])
         finished = engine.canvas.finished()
         ended = active[finished[active]]
-        results = zip(ended, engine.outcomes(ended), engine.canvas.completions(ended), strict=True)
-        for row, (reward, info), tokens in results:
-            yield Episode(int(positions[row]), tokens, reward, info)
-        stale = np.concatenate([changed[~finished[changed]], start(ended)])
+        stale = changed[~finished[changed]]
+        if len(ended):
+            results = zip(ended, engine.outcomes(ended), engine.canvas.completions(ended), strict=True)
+            for row, (reward, info), tokens in results:
+                yield Episode(int(positions[row]), tokens, reward, info)
+            stale = np.concatenate([stale, start(ended)])
 
 
 def _episode_seed(seed: int, problem: int) -> int:

@@ -211,7 +211,10 @@ class FastDLLM(Strategy):
     def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
         """Top 1 and what reaches the threshold."""
         confidence = self.read(observation, "confidence")  # (B, L)
-        return top_k(-confidence, candidates, 1) | (confidence >= np.float32(self.threshold))
+        selected: BoolArray = confidence >= np.float32(self.threshold)
+        best = np.where(candidates, confidence, -1).argmax(axis=-1)  # the lowest index of several
+        selected[np.arange(len(best)), best] = True
+        return selected
 
 
 class FastDLLMFactor(Strategy):

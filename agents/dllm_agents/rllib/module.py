@@ -108,7 +108,7 @@ class UnmaskModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]  # li
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         observation = batch[Columns.OBS]
-        logits = masked_logits(self.network(observation), observation["action_mask"])
+        logits = self.network.candidate_logits(observation)
         return {Columns.ACTION_DIST_INPUTS: logits}
 
     def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:

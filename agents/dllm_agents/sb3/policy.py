@@ -196,7 +196,7 @@ class UnmaskPolicy(ActorCriticPolicy):
     def get_distribution(self, obs: PyTorchObs) -> MaskedBernoulliDistribution:
         """The action distribution at ``obs``."""
         observation = cast("dict[str, Tensor]", obs)
-        return self._distribution(self.network(observation), observation)
+        return self._distribution(self.network.candidate_logits(observation), observation)
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values ``(B, 1)``; finite at the end of an episode, too."""
@@ -211,7 +211,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         # converts the ones it does read to float itself.
         observation = cast("dict[str, Tensor]", obs)
         if self.network.value_head is None:
-            logits = self.network(observation)
+            logits = self.network.candidate_logits(observation)
             values = logits.new_zeros(len(logits))
         else:
             logits, values = self.network.forward_actor_critic(observation)
