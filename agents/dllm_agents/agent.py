@@ -131,7 +131,7 @@ class LearnedPolicy:
             self._check_trained(key, float(inputs[key].min()), float(inputs[key].max()))
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
-        logits = self.network.candidate_logits(inputs)
+        logits = self.network(inputs)
         if logits.isnan().any():
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"

@@ -353,8 +353,9 @@ class UnmaskTransformer(nn.Module):
     def candidate_logits(self, observation: Observation) -> Tensor:
         """Logits ``(B, L)``, float32, of the positions that may be revealed now; elsewhere -1e8.
 
-        The same numbers as ``forward``'s under ``masked_logits``, with less work: behind the last attention
-        only the positions in ``action_mask`` are computed.
+        ``masked_logits`` of ``forward`` with less work, for training: behind the last attention only the
+        positions in ``action_mask`` are computed. How many those of all rows are may change the last bits,
+        as processors sum a handful of rows in another order.
 
         Raises:
             ValueError: As ``forward``.
