@@ -135,11 +135,17 @@ def _results(folder: Path) -> list[bytes]:
     whole = np.ones((2, 3), dtype=np.int64)
     recording = Recording("agent", whole, whole, whole[:, 0], column, whole[:, 0], 3, environment={"a": 1})
     texts = [Generation(prompt, "3", (7,), 2).to_json() for prompt in _PROMPTS]
-    lines = [json.dumps({"index": at, "run": "r", **text}) for at, text in enumerate(texts)]
+    episode = {"problem": 0, "score": 1.0, "is_success": True, "nfe": 3, "completion": "3", "reward": 0.9}
     return [
         result.save(folder / "good.json").read_bytes(),
         recording.save(folder / "good.npz").read_bytes(),
-        "\n".join(lines).encode() + b"\n",
+        *(
+            b"".join(
+                json.dumps({"index": at, "run": "r", **content}).encode() + b"\n"
+                for at, content in enumerate(contents)
+            )
+            for contents in (texts, [episode, {**episode, "problem": 1}])
+        ),
     ]
 
 
@@ -160,6 +166,13 @@ def _read_recording(folder: Path, content: bytes) -> None:
 
 
 _PROMPTS: list[Any] = ["1 + 2?", [{"role": "user", "content": "2"}]]
+
+
+def _read_episodes(folder: Path, content: bytes) -> None:
+    from dllm_gym.evaluation.kept import Lines, episodes_found
+
+    (folder / "episodes.jsonl").write_bytes(content)
+    episodes_found(Lines(folder / "episodes.jsonl", "r"), ())
 
 
 def _read_texts(folder: Path, content: bytes) -> None:
@@ -236,7 +249,7 @@ LOADERS: dict[str, Loader] = {
         lambda folder: [*_policy(folder), _released(folder)],
     ),
     "config": Loader((_read_config,), _configs),
-    "result": Loader((_read_result, _read_recording, _read_texts), _results),
+    "result": Loader((_read_result, _read_recording, _read_texts, _read_episodes), _results),
     "data": Loader(
         (*map(_read_data, ("jsonl", "json", "csv", "jsonl.gz", "parquet")), _read_prompts),
         _data,

@@ -101,6 +101,16 @@ def _compare(directory: Path) -> list[str]:
     return ["dllm_gym.cli", "compare", "--agent", "policy:arithmetic-full", *given]
 
 
+def _evaluate(directory: Path) -> list[str]:
+    given = ["--episodes", "400", "--output", str(directory / "episodes.jsonl")]
+    agent = ["--agent", "policy:arithmetic-full", "--json", str(directory / "rows.json")]
+    return ["dllm_gym.cli", "evaluate", *agent, *given]
+
+
+def _rows(directory: Path) -> Any:
+    return json.loads((directory / "rows.json").read_bytes())
+
+
 def _generate(directory: Path) -> list[str]:
     from dllm_gym.tasks import load_task
 
@@ -126,7 +136,8 @@ COMMANDS: dict[str, Command] = {
     "train ppo": _train("ppo", 1),
     "train a2c": _train("a2c", 1),
     "pretrain": Command(_pretrain, _pretrained),
-    "compare": Command(_compare, lambda directory: json.loads((directory / "rows.json").read_bytes())),
+    "evaluate": Command(_evaluate, _rows),
+    "compare": Command(_compare, _rows),
     "generate": Command(_generate, lambda directory: json.loads((directory / "all.json").read_bytes())),
     "reproduce": Command(_reproduce, _reproduced),
 }

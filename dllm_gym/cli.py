@@ -96,6 +96,10 @@ def evaluate(
     seed: SeedOption = 0,
     dtype: DtypeOption = None,
     backend_kwargs: BackendKwargsOption = "{}",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Append every finished episode here (.jsonl): an interrupted evaluation goes on."),
+    ] = None,
     json_file: JsonOption = None,
 ) -> None:
     """Evaluate one agent on a task's problems."""
@@ -109,6 +113,7 @@ def evaluate(
             split,
             seed=seed,
             on_episode=lambda _: progress.advance(bar),
+            output=output,
             **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
         )
     row = result.to_json()
@@ -135,7 +140,7 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot here (.png, .pdf).")] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(help="Directory for the agents' results: an interrupted comparison goes on."),
+        typer.Option(help="Directory for episodes and results: an interrupted comparison goes on."),
     ] = None,
     json_file: JsonOption = None,
 ) -> None:

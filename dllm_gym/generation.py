@@ -15,7 +15,7 @@ from dllm_gym.backends import ASSETS, embedded_names
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
-from dllm_gym.evaluation.kept import Lines, digest
+from dllm_gym.evaluation.kept import Lines, lines_of
 from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     )
     _check_room(asked, engine)
     generations: list[Generation | None] = [None] * len(asked)
-    lines = None if output is None else _lines(output, engine, resolved, seed)
+    lines = None if output is None else lines_of(output, engine, resolved, seed)
     for index, generation in texts_found(lines, asked).items() if lines is not None else ():
         generations[index] = generation
     missing = [index for index, generation in enumerate(generations) if generation is None]
@@ -151,11 +151,6 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
             on_text(index, generation)
     finished = [generation for generation in generations if generation is not None]
     return finished[0] if one else finished
-
-
-def _lines(output: str | Path, engine: Engine, agent: Any, seed: int) -> Lines:
-    who = getattr(agent, "fingerprint", getattr(agent, "label", type(agent).__name__))
-    return Lines(output, digest([engine.description(), who, seed]))
 
 
 def texts_found(lines: Lines, asked: Sequence[Prompt]) -> dict[int, Generation]:

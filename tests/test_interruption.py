@@ -23,7 +23,7 @@ import dllm_gym.files
 from dllm_agents import train
 from dllm_agents.config import TrainConfig
 from dllm_agents.sb3.vec_env import GymVecEnv
-from dllm_gym.evaluation import EvaluationResult, compare
+from dllm_gym.evaluation import EvaluationResult, compare, evaluate
 from dllm_gym.pretrain import PretrainConfig, Pretrainer
 from dllm_gym.strategies import make_strategy
 
@@ -205,6 +205,21 @@ def test_a_killed_comparison_keeps_what_is_finished(tmp_path):
     assert len(list(keep.iterdir())) == len(agents)
 
 
+def test_a_killed_evaluation_keeps_what_is_finished(tmp_path):
+    settings: dict[str, Any] = {"agent": "random:k=2", "episodes": 40, "batch_size": 4, **TOY}
+    whole = evaluate(**settings)
+    output = tmp_path / "episodes.jsonl"
+    work = lambda: evaluate(**settings, output=output, on_episode=lambda _: time.sleep(0.02))  # noqa: E731
+    assert kill_until_done(work, (0.05, 0.15), seed=5) >= 2
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert sorted(line["index"] for line in lines) == list(range(40))  # each was decoded once
+    decoded: list[Any] = []
+    again = evaluate(**settings, output=output, on_episode=decoded.append)
+    assert decoded == []
+    again.save(tmp_path / "again.json"), whole.save(tmp_path / "whole.json")
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
 def test_killed_generation_keeps_what_is_written(tmp_path):
     prompts = [str(number) for number in range(60)]
     whole = dllm_gym.generate(prompts, "confidence:k=2", "toy", completion_length=6)
@@ -247,6 +262,32 @@ def test_kept_results_are_of_the_same_settings_only(tmp_path):
     assert run(split="train") == 5
     assert run(seed=1) == 5
     assert run() == 0
+
+
+def test_an_evaluation_can_be_extended_but_not_mixed_with_another(tmp_path):
+    output, decoded = tmp_path / "episodes.jsonl", []
+
+    def run(agent: Any = "confidence:k=2", episodes: int = 5, **changes: Any) -> int:
+        decoded.clear()
+        evaluate(agent, episodes, output=output, on_episode=decoded.append, **{**TOY, **changes})
+        return len(decoded)
+
+    assert [run(), run(episodes=3), run(episodes=8)] == [5, 0, 3]
+    for changes in ({"agent": "confidence:k=3"}, {"alpha": 2.0}, {"split": "train"}, {"seed": 1}):
+        with pytest.raises(ValueError, match="line 1 was written with other settings"):
+            run(**changes)
+    with pytest.raises(ValueError, match="give output or record, not both"):
+        run(record=True)
+    lines = output.read_text().splitlines(keepends=True)
+    for old, new in (
+        ('"nfe": ', '"nfe": -Infinity, "": '),
+        ('"problem": ', '"problem": 7, "": '),
+        ('"completion": "', '"completion": 1, "": "'),
+        ('"is_success": ', '"is_success": 0, "": '),
+    ):
+        output.write_text(lines[0].replace(old, new))
+        with pytest.raises(ValueError, match=r"index \d (is no episode|has no completion)"):
+            run()
 
 
 def test_another_policy_at_the_same_place_is_evaluated(tmp_path):

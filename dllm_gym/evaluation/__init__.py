@@ -12,7 +12,7 @@ from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent, as_agent
 from dllm_gym.evaluation.analysis import Analysis, Profile, profile
 from dllm_gym.evaluation.decode import Episode, decode
-from dllm_gym.evaluation.kept import kept_file
+from dllm_gym.evaluation.kept import episodes_found, kept_file, lines_of
 from dllm_gym.evaluation.recording import Recorder, Recording, self_consistency
 from dllm_gym.evaluation.results import Comparison, EpisodeRecords, EvaluationResult, Gap
 from dllm_gym.files import remove_unfinished
@@ -80,6 +80,7 @@ def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     record: bool = False,
     check_consistency: bool = False,
+    output: str | Path | None = None,
     **env_kwargs: Any,
 ) -> EvaluationResult:
     """Decodes the first ``episodes`` problems of a split with an agent.
@@ -96,6 +97,9 @@ def evaluate(
             ``recording``.
         check_consistency: Record, and ask the dLLM about every token of the finished completions whether it
             would write it again (``recording.kept``); one further row of a forward per position.
+        output: A file of JSON lines that gets every episode as soon as it is finished. Episodes that are
+            there are not decoded again, so that an interrupted evaluation goes on, and one of fewer
+            ``episodes`` can be extended; a dLLM is known by its name or path only.
         **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
             is observed automatically.
 
@@ -103,27 +107,37 @@ def evaluate(
         Accuracy, mean steps and mean reward with their 95 % intervals.
 
     Raises:
-        ValueError: For arguments out of range, naming what is accepted.
+        ValueError: For arguments out of range, naming what is accepted, and for an ``output`` that holds
+            something else or is to go with a recording.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, got {episodes}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if output is not None and (record or check_consistency):
+        raise ValueError("episodes are kept without recordings: give output or record, not both")
     resolved = as_agent(agent)
     observe = env_kwargs.pop("observe", ())
     observe = (observe,) if isinstance(observe, str) else tuple(observe)
     observe += tuple(getattr(resolved, "requires", ()))
     engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
     episodes = min(episodes, engine.task.num_problems or episodes)
-    finished: list[Episode | None] = [None] * episodes
+    lines = None if output is None else lines_of(output, engine, resolved, seed)
+    finished: dict[int, Mapping[str, Any]] = {}
+    if lines is not None:
+        finished = episodes_found(lines, engine.metric_names)
+    missing = [index for index in range(episodes) if index not in finished]
     recorder = Recorder(engine, episodes) if record or check_consistency else None
     on_step = None if recorder is None else recorder.after_step
-    for episode in decode(resolved, engine, range(episodes), seed, on_step):
-        finished[episode.position] = episode
+    for episode in decode(resolved, engine, missing, seed, on_step):
+        index = missing[episode.position]
+        finished[index] = {"reward": episode.reward, **episode.info}
+        if lines is not None:
+            lines.add(index, finished[index])
         if on_episode is not None:
             on_episode(episode)
     label = str(getattr(resolved, "label", type(resolved).__name__))
-    records = _records([episode for episode in finished if episode is not None], engine)
+    records = _records([finished[index] for index in range(episodes)], engine)
     recording = None
     if recorder is not None:
         recording = recorder.recording(label, records.nfe, records.score, records.problem)
@@ -159,9 +173,10 @@ def compare(
         split: See there.
         strategies: Rule-based strategies to compare with; ``None`` takes ``default_sweep()``.
         on_result: Called with every result as soon as it is there.
-        keep: A directory that gets every result as soon as it is there. What is there of the same agent under
-            the same arguments is taken instead of evaluating again: an interrupted comparison goes on. A dLLM
-            is known by its name or path only. Agents without ``fingerprint`` are always evaluated.
+        keep: A directory that gets every episode as soon as it is finished, and every result. What is there
+            of the same agent under the same arguments is taken instead of evaluating again: an interrupted
+            comparison goes on. A dLLM is known by its name or path only. Agents without ``fingerprint`` are
+            always evaluated.
         **kwargs: Further arguments of ``evaluate``.
 
     Returns:
@@ -181,9 +196,11 @@ def compare(
         if file is not None and file.is_file():
             result = EvaluationResult.load(file)
         else:
-            result = evaluate(agent, episodes, split, **kwargs)
-            if file is not None:
+            unfinished = None if file is None else file.with_suffix(".jsonl")
+            result = evaluate(agent, episodes, split, output=unfinished, **kwargs)
+            if file is not None and unfinished is not None:
                 result.save(file)
+                unfinished.unlink()
         results.append(result)
         if on_result is not None:
             on_result(result)
@@ -229,16 +246,16 @@ def analyze(
     return Analysis(recordings, profiles)
 
 
-def _records(episodes: Sequence[Episode], engine: Engine) -> EpisodeRecords:
+def _records(episodes: Sequence[Mapping[str, Any]], engine: Engine) -> EpisodeRecords:
     def column(key: str) -> np.ndarray:
-        return np.array([float(episode.info[key]) for episode in episodes])
+        return np.array([float(episode[key]) for episode in episodes])
 
     return EpisodeRecords(
-        problem=np.array([episode.info["problem"] for episode in episodes], dtype=np.int64),
+        problem=np.array([episode["problem"] for episode in episodes], dtype=np.int64),
         score=column("score"),
         success=column("is_success"),
         nfe=column("nfe"),
-        reward=np.array([episode.reward for episode in episodes]),
+        reward=column("reward"),
         metrics={name: column(name) for name in engine.metric_names},
-        completion=[episode.info["completion"] for episode in episodes],
+        completion=[episode["completion"] for episode in episodes],
     )

@@ -1,15 +1,17 @@
-"""What is kept of work that may be interrupted: results of agents, and texts as they are written."""
+"""What is kept of work that may be interrupted: results, and episodes and texts as they are finished."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dllm_gym.envs.engine import Engine
 from dllm_gym.files import parse_json
 
 _BEGIN = b'{"index": '  # of every line
@@ -94,3 +96,33 @@ class Lines:
         line = json.dumps({"index": index, "run": self._run, **content}, ensure_ascii=False)
         with self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
+
+
+def lines_of(path: str | Path, engine: Engine, agent: Any, seed: int) -> Lines:
+    """The file of what an agent does in an environment."""
+    who = getattr(agent, "fingerprint", getattr(agent, "label", type(agent).__name__))
+    return Lines(path, digest([engine.description(), who, seed]))
+
+
+def episodes_found(lines: Lines, metric_names: Sequence[str]) -> dict[int, Mapping[str, Any]]:
+    """Reward and info of the episodes that were there, by their problems.
+
+    Args:
+        lines: The file.
+        metric_names: Of the task, see ``Engine.metric_names``.
+
+    Raises:
+        ValueError: If there is anything else.
+    """
+    numbers = ("reward", "score", "nfe", *metric_names)
+    for index, content in lines.found.items():
+        fits = content.get("problem") == index >= 0 and all(_is_finite(content.get(name)) for name in numbers)
+        if not fits or not isinstance(content.get("is_success"), bool):
+            raise ValueError(f"{lines.path}, index {index} is no episode; give another file")
+        if not isinstance(content.get("completion"), str):
+            raise ValueError(f"{lines.path}, index {index} has no completion; give another file")
+    return dict(lines.found)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -172,7 +172,7 @@ def prefix(order: IntArray, passes: BoolArray) -> BoolArray:
     rank_one = np.arange(order.shape[-1]) == 0
     leading = np.logical_and.accumulate(passes | rank_one, axis=-1)
     selected = np.zeros(order.shape, dtype=np.bool_)
-    np.put_along_axis(selected, order, leading, axis=-1)
+    selected[np.arange(len(order))[:, None], order] = leading
     return selected
 
 
