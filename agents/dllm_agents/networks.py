@@ -224,10 +224,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Maps ``(B, L, D)`` to the same shape; ``rotation`` is that of ``rotary_angles``."""
         batch, length, width = x.shape
-        qkv = self.qkv_proj(x).view(batch, length, 3, self.heads, width // self.heads)
-        turned = turn(qkv[:, :, :2].float(), rotation).to(qkv.dtype)
-        q, k = turned.permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
-        v = qkv[:, :, 2].transpose(1, 2)
+        # split, not sliced: their gradients are then put together in one pass
+        qk, v = self.qkv_proj(x).split([2 * width, width], dim=-1)
+        qk = qk.view(batch, length, 2, self.heads, -1)
+        q, k = turn(qk.float(), rotation).to(qk.dtype).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
+        v = v.view(batch, length, self.heads, -1).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v)
         output: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
         return output
@@ -263,19 +264,15 @@ class Block(nn.Module):
             at: ``(M,)`` int64, the positions wanted, out of all B L in a row; ``None``: all. The others are
                 attended to, and left out from there on.
         """
-        # (C, 3D) each: projected first, then picked
-        for_attention, for_mlp = self.modulation(conditions).chunk(2, dim=-1)
-        scale, shift, gate = pick(for_attention, which).chunk(3, dim=-1)  # (B, L, D) each
-        y = self.attention(torch.addcmul(shift, self.attention_norm(x), 1 + scale), rotation)
-        x = torch.addcmul(x, 1 + gate, y)
+        # (C, D) each: projected first, then picked
+        scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(conditions).chunk(6, dim=-1)
+        y = torch.addcmul(pick(shift1, which), self.attention_norm(x), pick(1 + scale1, which))
+        x = torch.addcmul(x, pick(1 + gate1, which), self.attention(y, rotation))
         if at is not None:
-            x, which = (
-                x.flatten(0, 1).index_select(0, at),
-                which.flatten().index_select(0, at),
-            )  # (M, D), (M,)
-        scale, shift, gate = pick(for_mlp, which).chunk(3, dim=-1)
-        y = self.mlp(torch.addcmul(shift, self.mlp_norm(x), 1 + scale))
-        return torch.addcmul(x, 1 + gate, y)
+            x = x.flatten(0, 1).index_select(0, at)  # (M, D)
+            which = which.flatten().index_select(0, at)  # (M,)
+        y = torch.addcmul(pick(shift2, which), self.mlp_norm(x), pick(1 + scale2, which))
+        return torch.addcmul(x, pick(1 + gate2, which), self.mlp(y))
 
 
 def pick(table: Tensor, which: Tensor) -> Tensor:
@@ -395,12 +392,11 @@ class UnmaskTransformer(nn.Module):
         have the same, if nothing else is.
         """
         if self.mask_embedding is not None:
-            conditions, which = (
-                self.mask_embedding.weight,
-                (observation["mask"] != 0).long(),
-            )  # (2, D), (B, L)
+            conditions = self.mask_embedding.weight  # (2, D)
+            which = (observation["mask"] != 0).long()  # (B, L)
         else:
-            conditions, which = x.new_zeros(1, x.shape[2]), x.new_zeros(x.shape[:2], dtype=torch.int64)
+            conditions = x.new_zeros(1, x.shape[2])
+            which = x.new_zeros(x.shape[:2], dtype=torch.int64)
         of_row: list[Tensor] = []
         if self.time_embedding is not None:
             of_row.append(self.time_embedding(observation["progress"])[:, None])  # (B, 1, D)

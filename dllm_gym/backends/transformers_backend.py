@@ -173,10 +173,8 @@ class TransformersBackend:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
-            spans = [span for i, span in zip(ids, offsets, strict=True) if i == unknown]
+            encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            spans = [span for i, span in zip(ids, encoding["offset_mapping"], strict=True) if i == unknown]
             words = sorted({text[start:end] for start, end in spans})
             raise ValueError(f"the prompt {prompt!r} has words this dLLM does not know: {', '.join(words)}")
         if self.mask_token_id in ids:

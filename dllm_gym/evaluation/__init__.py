@@ -99,7 +99,8 @@ def evaluate(
             would write it again (``recording.kept``); one further row of a forward per position.
         output: A file of JSON lines that gets every episode as soon as it is finished. Episodes that are
             there are not decoded again, so that an interrupted evaluation goes on, and one of fewer
-            ``episodes`` can be extended; a dLLM is known by its name or path only.
+            ``episodes`` can be extended. A dLLM is known by its name or path only, an agent without
+            ``fingerprint`` by its ``label``.
         **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
             is observed automatically.
 
