@@ -134,8 +134,8 @@ def measure_limit(
         batch_size: Number of rows.
         completion_length: L; ``None`` takes the task's.
         block_length: As in the environment.
-        rounds: How often each of the two has its turn.
-        seconds: How long a turn takes, about; at least one episode of every row.
+        rounds: How often it is measured; the medians count.
+        seconds: How long each of the two runs in a round, about, in turns of one episode of every row.
         task: Where prompts come from.
         backend_kwargs: For loading the backend.
 
@@ -247,10 +247,14 @@ def _put_clocks(clocks: Mapping[str, Clock], engine: Any) -> Callable[[], None]:
 def _turn(play: _Play, steps: int, clocks: Mapping[str, Clock]) -> dict[str, float]:
     for clock in clocks.values():
         clock.seconds = 0.0
-    total = play.steps(steps)
+    total = bare = 0.0
+    for _ in range(steps // EPISODE_STEPS):  # in turns so short that both meet the machine in the same state
+        total += play.steps(EPISODE_STEPS)
+        in_steps = clocks["model"].seconds
+        bare += _bare_forward(play.engine, EPISODE_STEPS)
+        clocks["model"].seconds = in_steps
     model, predict, episodes = (clocks[name].seconds / total for name in ("model", "predict", "episodes"))
     rows = play.engine.num_rows * steps
-    bare = _bare_forward(play.engine, steps)
     return {
         "env_steps_per_second": rows / total,
         "forward_rows_per_second": rows / bare,
