@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -81,6 +82,12 @@ def read_json(path: str | Path) -> Any:
         ValueError: See ``parse_json``.
     """
     return parse_json(Path(path).read_bytes(), str(path))
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value is a number that a float can hold; whole numbers may be too long."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= sys.float_info.max
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

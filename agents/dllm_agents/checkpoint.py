@@ -6,7 +6,6 @@ Nothing in it is executed when it is loaded.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
 from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
-from dllm_gym.files import read_json, write_bytes, write_json
+from dllm_gym.files import is_finite, read_json, write_bytes, write_json
 
 FORMAT = "dllm_agents.policy"
 FORMAT_VERSION = 1
@@ -120,13 +119,9 @@ def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, fl
     ranges = {}
     for knob in KNOBS:
         ends = env.get(knob) if isinstance(env, dict) else None
-        if isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)):
+        if isinstance(ends, list) and len(ends) == 2 and all(map(is_finite, ends)):
             ranges[knob] = (float(ends[0]), float(ends[1]))
     return ranges
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def shipped_policies() -> dict[str, Path]:

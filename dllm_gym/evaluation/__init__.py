@@ -194,14 +194,15 @@ def compare(
         remove_unfinished(keep)
     for agent in everyone:
         file = None if keep is None else kept_file(Path(keep), agent, episodes, split, kwargs)
+        unfinished = None if file is None else file.with_suffix(".jsonl")
         if file is not None and file.is_file():
             result = EvaluationResult.load(file)
         else:
-            unfinished = None if file is None else file.with_suffix(".jsonl")
             result = evaluate(agent, episodes, split, output=unfinished, **kwargs)
-            if file is not None and unfinished is not None:
+            if file is not None:
                 result.save(file)
-                unfinished.unlink()
+        if unfinished is not None:  # a kill may have left it beside the result
+            unfinished.unlink(missing_ok=True)
         results.append(result)
         if on_result is not None:
             on_result(result)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.envs.engine import Engine
-from dllm_gym.files import parse_json
+from dllm_gym.files import is_finite, parse_json
 
 _BEGIN = b'{"index": '  # of every line
 
@@ -116,13 +115,9 @@ def episodes_found(lines: Lines, metric_names: Sequence[str]) -> dict[int, Mappi
     """
     numbers = ("reward", "score", "nfe", *metric_names)
     for index, content in lines.found.items():
-        fits = content.get("problem") == index >= 0 and all(_is_finite(content.get(name)) for name in numbers)
+        fits = content.get("problem") == index >= 0 and all(is_finite(content.get(name)) for name in numbers)
         if not fits or not isinstance(content.get("is_success"), bool):
             raise ValueError(f"{lines.path}, index {index} is no episode; give another file")
         if not isinstance(content.get("completion"), str):
             raise ValueError(f"{lines.path}, index {index} has no completion; give another file")
     return dict(lines.found)
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

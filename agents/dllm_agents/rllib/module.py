@@ -107,9 +107,7 @@ class UnmaskModule(TorchRLModule, ValueFunctionAPI):  # type: ignore[misc]  # li
         self.action_dist_cls = MaskedBernoulli
 
     def _forward(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
-        observation = batch[Columns.OBS]
-        logits = self.network.candidate_logits(observation)
-        return {Columns.ACTION_DIST_INPUTS: logits}
+        return {Columns.ACTION_DIST_INPUTS: self.network.candidate_logits(batch[Columns.OBS])}
 
     def _forward_train(self, batch: Mapping[str, Any], **kwargs: Any) -> dict[str, Tensor]:
         observation = batch[Columns.OBS]
