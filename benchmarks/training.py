@@ -65,9 +65,14 @@ def split(name: str, dtype: str, begin_with: str | None, steps: int) -> dict[str
     """Environment steps per second and the shares of the parts."""
     config = configuration(name, dtype, begin_with, total_timesteps=steps)
     clocks = {part: Clock() for part in PARTS}
+
+    def begin(_: Evaluation) -> None:  # the reset's forwards, just done, are not in the time of the loop
+        for clock in clocks.values():
+            clock.seconds = 0.0
+
     with ExitStack() as stack, tempfile.TemporaryDirectory() as directory:
-        for nothing in ("_on_training_start", "evaluate"):  # the clocks would count its forwards, too
-            stack.enter_context(patch.object(Evaluation, nothing, lambda _: None))
+        stack.enter_context(patch.object(Evaluation, "_on_training_start", begin))
+        stack.enter_context(patch.object(Evaluation, "evaluate", lambda _: None))  # so are evaluations
         for part, methods in PARTS.items():
             timed = [clocks[part].around(getattr(owner, method)) for owner, method in methods]
             for (owner, method), function in zip(methods, timed, strict=True):
