@@ -235,7 +235,7 @@ def _put_clocks(clocks: Mapping[str, Clock], engine: Any) -> Callable[[], None]:
         module.forward = clocks["model"].around(module.forward)
     engine.predict = clocks["predict"].around(engine.predict)
     engine.start = clocks["episodes"].around(engine.start)
-    engine.outcome = clocks["episodes"].around(engine.outcome)
+    engine.outcomes = clocks["episodes"].around(engine.outcomes)
 
     def undo() -> None:
         for module, forward in zip(modules, before, strict=True):

@@ -77,10 +77,14 @@ def test_equals_plain_lists(data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     canvas = Canvas(num_rows, length, block_length, MASK, PAD, ends, from_prompt)
     rows = [SlowRow(length, block_length, ends or (), from_prompt) for _ in range(num_rows)]
-    for row in range(num_rows):
-        prompt = rng.integers(0, 9, rng.integers(0, 6)).tolist()
-        canvas.start(row, prompt)
-        rows[row].start(prompt)
+
+    def start(chosen, longest):
+        prompts = [rng.integers(0, 9, rng.integers(0, longest)).tolist() for _ in chosen]
+        canvas.start(chosen, prompts)
+        for row, prompt in zip(chosen, prompts, strict=True):
+            rows[row].start(prompt)
+
+    start(np.arange(num_rows), 6)
     check(canvas, rows)
     for _ in range(8):
         moving = np.flatnonzero(rng.random(num_rows) < 0.7)
@@ -89,17 +93,13 @@ def test_equals_plain_lists(data):
         canvas.apply(moving, selected, tokens)
         for at, row in enumerate(moving):
             rows[row].apply(np.flatnonzero(selected[at]).tolist(), tokens[at].tolist())
-        if rng.random() < 0.4:
-            row, prompt = rng.integers(num_rows), rng.integers(0, 9, rng.integers(0, 12)).tolist()
-            canvas.start(row, prompt)
-            rows[row].start(prompt)
+        start(np.flatnonzero(rng.random(num_rows) < 0.3), 12)
         check(canvas, rows)
 
 
 def test_padding_is_no_wider_than_the_rows_asked_for_need():
     canvas = Canvas(3, 2, 2, MASK, PAD)
-    for row, prompt in enumerate(([1] * 10, [2], [3, 3])):
-        canvas.start(row, prompt)
+    canvas.start(np.arange(3), [[1] * 10, [2], [3, 3]])
     assert canvas.model_input(np.array([0, 1]))[0].shape == (2, 12)
     tokens, attention = canvas.model_input(np.array([2, 1]))
     assert tokens.tolist() == [[3, 3, MASK, MASK], [PAD, 2, MASK, MASK]]
@@ -108,8 +108,7 @@ def test_padding_is_no_wider_than_the_rows_asked_for_need():
 
 def test_what_it_hands_out_is_not_its_own_memory():
     canvas = Canvas(2, 4, 2, MASK, PAD)
-    for row in range(2):
-        canvas.start(row, [1, 2])
+    canvas.start(np.arange(2), [[1, 2], [1, 2]])
     tokens, attention = canvas.model_input(np.arange(2))
     for array in (
         tokens,
@@ -129,6 +128,6 @@ def test_what_it_hands_out_is_not_its_own_memory():
 )
 def test_an_end_token_counts_once_everything_before_it_is_revealed(revealed, over):
     canvas = Canvas(1, 4, 4, MASK, PAD, end_token_ids=[END])
-    canvas.start(0, [1])
+    canvas.start(np.array([0]), [[1]])
     canvas.apply(np.array([0]), bits(revealed, 4)[None], np.array([[5, 5, END, 5]]))
     assert canvas.finished().tolist() == [over]

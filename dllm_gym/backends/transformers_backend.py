@@ -200,12 +200,9 @@ class TransformersBackend:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, cut at its first end token. Masks that are left stay visible."""
-        kept = []
-        for token in ids:
-            if int(token) in self.end_token_ids:
-                break
-            kept.append(int(token))
-        text = str(self.tokenizer.decode(kept))
+        tokens = [int(token) for token in ids]
+        end = next((at for at, token in enumerate(tokens) if token in self.end_token_ids), None)
+        text = str(self.tokenizer.decode(tokens[:end]))
         return text if self.family.end_text is None else text.split(self.family.end_text, 1)[0]
 
     @torch.inference_mode()

@@ -73,24 +73,27 @@ class Canvas:
         for name in _STATE:
             setattr(self, name, state[name].copy())
 
-    def start(self, row: int, prompt_ids: Sequence[int]) -> None:
-        """Gives a row a prompt and an empty completion."""
-        missing = len(prompt_ids) - self._prompts.shape[1]
+    def start(self, rows: IntArray, prompts: Sequence[Sequence[int]]) -> None:
+        """Gives some rows ``(R,)`` a prompt each and an empty completion."""
+        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)  # (R,)
+        missing = int(lengths.max(initial=0)) - self._prompts.shape[1]
         if missing > 0:
             self._prompts = np.pad(self._prompts, ((0, 0), (missing, 0)), constant_values=self._pad_token_id)
-        self._prompts[row] = self._pad_token_id
-        self._prompts[row, self._prompts.shape[1] - len(prompt_ids) :] = prompt_ids
-        self._prompt_lengths[row] = len(prompt_ids)
-        offset = np.array([self.block_offset(row)])
-        self._block_of[row] = block_numbers(self.completion_length, self._block_length, offset)[0]
-        self._completions[row] = self._mask_token_id
-        self.masked[row] = True
-        self.just_revealed[row] = False
-        self.steps[row] = 0
+        self._prompts[rows] = self._pad_token_id
+        for row, prompt in zip(rows.tolist(), prompts, strict=True):
+            self._prompts[row, self._prompts.shape[1] - len(prompt) :] = prompt
+        self._prompt_lengths[rows] = lengths
+        offsets = self.block_offsets(rows)
+        self._block_of[rows] = block_numbers(self.completion_length, self._block_length, offsets)
+        self._completions[rows] = self._mask_token_id
+        self.masked[rows] = True
+        self.just_revealed[rows] = False
+        self.steps[rows] = 0
 
-    def block_offset(self, row: int) -> int:
-        """How many tokens of the prompt are in the row's first block of the completion."""
-        return int(self._prompt_lengths[row]) % self._block_length if self._blocks_from_prompt else 0
+    def block_offsets(self, rows: IntArray) -> IntArray:
+        """``(R,)``: how many tokens of the prompt are in the first block of the completion, for some rows."""
+        lengths: IntArray = self._prompt_lengths[rows]
+        return lengths % self._block_length if self._blocks_from_prompt else np.zeros_like(lengths)
 
     def in_active_block(self) -> BoolArray:
         """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""

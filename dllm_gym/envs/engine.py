@@ -163,15 +163,15 @@ class Engine:
         drawn = [self._draw(index) for index in indices]
         if self._memory is not None:
             self._memory.forget(rows)
-        for row, index, (problem, prompt) in zip(rows.tolist(), indices, drawn, strict=True):
-            self.indices[row] = index
+        self.indices[rows] = indices
+        self.empty_actions[rows] = self.ignored_actions[rows] = 0
+        self.canvas.start(rows, [prompt for _, prompt in drawn])
+        for row, (problem, _) in zip(rows.tolist(), drawn, strict=True):
             self.problems[row] = problem
-            self.empty_actions[row] = self.ignored_actions[row] = 0
             if self._has_range:
                 alpha, target = self.draw_knobs(row)
                 self.alphas[row] = _log_uniform(self.alpha, alpha)
                 self.targets[row] = _log_uniform(self.target_steps, target)
-            self.canvas.start(row, prompt)
             if self.temperature > 0:
                 self._token_generators[row] = _torch_generator(self.noise_rngs[row], self.backend.device)
 
@@ -325,16 +325,15 @@ class Engine:
 
     def outcomes(self, rows: IntArray) -> list[tuple[float, dict[str, Any]]]:
         """Rewards and infos of episodes that have ended."""
+        completions = [self.backend.decode(ids) for ids in self.canvas.completions(rows).tolist()]
         if hasattr(self.task, "prepare"):
             finished = [problem for row in rows if (problem := self.problems[row]) is not None]
-            self.task.prepare([self.backend.decode(self._completion(row)) for row in rows], finished)
-        return [self.outcome(row) for row in rows.tolist()]
+            self.task.prepare(completions, finished)
+        return list(map(self._outcome, rows.tolist(), completions))
 
-    def outcome(self, row: int) -> tuple[float, dict[str, Any]]:
-        """Reward and info of an episode that has ended."""
+    def _outcome(self, row: int, completion: str) -> tuple[float, dict[str, Any]]:
         problem = self.problems[row]
         assert problem is not None
-        completion = self.backend.decode(self._completion(row))
         score = float(self.task.score(completion, problem))
         steps = int(self.canvas.steps[row])
         metrics = self.task.metrics(completion, problem)
@@ -352,10 +351,6 @@ class Engine:
         target = self.targets[row]
         priced_steps = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
         return float(self._price(paid_for, priced_steps, self.length, self.alphas[row])), info
-
-    def _completion(self, row: int) -> list[int]:
-        ids: list[int] = self.canvas.completions(np.array([row]))[0].tolist()
-        return ids
 
     def description(self) -> dict[str, Any]:
         """Everything that determines an episode besides the agent, as JSON values."""
@@ -383,7 +378,7 @@ class Engine:
         problem = self.problems[row]
         if problem is None:
             raise RuntimeError("call reset before render")
-        completion = self._completion(row)
+        completion = self.canvas.completions(np.array([row]))[0].tolist()
         masked = self.canvas.masked[row].copy()
         finished = bool(self.canvas.finished()[row])
         return Frame(
@@ -396,7 +391,7 @@ class Engine:
             just_revealed=self.canvas.just_revealed[row].copy(),
             confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
             block_length=self.block_length,
-            block_offset=self.canvas.block_offset(row),
+            block_offset=int(self.canvas.block_offsets(np.array([row]))[0]),
             step=int(self.canvas.steps[row]),
             max_steps=self.length,
             score=self.task.score(self.backend.decode(completion), problem) if finished else None,

@@ -265,7 +265,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         reward, info = 0.0, dict[str, Any]()
         if terminated:
             self._running = False
-            reward, info = self.engine.outcome(0)
+            ((reward, info),) = self.engine.outcomes(_FIRST_ROW)
         elif changed[0]:
             self.engine.predict(_FIRST_ROW)
         observation = self._observation()

@@ -205,8 +205,7 @@ class Recorder:
         self._reveal_step[episodes] = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
         self._tokens[episodes] = canvas.completions(rows)
-        for place in np.flatnonzero(canvas.steps[rows] == 1):
-            self._block_offset[episodes[place]] = canvas.block_offset(rows[place])
+        self._block_offset[episodes] = canvas.block_offsets(rows)
 
     def recording(self, label: str, steps: FloatArray, score: FloatArray, problem: IntArray) -> Recording:
         """Everything seen so far, with what is known about episodes only at their ends."""

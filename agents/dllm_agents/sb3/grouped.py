@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from dllm_agents import parallel
 
 _ENDLESS = 2**31 - 1
+
+
+@lru_cache(maxsize=16)  # the rows of a group ask one soon after the other
+def _problem_of(group: int, seed: int, num_problems: int) -> int:
+    return int(np.random.default_rng([seed, group]).integers(num_problems))
 
 
 class Tickets:
@@ -61,8 +67,7 @@ class Tickets:
         """Gives ``row`` the next ticket and returns its problem."""
         ticket, self.next = self.next, self.next + 1
         self.current[row] = ticket
-        group = ticket // self.group_size
-        return int(np.random.default_rng([self._seed, group]).integers(self._num_problems))
+        return _problem_of(ticket // self.group_size, self._seed, self._num_problems)
 
     def knobs(self, row: int) -> NDArray[np.float64]:
         """Two numbers in [0, 1), the same for all rows of a group: see ``Engine.draw_knobs``."""
