@@ -346,7 +346,7 @@ def test_a_runner_that_dies_is_replaced(two_runners):
     begun = algorithm.metrics.peek(("env_runners", "num_env_steps_sampled_lifetime"))
     (dead, *_) = of_runners(algorithm, lambda sampler: os.getpid())
     os.kill(dead, signal.SIGKILL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # starting a process takes minutes where others keep the cores busy
     iterations = 0
     while iterations < 2 or algorithm.env_runner_group.num_healthy_remote_workers() < 2:
         assert time.monotonic() < deadline
