@@ -214,29 +214,36 @@ def analyze(
     """Show how agents decode: in which order, how fast, how sure, and where they go wrong."""
     from dllm_gym.evaluation import Recording, as_agent
     from dllm_gym.evaluation import analyze as run
+    from dllm_gym.evaluation import evaluate as decode
     from dllm_gym.files import write_json
 
     loaded = [Recording.load(path) for path in recording or []]
     agents = [as_agent(text) for text in agent or []]
+    environment = _environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs)
+    new: list[Recording] = []
+    written: list[Path] = []
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("decoding", total=episodes * len(agents))
-        analysis = run(
-            [*agents, *loaded],
-            episodes,
-            split,
-            text_only=text_only,
-            check_consistency=check_consistency,
-            seed=seed,
-            on_episode=lambda _: progress.advance(bar),
-            **_environment(task, task_kwargs, backend, block_length, alpha, dtype, backend_kwargs),
-        )
+        for number, one in enumerate(agents, start=1):
+            result = decode(
+                one,
+                episodes,
+                split,
+                record=True,
+                check_consistency=check_consistency,
+                seed=seed,
+                on_episode=lambda _: progress.advance(bar),
+                **environment,
+            )
+            assert result.recording is not None
+            new.append(result.recording)
+            name = "-".join([str(number), *re.findall(r"[\w.]+", result.label)])
+            written.append(result.recording.save(output / f"{name}.npz"))
+    analysis = run([*new, *loaded], text_only=text_only)
     console.print(_order_table(analysis.profiles))
     rows = analysis.to_json()
     analysis.plot(output / "analysis.png")
-    written = [output / "analysis.png", write_json(output / "analysis.json", rows)]
-    for number, new in enumerate(analysis.recordings[: len(agents)], start=1):
-        name = "-".join([str(number), *re.findall(r"[\w.]+", new.label)])
-        written.append(new.save(output / f"{name}.npz"))
+    written += [output / "analysis.png", write_json(output / "analysis.json", rows)]
     for path in written:
         console.print(f"written: {path}", highlight=False, soft_wrap=True)
     _write_json(rows, json_file)

@@ -405,6 +405,22 @@ def test_analyze(run, tmp_path, monkeypatch):
     assert sum(map(sum, text[0]["reveals"])) < sum(map(sum, rows[1]["reveals"])) == 5 * 6
 
 
+def test_an_interrupted_analysis_leaves_the_recordings_that_were_there(run, tmp_path, monkeypatch):
+    expected = dllm_gym.analyze(["confidence:k=2"], 5, task="toy", backend="toy").to_json()
+    evaluate = dllm_gym.evaluate
+
+    def interrupted(agent, *args, **kwargs):
+        if agent.label == "confidence(k=1)":
+            raise KeyboardInterrupt
+        return evaluate(agent, *args, **kwargs)
+
+    monkeypatch.setattr("dllm_gym.evaluation.evaluate", interrupted)
+    agents = ["--agent", "confidence:k=2", "--agent", "confidence:k=1"]
+    run("analyze", *TOY, *agents, "--episodes", 5, "--output", tmp_path)
+    (left,) = tmp_path.iterdir()
+    assert dllm_gym.analyze([dllm_gym.Recording.load(left)]).to_json() == expected
+
+
 # Train ------------------------------------------------------------------------------------------------------
 
 
