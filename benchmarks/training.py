@@ -72,7 +72,7 @@ def split(name: str, dtype: str, begin_with: str | None, steps: int) -> dict[str
 
     with ExitStack() as stack, tempfile.TemporaryDirectory() as directory:
         stack.enter_context(patch.object(Evaluation, "_on_training_start", begin))
-        stack.enter_context(patch.object(Evaluation, "evaluate", lambda _: None))  # so are evaluations
+        stack.enter_context(patch.object(Evaluation, "evaluate", lambda _: None))  # nor are evaluations
         for part, methods in PARTS.items():
             timed = [clocks[part].around(getattr(owner, method)) for owner, method in methods]
             for (owner, method), function in zip(methods, timed, strict=True):
