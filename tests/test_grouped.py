@@ -324,6 +324,38 @@ def test_flat_groups_are_left_out_on_request():
     assert list(buffer.get(4)) == []
 
 
+@given(
+    episodes=st.lists(st.tuples(st.integers(1, 6), st.floats(0, 1, width=16)), min_size=2, max_size=6),
+    learn_from=st.integers(1, 7),
+)
+@settings(max_examples=60)
+def test_the_episodes_with_the_largest_advantages_are_learned_from(episodes, learn_from):
+    rows = len(episodes)
+    buffer = make_buffer(rows, rows, scale="none", learn_from=learn_from)
+    for time in range(6):
+        buffer.add(make_step(time, rows))
+        for row, (length, reward) in enumerate(episodes):
+            if length == time + 1:
+                buffer.finish(row, row, reward)
+    assert buffer.complete() == sum(length for length, _ in episodes)  # what was played, chosen or not
+    rewards = np.array([reward for _, reward in episodes])
+    advantages = [reward - np.delete(rewards, row).mean() for row, reward in enumerate(rewards)]
+    batch = next(iter(buffer.get()))
+    row_of = (-batch.old_log_prob.numpy().astype(int)) % rows
+    chosen = set(row_of.tolist())
+    assert len(chosen) == min(learn_from, rows)
+    assert len(row_of) == sum(episodes[row][0] for row in chosen)
+    np.testing.assert_allclose(batch.advantages, [advantages[row] for row in row_of], atol=1e-6)
+    left = [abs(advantages[row]) for row in range(rows) if row not in chosen]
+    assert min(abs(advantages[row]) for row in chosen) >= max(left, default=0) - 1e-9
+    assert batch.weights.mean().item() == pytest.approx(1, rel=1e-5)
+
+
+def test_learning_from_no_episode_is_refused():
+    with pytest.raises(ValueError, match="learn_from must be at least 1, got 0"):
+        make_buffer(2, 2, learn_from=0)
+
+
 @given(st.lists(st.tuples(st.integers(1, 6), st.floats(0, 1)), min_size=2, max_size=6))
 @settings(max_examples=30)
 def test_weights_make_a_mean_over_steps_a_mean_over_episodes(episodes):

@@ -553,3 +553,17 @@ def test_wrong_experts(kwargs, message):
 def test_values_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match=message):
         make_model(**kwargs)
+
+
+def test_half_of_every_group_is_learned_from():
+    lengths: dict[int | None, list[int]] = {}
+    for learn_from in (None, 2):
+        env = make_sb3_env(16, group_size=4, **ENDLESS)
+        own = lengths[learn_from] = []
+        model = make_model(env, learn_from=learn_from)
+        before = weights_of(model)
+        model.learn(128, Spy(lambda model, own=own: own.append(len(model.rollout_buffer.returns))))
+        assert not torch.equal(before, weights_of(model))
+    assert 0 < lengths[2][0] < lengths[None][0]  # the first rollout is the same but for what is left out
+    with pytest.raises(ValueError, match="learn_from must be at least 1, got 0"):
+        make_model(learn_from=0)

@@ -150,9 +150,11 @@ class GroupRolloutBuffer(BaseBuffer):
             all processes.
         drop_flat: Leave out groups whose episodes all earned the same: without advantage there is nothing
             to learn from them.
+        learn_from: So many episodes of a group, those with the largest advantages in size, are handed out
+            (compare the down-sampling of PODS, arXiv 2504.13818); ``None``: all.
 
     Raises:
-        ValueError: For an unknown baseline or scale.
+        ValueError: For an unknown baseline or scale, or ``learn_from`` below 1.
     """
 
     def __init__(
@@ -168,12 +170,16 @@ class GroupRolloutBuffer(BaseBuffer):
         baseline: str = "leave-one-out",
         scale: str = "batch",
         drop_flat: bool = False,
+        learn_from: int | None = None,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         for name, value, choices in (("baseline", baseline, BASELINES), ("scale", scale, SCALES)):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
+        if learn_from is not None and learn_from < 1:
+            raise ValueError(f"learn_from must be at least 1, got {learn_from}")
         self.group_size, self.baseline, self.scale, self.drop_flat = group_size, baseline, scale, drop_flat
+        self.learn_from = learn_from
         self._history: list[dict[str, NDArray[Any]]] = []  # one entry per step, arrays (N, ...)
         self._forgotten = 0  # steps dropped from the front of the history
         self._started = np.zeros(n_envs, dtype=np.int64)  # step at which each row's episode began
@@ -240,8 +246,10 @@ class GroupRolloutBuffer(BaseBuffer):
             flat += is_flat
             total += sum(episode.last - episode.first + 1 for episode in group)
             if not (is_flat and self.drop_flat):
-                episodes += group
-                advantages.append(group_advantages(rewards, self.baseline, self.scale))
+                of_group = group_advantages(rewards, self.baseline, self.scale)
+                chosen = np.sort(np.argsort(-np.abs(of_group), kind="stable")[: self.learn_from])
+                episodes += [group[at] for at in chosen]
+                advantages.append(of_group[chosen])
         self.zero_variance = flat / len(done)
         lengths = np.array([episode.last - episode.first + 1 for episode in episodes], dtype=np.int64)
         ranges = [np.arange(episode.first, episode.last + 1) for episode in episodes]

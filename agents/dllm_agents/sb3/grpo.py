@@ -93,6 +93,8 @@ class GRPO(GroupedRollouts):
         scale: What advantages are divided by: ``none``, the standard deviation of rewards in the ``group``,
             or that of advantages in the ``batch``.
         loss_average: ``sequence``: every episode weighs the same; ``step``: every step does.
+        learn_from: So many episodes of every group, those with the largest advantages in size, are learned
+            from, which shortens the update; ``None``: all.
         ent_coef: Weight of the entropy bonus.
         kl_coef: Weight of the divergence from the policy training began with (the estimator of arXiv
             2402.03300, equation 4).
@@ -124,6 +126,7 @@ class GRPO(GroupedRollouts):
         baseline: str = "mean",
         scale: str = "none",
         loss_average: str = "sequence",
+        learn_from: int | None = None,
         ent_coef: float = 0.0,
         kl_coef: float = 0.0,
         max_grad_norm: float = 0.5,
@@ -166,6 +169,7 @@ class GRPO(GroupedRollouts):
             rollout_buffer_kwargs={
                 "baseline": baseline,
                 "scale": scale,
+                "learn_from": learn_from,
                 "drop_flat": kl_coef == 0 and ent_coef == 0,  # else they have something to say
             },
             stats_window_size=stats_window_size,
