@@ -299,6 +299,15 @@ def finish_all(buffer: GroupRolloutBuffer, tickets: list[int], rewards: list[flo
         buffer.finish(row, ticket, reward)
 
 
+def play_group(buffer: GroupRolloutBuffer, episodes: list[tuple[int, float]]) -> None:
+    """One group, an episode of at most six steps in every row: its length and reward."""
+    for time in range(6):
+        buffer.add(make_step(time, len(episodes)))
+        for row, (length, reward) in enumerate(episodes):
+            if length == time + 1:
+                buffer.finish(row, row, reward)
+
+
 def test_zero_variance_groups_have_no_advantage_beside_others():
     buffer = make_buffer(rows=6, group_size=3)
     buffer.add(make_step(0, 6))
@@ -332,11 +341,7 @@ def test_flat_groups_are_left_out_on_request():
 def test_the_episodes_with_the_largest_advantages_are_learned_from(episodes, learn_from):
     rows = len(episodes)
     buffer = make_buffer(rows, rows, scale="none", learn_from=learn_from)
-    for time in range(6):
-        buffer.add(make_step(time, rows))
-        for row, (length, reward) in enumerate(episodes):
-            if length == time + 1:
-                buffer.finish(row, row, reward)
+    play_group(buffer, episodes)
     assert buffer.complete() == sum(length for length, _ in episodes)  # what was played, chosen or not
     rewards = np.array([reward for _, reward in episodes])
     advantages = [reward - np.delete(rewards, row).mean() for row, reward in enumerate(rewards)]
@@ -361,11 +366,7 @@ def test_learning_from_no_episode_is_refused():
 def test_weights_make_a_mean_over_steps_a_mean_over_episodes(episodes):
     rows = len(episodes)
     buffer = make_buffer(rows, rows, baseline="mean", scale="none")
-    for time in range(6):
-        buffer.add(make_step(time, rows))
-        for row, (length, reward) in enumerate(episodes):
-            if length == time + 1:
-                buffer.finish(row, row, reward)
+    play_group(buffer, episodes)
     assert buffer.complete() == sum(length for length, _ in episodes)
     batch = next(iter(buffer.get()))
     mean_reward = np.mean([reward for _, reward in episodes])

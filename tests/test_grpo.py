@@ -545,6 +545,7 @@ def test_wrong_experts(kwargs, message):
         ({"baseline": "best"}, "unknown baseline 'best'; choose one of mean, leave-one-out"),
         ({"scale": "huge"}, "unknown scale 'huge'; choose one of none, group, batch"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"learn_from": 0}, "learn_from must be at least 1, got 0"),
         ({"n_epochs": 0}, "n_epochs must be at least 1, got 0"),
         ({"kl_coef": -0.1}, "kl_coef must not be negative, got -0.1"),
         ({"policy": {"sampler": "beam"}}, "unknown sampler 'beam'; choose one of bernoulli, dpls"),
@@ -565,5 +566,3 @@ def test_half_of_every_group_is_learned_from():
         model.learn(128, Spy(lambda model, own=own: own.append(len(model.rollout_buffer.returns))))
         assert not torch.equal(before, weights_of(model))
     assert 0 < lengths[2][0] < lengths[None][0]  # the first rollout is the same but for what is left out
-    with pytest.raises(ValueError, match="learn_from must be at least 1, got 0"):
-        make_model(learn_from=0)
