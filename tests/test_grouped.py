@@ -356,6 +356,23 @@ def test_the_episodes_with_the_largest_advantages_are_learned_from(episodes, lea
     assert batch.weights.mean().item() == pytest.approx(1, rel=1e-5)
 
 
+def test_among_equal_advantages_nobody_is_preferred():
+    """Neither who finishes first, with short episodes, nor who finishes last; and a draw can be repeated."""
+    rows, groups = 8, 400
+    counts = np.zeros((2, rows))
+    for repetition in range(2):
+        buffer = make_buffer(rows, rows, learn_from=4)
+        for group in range(groups):
+            buffer.add(make_step(0, rows))
+            finish_all(buffer, [group * rows + row for row in range(rows)], [1.0] + [0.0] * (rows - 1))
+            buffer.complete()
+            counts[repetition, (-next(iter(buffer.get())).old_log_prob).long().numpy()] += 1  # the row
+            buffer.reset()
+    assert (counts[0] == counts[1]).all()
+    assert counts[0, 0] == groups  # the one that stands out
+    assert np.abs(counts[0, 1:] / groups - 3 / 7).max() < 0.1
+
+
 def test_learning_from_no_episode_is_refused():
     with pytest.raises(ValueError, match="learn_from must be at least 1, got 0"):
         make_buffer(2, 2, learn_from=0)

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from dllm_agents.distributions import masked_logits
 from dllm_agents.networks import (
+    FEW_POSITIONS,
     POSITION_FEATURES,
     TimeEmbedding,
     UnmaskTransformer,
     UnmaskTransformerConfig,
+    attend,
     rotary_angles,
     turn,
 )
@@ -139,7 +141,7 @@ def test_rows_are_independent():
 
 def test_rotary_products_depend_on_relative_position_only():
     rotation = rotary_angles(20, 8, torch.device("cpu"))
-    q, k = turn(torch.randn(2, 8).expand(1, 20, 1, 2, 8), rotation)[0, :, 0].unbind(1)  # (L, 8)
+    q, k = turn(torch.randn(2, 1, 8).expand(2, 20, 8), rotation)  # (L, 8)
     scores = q @ k.T  # (L, L)
     for offset in (-7, -1, 0, 3):
         diagonal = scores.diagonal(offset)
@@ -189,6 +191,17 @@ def test_candidates_alone_get_the_logits_and_gradients_they_get_among_all(fields
         found.append([logits, *(parameter.grad for parameter in network.parameters())])
     for all_of_them, alone in zip(*found, strict=True):
         torch.testing.assert_close(alone, all_of_them, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 48, FEW_POSITIONS, FEW_POSITIONS + 1])
+def test_attention_is_that_of_torch_at_every_length(length):
+    q, k, v = (torch.randn(3, 2, length, 16, requires_grad=True) for _ in range(3))
+    weights = torch.randn(3, 2, length, 16)
+    found = []
+    for output in (attend(q, k, v), F.scaled_dot_product_attention(q, k, v)):
+        found.append([output, *torch.autograd.grad((output * weights).sum(), (q, k, v))])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_without_candidates_there_is_nothing_to_learn():

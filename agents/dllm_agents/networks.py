@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm_agents.distributions import EXCLUDED_LOGIT
+from dllm_gym.backends import cpu
+
+FEW_POSITIONS = 128  # up to here plain attention is faster on a CPU than torch's own; at 256 it is slower
 
 Observation = Mapping[str, Tensor]
 
@@ -191,18 +194,18 @@ class SettingEmbedding(TimeEmbedding):
 
 
 def rotary_angles(length: int, head_width: int, device: torch.device) -> Tensor:
-    """Cosines and sines ``(L, 1, 1, head_width / 2, 2)`` of the rotary embedding (arXiv 2104.09864)."""
+    """Cosines and sines ``(L, head_width / 2, 2)`` of the rotary embedding (arXiv 2104.09864)."""
     frequencies = 10000.0 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
     angles = torch.outer(torch.arange(length, device=device), frequencies)  # (L, head_width / 2)
-    return torch.stack([angles.cos(), angles.sin()], dim=-1)[:, None, None]
+    return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
 def turn(x: Tensor, rotation: Tensor) -> Tensor:
     """Turns interleaved pairs of the last dimension, as in the released code.
 
-    Maps ``(B, L, n, H, d)`` float32 to the same shape; ``rotation`` is that of ``rotary_angles``.
+    Maps ``(..., L, d)`` float32 to the same shape; ``rotation`` is that of ``rotary_angles``.
     """
-    pairs = x.view(*x.shape[:-1], -1, 2)  # (B, L, n, H, d / 2, 2)
+    pairs = x.view(*x.shape[:-1], -1, 2)  # (..., L, d / 2, 2)
     if torch.compiler.is_exporting():  # ONNX knows no complex numbers
         even, odd = pairs.unbind(-1)
         cos, sin = rotation.unbind(-1)
@@ -224,14 +227,22 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
         """Maps ``(B, L, D)`` to the same shape; ``rotation`` is that of ``rotary_angles``."""
         batch, length, width = x.shape
-        # split, not sliced: their gradients are then put together in one pass
-        qk, v = self.qkv_proj(x).split([2 * width, width], dim=-1)
-        qk = qk.view(batch, length, 2, self.heads, -1)
-        q, k = turn(qk.float(), rotation).to(qk.dtype).permute(2, 0, 3, 1, 4)  # (B, H, L, d) each
-        v = v.view(batch, length, self.heads, -1).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v)
+        qkv = self.qkv_proj(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        # all three in one copy, and so are their gradients; the products below then need none
+        q, k, v = qkv.contiguous().unbind(0)  # (B, H, L, d) each
+        q, k = (turn(z.float(), rotation).to(z.dtype) for z in (q, k))
+        y = attend(q, k, v)
         output: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
         return output
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of ``(B, H, L, d)``: the same shape."""
+    length, head_width = q.shape[2:]
+    # an exported program serves every length
+    if not torch.compiler.is_exporting() and q.device.type == "cpu" and length <= FEW_POSITIONS:
+        return cpu.attention(q, k, v, head_width**-0.5)
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Block(nn.Module):

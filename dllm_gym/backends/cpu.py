@@ -60,6 +60,27 @@ def _padding_mask(
     )
 
 
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
+) -> Tensor:
+    """softmax(query key^T scaling + mask) value, with the scale on the smaller operand, one softmax kernel.
+
+    Below some hundred positions it is faster on a CPU than torch's ``scaled_dot_product_attention``.
+
+    Args:
+        query: ``(B, H, T, d)``.
+        key: ``(B, H, S, d)``.
+        value: ``(B, H, S, d)``.
+        scaling: What scores are multiplied by.
+        mask: Broadcast to ``(B, H, T, S)`` and added to the scores.
+    """
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, T, S)
+    if mask is not None:
+        scores = scores + mask
+    # computed in float32 inside, whatever the dtype
+    return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+
 def _attention(
     module: Any,
     query: Tensor,  # (B, H, T, d)
@@ -70,16 +91,8 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Transformers' ``eager_attention_forward`` with the scale on the smaller operand and one softmax kernel.
-
-    Below some hundred positions it is also faster than ``sdpa`` on a CPU.
-    """
+    """``attention`` with the signature of transformers' ``eager_attention_forward``."""
     from transformers.models.llama.modeling_llama import repeat_kv
 
     key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
-    scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, T, T)
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    # computed in float32 inside, whatever the dtype
-    output = torch.matmul(torch.softmax(scores, dim=-1), value)
-    return output.transpose(1, 2).contiguous(), None
+    return attention(query, key, value, scaling, attention_mask).transpose(1, 2).contiguous(), None

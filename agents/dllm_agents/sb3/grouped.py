@@ -151,7 +151,7 @@ class GroupRolloutBuffer(BaseBuffer):
         drop_flat: Leave out groups whose episodes all earned the same: without advantage there is nothing
             to learn from them.
         learn_from: So many episodes of a group, those with the largest advantages in size, are handed out
-            (compare the down-sampling of PODS, arXiv 2504.13818); ``None``: all.
+            (compare the down-sampling of PODS, arXiv 2504.13818); equals are drawn; ``None``: all.
 
     Raises:
         ValueError: For an unknown baseline or scale, or ``learn_from`` below 1.
@@ -247,7 +247,10 @@ class GroupRolloutBuffer(BaseBuffer):
             total += sum(episode.last - episode.first + 1 for episode in group)
             if not (is_flat and self.drop_flat):
                 of_group = group_advantages(rewards, self.baseline, self.scale)
-                chosen = np.sort(np.argsort(-np.abs(of_group), kind="stable")[: self.learn_from])
+                # in the order of finishing, the shortest of equals would come first
+                shuffled = np.random.default_rng(key).permutation(len(group))
+                by_size = shuffled[np.argsort(-np.abs(of_group[shuffled]), kind="stable")]
+                chosen = np.sort(by_size[: self.learn_from])
                 episodes += [group[at] for at in chosen]
                 advantages.append(of_group[chosen])
         self.zero_variance = flat / len(done)
