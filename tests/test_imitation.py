@@ -70,7 +70,7 @@ def test_what_the_expert_does_becomes_likely(expert):
 def test_it_decodes_like_the_expert():
     expert = make_strategy("fast-dllm", threshold=0.5)
     model = make_model()
-    imitate(model, expert, 6000)
+    imitate(model, expert, 12000)
     policy = LearnedPolicy(model.policy.network.eval(), decoding="deterministic")
     own, model_of = (dllm_gym.evaluate(agent, 50, **TOY).nfe_mean for agent in (policy, expert))
     assert own == pytest.approx(model_of, rel=0.25)
