@@ -2,11 +2,13 @@
 
 The split is that of ``dllm-gym train`` with the shipped configurations, without evaluations: the dLLM's
 forward, the policy while it collects, its updates, and the rest (environments, buffers). From scratch,
-where episodes are long, and for GRPO also from the shipped policy, as at the end of a training. The dtype
-is the dLLM's; ``auto`` is bfloat16 where the processor computes in it, and what the configurations take.
+where episodes are long, and for GRPO also from the shipped policy, as at the end of a training; and with
+updates on half of every group (``learn_from: 4`` of ``algorithm_kwargs``). The dtype is the dLLM's; ``auto``
+is bfloat16 where the processor computes in it, and what the configurations take.
 
-The lead: a training with evaluations on validation problems; the first of them in which sampled decoding lies
-five points over the best mixture of 52 settings of eight rules on the same problems.
+The lead: two trainings, on all episodes and on half of every group, with evaluations on validation
+problems; the first of those in which sampled decoding lies five points over the best mixture of 52 settings
+of eight rules on the same problems.
 
 Run: ``make bench`` or ``python benchmarks/training.py``; writes ``benchmarks/results/training.json`` and
 ``.md``.
@@ -38,13 +40,16 @@ from dllm_gym.files import write_json, write_text
 
 LEAD = 0.05
 TRAINED = "arithmetic-full"  # the shipped policy
-CASES = (
-    ("ppo-full", "auto", None),
-    ("a2c-full", "auto", None),
-    ("grpo-full", "auto", None),
-    ("grpo-full", "auto", TRAINED),
-    ("grpo-full", "float32", None),
-    ("grpo-full", "float32", TRAINED),
+HALF = {"learn_from": 4, "batch_size": 256}  # of the eight episodes of a group
+CASES: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (
+    ("ppo-full", "auto", None, {}),
+    ("a2c-full", "auto", None, {}),
+    *(
+        ("grpo-full", dtype, begin_with, options)
+        for options in ({}, HALF)
+        for dtype in ("auto", "float32")
+        for begin_with in (None, TRAINED)
+    ),
 )
 PARTS = {
     "dllm": [(TransformersBackend, "forward")],
@@ -54,16 +59,21 @@ PARTS = {
 }
 
 
-def configuration(name: str, dtype: str, begin_with: str | None, **changes: Any) -> TrainConfig:
-    """A shipped configuration with another dtype of the dLLM, perhaps from a trained policy."""
+def configuration(
+    name: str, dtype: str, begin_with: str | None, options: dict[str, Any], **changes: Any
+) -> TrainConfig:
+    """A shipped configuration with another dtype of the dLLM and further options, perhaps from a policy."""
     config = load_config(find_config(name))
     env = {**config.env, "backend_kwargs": {"dtype": dtype}}
-    return config.updated(env=env, init_from=begin_with, **changes)
+    algorithm_kwargs = {**config.algorithm_kwargs, **options}
+    return config.updated(env=env, algorithm_kwargs=algorithm_kwargs, init_from=begin_with, **changes)
 
 
-def split(name: str, dtype: str, begin_with: str | None, steps: int) -> dict[str, Any]:
+def split(
+    name: str, dtype: str, begin_with: str | None, options: dict[str, Any], steps: int
+) -> dict[str, Any]:
     """Environment steps per second and the shares of the parts."""
-    config = configuration(name, dtype, begin_with, total_timesteps=steps)
+    config = configuration(name, dtype, begin_with, options, total_timesteps=steps)
     clocks = {part: Clock() for part in PARTS}
 
     def begin(_: Evaluation) -> None:  # the reset's forwards, just done, are not in the time of the loop
@@ -83,6 +93,7 @@ def split(name: str, dtype: str, begin_with: str | None, steps: int) -> dict[str
     shares["rest"] = 1 - sum(shares.values())
     return {
         "config": name,
+        "options": options,
         "dtype": dtype,
         "from": begin_with or "scratch",
         "env_steps_per_second": round(steps / total),
@@ -90,10 +101,10 @@ def split(name: str, dtype: str, begin_with: str | None, steps: int) -> dict[str
     }
 
 
-def time_to_lead(steps: int, every: int, episodes: int, seed: int) -> dict[str, Any]:
+def time_to_lead(options: dict[str, Any], steps: int, every: int, episodes: int, seed: int) -> dict[str, Any]:
     """All evaluations of a training, and the first one with the lead; seconds include evaluations."""
     changes = {"total_timesteps": steps, "eval_every": every, "eval_episodes": episodes, "seed": seed}
-    config = configuration("grpo-full", "auto", None, **changes)
+    config = configuration("grpo-full", "auto", None, options, **changes)
     with tempfile.TemporaryDirectory() as directory:
         run = train(config, Path(directory) / "run")
         history = json.loads((run / "metrics.json").read_text())["evaluations"]
@@ -107,7 +118,12 @@ def time_to_lead(steps: int, every: int, episodes: int, seed: int) -> dict[str, 
         point |= {"accuracy": round(sampled["accuracy"], 3), "nfe_mean": round(sampled["nfe_mean"], 1)}
         points.append({**point, "lead": round(sampled["accuracy"] - best, 3)})
     first = next((point for point in points if point["lead"] >= LEAD), None)
-    return {"seed": seed, "episodes": episodes, "first": first, "evaluations": points}
+    return {"options": options, "seed": seed, "episodes": episodes, "first": first, "evaluations": points}
+
+
+def named(name: str, options: dict[str, Any]) -> str:
+    """A configuration and the options changed in it."""
+    return ", ".join([name, *(f"{key} {value}" for key, value in options.items())])
 
 
 def table(splits: list[dict[str, Any]], leads: list[dict[str, Any]]) -> str:
@@ -117,7 +133,7 @@ def table(splits: list[dict[str, Any]], leads: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in splits:
-        cells = [row["config"], row["dtype"], row["from"], row["env_steps_per_second"]]
+        cells = [named(row["config"], row["options"]), row["dtype"], row["from"], row["env_steps_per_second"]]
         cells += [f"{row[part]:.1%}" for part in ("dllm", "policy", "update", "rest")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     for lead in leads:
@@ -132,7 +148,8 @@ def table(splits: list[dict[str, Any]], leads: list[dict[str, Any]]) -> str:
                 ]
             )
         )
-        lines += ["", f"GRPO, seed {lead['seed']}, {lead['episodes']} validation problems: {said}."]
+        name = named("grpo-full", lead["options"])
+        lines += ["", f"{name}, seed {lead['seed']}, {lead['episodes']} validation problems: {said}."]
     return "\n".join(lines)
 
 
@@ -150,7 +167,8 @@ def main() -> None:
     arguments = parser.parse_args()
     splits = [split(*case, arguments.steps) for case in CASES[: arguments.cases]]
     leads = [
-        time_to_lead(arguments.lead_steps, arguments.lead_every, arguments.episodes, seed)
+        time_to_lead(options, arguments.lead_steps, arguments.lead_every, arguments.episodes, seed)
+        for options in ({}, HALF)
         for seed in arguments.seeds
     ]
     write_json(arguments.output, {"machine": machine(), "splits": splits, "leads": leads})
