@@ -114,6 +114,16 @@ def group_advantages(rewards: NDArray[np.float64], baseline: str, scale: str) ->
     return advantages / (rewards.std() + 1e-6) if scale == "group" else advantages
 
 
+def largest(advantages: NDArray[np.float64], count: int, seed: int) -> NDArray[np.int64]:
+    """Indices, ascending, of the ``count`` advantages out of ``(G,)`` largest in size; equals are drawn.
+
+    In the order of finishing, the shortest episodes of equals would come first.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(advantages))
+    by_size = drawn[np.argsort(-np.abs(advantages[drawn]), kind="stable")]
+    return np.sort(by_size[:count])
+
+
 class GroupSamples(NamedTuple):
     """A batch of steps for an update; the first six fields are those SB3's algorithms read.
 
@@ -247,12 +257,11 @@ class GroupRolloutBuffer(BaseBuffer):
             total += sum(episode.last - episode.first + 1 for episode in group)
             if not (is_flat and self.drop_flat):
                 of_group = group_advantages(rewards, self.baseline, self.scale)
-                # in the order of finishing, the shortest of equals would come first
-                shuffled = np.random.default_rng(key).permutation(len(group))
-                by_size = shuffled[np.argsort(-np.abs(of_group[shuffled]), kind="stable")]
-                chosen = np.sort(by_size[: self.learn_from])
-                episodes += [group[at] for at in chosen]
-                advantages.append(of_group[chosen])
+                if self.learn_from is not None:
+                    chosen = largest(of_group, self.learn_from, seed=key)
+                    group, of_group = [group[at] for at in chosen], of_group[chosen]
+                episodes += group
+                advantages.append(of_group)
         self.zero_variance = flat / len(done)
         lengths = np.array([episode.last - episode.first + 1 for episode in episodes], dtype=np.int64)
         ranges = [np.arange(episode.first, episode.last + 1) for episode in episodes]
