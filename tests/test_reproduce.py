@@ -156,6 +156,17 @@ def test_a_training_is_resumed_once_it_has_begun(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
+def test_nothing_is_trained_beside_what_it_begins_with(tmp_path, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(Workshop, "_run", lambda self, commands: rounds.append([name for name, _ in commands]))
+    Workshop(SMALL, tmp_path, 2).train(list(RUNS))
+    place = {name: number for number, names in enumerate(rounds) for name in names}
+    assert sorted(place) == sorted(f"{run}-{seed}" for run in RUNS for seed in SMALL.seeds)
+    for run, seed in ((run, seed) for run in RUNS for seed in SMALL.seeds):
+        first = RUNS[run].begins_with
+        assert first is None or place[f"{first}-{seed}"] < place[f"{run}-{seed}"]
+
+
 def test_what_a_killed_workshop_was_running_ends_with_it(tmp_path):
     def work() -> None:
         Workshop(SMALL, tmp_path, 1)._run([("wait", ["-n", "1", "import time; time.sleep(300)"])], "timeit")

@@ -53,9 +53,8 @@ class Workshop:
         """Trains what has not been trained; an interrupted run goes on."""
         jobs = [(run, seed) for seed in self.budget.seeds for run in runs]
         missing = [(run, seed) for run, seed in jobs if seed not in self.finished(run)]
-        # first what others begin with
-        for stage in (False, True):
-            chosen = [job for job in missing if (RUNS[job[0]].begins_with is not None) is stage]
+        for generation in range(max(map(_ancestors, RUNS)) + 1):  # first what others begin with
+            chosen = [job for job in missing if _ancestors(job[0]) == generation]
             self._run([(f"{run}-{seed}", self._training(run, seed)) for run, seed in chosen])
 
     def _training(self, run: str, seed: int) -> list[str]:
@@ -172,6 +171,12 @@ class Workshop:
                     raise RuntimeError(f"{name} failed; {log} ends with:\n{tail}")
                 done += 1
                 print(f"[{done}/{len(commands)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _ancestors(run: str) -> int:
+    """How many runs a run goes back to, each beginning with the one before."""
+    first = RUNS[run].begins_with
+    return 0 if first is None else 1 + _ancestors(first)
 
 
 def _end_with_parent() -> None:
