@@ -48,9 +48,10 @@ def test_defaults_are_valid():
         ("final_learning_rate", float("nan"), r"final_learning_rate must lie in \[0, 1\), got nan"),
         ("decay", "steps", r"unknown decay 'steps'; choose one of linear, cosine"),
         ("warmup", 1, r"warmup must lie in \[0, 1\), got 1"),
-        ("max_minutes", 0, r"max_minutes must be positive or null, got 0"),
-        ("max_minutes", float("nan"), r"max_minutes must be positive or null, got nan"),
-        ("max_minutes", "long", r"max_minutes must be positive or null, got 'long'"),
+        ("max_minutes", 0, r"max_minutes must be positive and finite, or null, got 0"),
+        ("max_minutes", float("nan"), r"max_minutes must be positive and finite, or null, got nan"),
+        ("max_minutes", float("inf"), r"max_minutes must be positive and finite, or null, got inf"),
+        ("max_minutes", "long", r"max_minutes must be positive and finite, or null, got 'long'"),
         ("seed", -1, r"seed must be a whole number from 0 to 2\*\*32 - 1, got -1"),
         ("seed", None, r"seed must be a whole number from 0 to 2\*\*32 - 1, got None"),
         ("expert_block_length", 0, r"expert_block_length must be a whole number of at least 1, got 0"),
@@ -128,7 +129,7 @@ def test_what_does_not_go_together(changes, message):
         ({"workers": {"num_learners": 0.5}}, r"num_learners must be a whole number of at least 0, got 0.5"),
         (
             {"workers": {"num_gpus_per_learner": "1"}},
-            r"num_gpus_per_learner must be a number of at least 0, got '1'",
+            r"num_gpus_per_learner must be a finite number of at least 0, got '1'",
         ),
         ({"workers": 2}, r"workers must hold names and values, got 2"),
         (

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from dllm_gym.files import is_finite
+
 ALGORITHMS = ("grpo", "ppo", "a2c", "rllib-ppo")
 DECAYS = ("linear", "cosine")
 WORKERS = (
@@ -102,10 +104,10 @@ class TrainConfig:
             raise ValueError(f"unknown decay {self.decay!r}; choose one of {', '.join(DECAYS)}")
         for name in ("learning_rate", "final_learning_rate", "warmup"):
             value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value < 1:
+            if not is_finite(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-        if self.max_minutes is not None and not (_is_number(self.max_minutes) and self.max_minutes > 0):
-            raise ValueError(f"max_minutes must be positive or null, got {self.max_minutes!r}")
+        if self.max_minutes is not None and not (is_finite(self.max_minutes) and self.max_minutes > 0):
+            raise ValueError(f"max_minutes must be positive and finite, or null, got {self.max_minutes!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
         for name in ("env", "algorithm_kwargs", "policy", "workers"):
@@ -156,8 +158,8 @@ class TrainConfig:
                 raise ValueError(f"unknown workers {name!r}; known: {', '.join(WORKERS)}")
             if name in ("num_env_runners", "num_learners"):
                 _check_whole(name, value, 0)
-            elif not _is_number(value) or value < 0:
-                raise ValueError(f"{name} must be a number of at least 0, got {value!r}")
+            elif not is_finite(value) or value < 0:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
         if self.num_envs % max(self.workers.get("num_env_runners", 0), 1):
             raise ValueError(
                 f"num_envs {self.num_envs} must be a multiple of "
@@ -256,10 +258,6 @@ class Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         """Always."""
         return True
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _check_whole(name: str, value: Any, least: int) -> None:
