@@ -2,13 +2,14 @@
 
 The split is that of ``dllm-gym train`` with the shipped configurations, without evaluations: the dLLM's
 forward, the policy while it collects, its updates, and the rest (environments, buffers). From scratch,
-where episodes are long, and for GRPO also from the shipped policy, as at the end of a training; and with
-updates on half of every group (``learn_from: 4`` of ``algorithm_kwargs``). The dtype is the dLLM's; ``auto``
-is bfloat16 where the processor computes in it, and what the configurations take.
+where episodes are long, and for GRPO also from the shipped policy with the learning rate at zero, as at the
+end of a training; and with updates on all episodes of a group instead of half of them (``learn_from`` of
+``algorithm_kwargs``). The dtype is the dLLM's; ``auto`` is bfloat16 where the processor computes in it, and
+what the configurations take.
 
-The lead: two trainings, on all episodes and on half of every group, with evaluations on validation
-problems; the first of those in which sampled decoding lies five points over the best mixture of 52 settings
-of eight rules on the same problems.
+The lead: two trainings, on half of every group and on all of it, with evaluations on validation problems; the
+first of those in which sampled decoding lies five points over the best mixture of 52 settings of eight rules
+on the same problems.
 
 Run: ``make bench`` or ``python benchmarks/training.py``; writes ``benchmarks/results/training.json`` and
 ``.md``.
@@ -42,13 +43,13 @@ from dllm_gym.files import write_json, write_text
 
 LEAD = 0.05
 TRAINED = "arithmetic-full"  # the shipped policy
-HALF = {"learn_from": 4, "batch_size": 256}  # of the eight episodes of a group
+WHOLE = {"learn_from": None, "batch_size": 512}  # all eight episodes of a group
 CASES: tuple[tuple[str, str, str | None, dict[str, Any]], ...] = (
     ("ppo-full", "auto", None, {}),
     ("a2c-full", "auto", None, {}),
     *(
         ("grpo-full", dtype, begin_with, options)
-        for options in ({}, HALF)
+        for options in ({}, WHOLE)
         for dtype in ("auto", "float32")
         for begin_with in (None, TRAINED)
     ),
@@ -75,7 +76,8 @@ def split(
     name: str, dtype: str, begin_with: str | None, options: dict[str, Any], steps: int
 ) -> dict[str, Any]:
     """Environment steps per second and the shares of the parts."""
-    config = configuration(name, dtype, begin_with, options, total_timesteps=steps)
+    rates = {"learning_rate": 0.0} if begin_with else {}  # a full rate would soon make another policy of it
+    config = configuration(name, dtype, begin_with, options, total_timesteps=steps, **rates)
     clocks = {part: Clock() for part in PARTS}
 
     def begin(_: Evaluation) -> None:  # the reset's forwards, just done, are not in the time of the loop
@@ -177,7 +179,7 @@ def main() -> None:
     splits = [split(*case, arguments.steps) for case in CASES[: arguments.cases]]
     leads = [
         time_to_lead(options, arguments.lead_steps, arguments.lead_every, arguments.episodes, seed)
-        for options in ({}, HALF)
+        for options in ({}, WHOLE)
         for seed in arguments.seeds
     ]
     write_json(arguments.output, {"machine": machine(), "splits": splits, "leads": leads})

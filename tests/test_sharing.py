@@ -82,9 +82,14 @@ def test_the_card_says_what_is_known(hub):
     }
     described = json.loads((POLICY / "policy.json").read_text())["metadata"]
     assert f"`{described['command']}`" in card
-    assert "**Seed** 0" in card
-    assert "| test | deterministic | 1000 | 0.940 (0.924 to 0.953) | 6.5 |" in card
-    assert "| validation | sample | 256 | 0.906 | 6.7 |" in card
+    assert f"**Seed** {described['seed']}" in card
+    test, validation = described["test"]["deterministic"], described["validation"]["sample"]
+    low, high = test["accuracy_ci95"]
+    said = f"{test['accuracy']:.3f} ({low:.3f} to {high:.3f}) | {test['nfe_mean']:.1f}"
+    assert f"| test | deterministic | 1000 | {said} |" in card
+    assert (
+        f"| validation | sample | 256 | {validation['accuracy']:.3f} | {validation['nfe_mean']:.1f} |" in card
+    )
     assert "dllm-gym pull me/mine mine" in card
     assert json.loads(card.split("```json\n")[1].split("```")[0]) == described["config"]
 

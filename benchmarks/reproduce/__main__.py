@@ -24,7 +24,9 @@ def main() -> None:
     parser.add_argument("--budget", choices=list(_BUDGETS), default="full", help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help="where work is kept; default: runs/reproduce/<budget>")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes at a time")
-    parser.add_argument("--only", nargs="+", choices=list(RUNS), help="train these runs and stop")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(RUNS), help="train these runs and what they begin with, and stop"
+    )
     parser.add_argument("--no-training", action="store_true", help="evaluate and report what is trained")
     parser.add_argument("--ship", action="store_true", help="make package data of the best policies and stop")
     parser.add_argument("--evaluate", nargs=3, metavar=("ENV", "KIND", "SEED"), help=argparse.SUPPRESS)

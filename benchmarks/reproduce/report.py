@@ -91,8 +91,8 @@ each table.
 
 ## What was trained
 
-Each seed in a process of one thread, {workshop.jobs} at a time; torch {torch.__version__} on
-{platform.machine()}. Seconds are wall-clock time with evaluations; for benchmarks see `benchmarks/`.
+Each seed in a process of one thread; torch {torch.__version__} on {platform.machine()}.
+Seconds are wall-clock time with evaluations, beside whatever else ran; for benchmarks see `benchmarks/`.
 
 | run | algorithm | environment steps | seconds per seed |
 |---|---|---|---|

@@ -50,11 +50,12 @@ class Workshop:
         return [s for s in self.budget.seeds if (self.policy(run, s) / "metrics.json").is_file()]
 
     def train(self, runs: Sequence[str]) -> None:
-        """Trains what has not been trained; an interrupted run goes on."""
-        jobs = [(run, seed) for seed in self.budget.seeds for run in runs]
+        """Trains what has not been trained, and what it begins with; an interrupted run goes on."""
+        wanted = {name for run in runs for name in (run, *_ancestors(run))}
+        jobs = [(run, seed) for seed in self.budget.seeds for run in RUNS if run in wanted]
         missing = [(run, seed) for run, seed in jobs if seed not in self.finished(run)]
-        for generation in range(max(map(_ancestors, RUNS)) + 1):  # first what others begin with
-            chosen = [job for job in missing if _ancestors(job[0]) == generation]
+        for generation in range(1 + max(len(_ancestors(run)) for run in RUNS)):
+            chosen = [job for job in missing if len(_ancestors(job[0])) == generation]
             self._run([(f"{run}-{seed}", self._training(run, seed)) for run, seed in chosen])
 
     def _training(self, run: str, seed: int) -> list[str]:
@@ -173,10 +174,10 @@ class Workshop:
                 print(f"[{done}/{len(commands)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _ancestors(run: str) -> int:
-    """How many runs a run goes back to, each beginning with the one before."""
+def _ancestors(run: str) -> list[str]:
+    """The runs a run goes back to, each beginning with the next."""
     first = RUNS[run].begins_with
-    return 0 if first is None else 1 + _ancestors(first)
+    return [] if first is None else [first, *_ancestors(first)]
 
 
 def _end_with_parent() -> None:
