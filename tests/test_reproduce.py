@@ -260,6 +260,7 @@ def test_what_agrees_with_the_paper_is_reproduced(tmp_path):
         (7, {"no-mask": (0.8, 10.0), "no-time": (0.4, 10.0)}, NOT),
         (8, {"steered": (0.4, 10.0)}, NOT),
         (11, {"ppo": (0.95, 8.0), "a2c": (0.95, 8.0)}, NOT),
+        (13, {"full": (0.8, 30.0), "alpha-0.3": (0.8, 30.0), "alpha-10": (0.8, 30.0)}, PARTLY),
     ],
 )
 def test_what_disagrees_is_not(tmp_path, number, changes, verdict):
