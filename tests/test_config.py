@@ -293,9 +293,18 @@ def test_find_config(tmp_path, monkeypatch):
         ({"expert": "nobody", "num_experts": 1}, r"'nobody' is neither a strategy"),
         ({"policy": {"optimizer_class": "Module"}}, r"unknown optimizer_class 'Module'; give a name out of"),
         ({"policy": {"optimizer_class": ["Adam"]}}, r"unknown optimizer_class \['Adam'\]"),
-        ({"algorithm_kwargs": {"groups_per_rollout": 0}}, r"groups_per_rollout must be at least 1, got 0"),
-        ({"algorithm_kwargs": {"micro_batch_size": 0}}, r"micro_batch_size must be at least 1, got 0"),
-        ({"algorithm_kwargs": {"total_rounds": 0}}, r"total_rounds must be at least 1, got 0"),
+        (
+            {"algorithm_kwargs": {"groups_per_rollout": 0}},
+            r"groups_per_rollout must be a whole number of at least 1, got 0",
+        ),
+        (
+            {"algorithm_kwargs": {"micro_batch_size": 0}},
+            r"micro_batch_size must be a whole number of at least 1, got 0",
+        ),
+        (
+            {"algorithm_kwargs": {"total_rounds": 0}},
+            r"total_rounds must be a whole number of at least 1, got 0",
+        ),
         ({"policy": {"widht": 3}}, r"unknown arguments \['widht'\] in policy; known: features, width"),
         (
             {"algorithm_kwargs": {"steps": 3}},

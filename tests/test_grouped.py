@@ -374,7 +374,7 @@ def test_among_equal_advantages_nobody_is_preferred():
 
 
 def test_learning_from_no_episode_is_refused():
-    with pytest.raises(ValueError, match="learn_from must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="learn_from must be a whole number of at least 1, got 0"):
         make_buffer(2, 2, learn_from=0)
 
 

@@ -97,9 +97,9 @@ class TrainConfig:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
         for name in ("num_envs", "group_size", "total_timesteps", "eval_every", "eval_episodes"):
             value = getattr(self, name)
-            _check_whole(name, value, 1)
+            check_whole(name, value, 1)
         for name in ("num_experts", "imitation_steps"):
-            _check_whole(name, getattr(self, name), 0)
+            check_whole(name, getattr(self, name), 0)
         if self.decay not in DECAYS:
             raise ValueError(f"unknown decay {self.decay!r}; choose one of {', '.join(DECAYS)}")
         for name in ("learning_rate", "final_learning_rate", "warmup"):
@@ -126,7 +126,7 @@ class TrainConfig:
         if not isinstance(self.expert, str | None):
             raise ValueError(f"expert must be a text or null, got {self.expert!r}")
         if self.expert_block_length is not None:
-            _check_whole("expert_block_length", self.expert_block_length, 1)
+            check_whole("expert_block_length", self.expert_block_length, 1)
         if self.num_experts and self.algorithm != "grpo":
             raise ValueError(f"num_experts is for grpo, got {self.num_experts} with {self.algorithm}")
         if (self.expert is not None) != bool(self.num_experts or self.imitation_steps):
@@ -157,7 +157,7 @@ class TrainConfig:
             if name not in WORKERS:
                 raise ValueError(f"unknown workers {name!r}; known: {', '.join(WORKERS)}")
             if name in ("num_env_runners", "num_learners"):
-                _check_whole(name, value, 0)
+                check_whole(name, value, 0)
             elif not is_finite(value) or value < 0:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
         if self.num_envs % max(self.workers.get("num_env_runners", 0), 1):
@@ -260,7 +260,8 @@ class Dumper(yaml.SafeDumper):
         return True
 
 
-def _check_whole(name: str, value: Any, least: int) -> None:
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises a ValueError that names the argument unless it is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
 

@@ -27,6 +27,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from dllm_agents import parallel
+from dllm_agents.config import check_whole
 
 _ENDLESS = 2**31 - 1
 
@@ -164,7 +165,7 @@ class GroupRolloutBuffer(BaseBuffer):
             (compare the down-sampling of PODS, arXiv 2504.13818); equals are drawn; ``None``: all.
 
     Raises:
-        ValueError: For an unknown baseline or scale, or ``learn_from`` below 1.
+        ValueError: For an unknown baseline or scale, or a ``learn_from`` that is no whole number from 1 on.
     """
 
     def __init__(
@@ -186,8 +187,8 @@ class GroupRolloutBuffer(BaseBuffer):
         for name, value, choices in (("baseline", baseline, BASELINES), ("scale", scale, SCALES)):
             if value not in choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(choices)}")
-        if learn_from is not None and learn_from < 1:
-            raise ValueError(f"learn_from must be at least 1, got {learn_from}")
+        if learn_from is not None:
+            check_whole("learn_from", learn_from, 1)
         self.group_size, self.baseline, self.scale, self.drop_flat = group_size, baseline, scale, drop_flat
         self.learn_from = learn_from
         self._history: list[dict[str, NDArray[Any]]] = []  # one entry per step, arrays (N, ...)

@@ -17,9 +17,11 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from torch import Tensor
 
 from dllm_agents import parallel
+from dllm_agents.config import check_whole
 from dllm_agents.sb3.grouped import GroupedRollouts, GroupSamples
 from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
 from dllm_gym.evaluation import as_agent
+from dllm_gym.files import is_finite
 from dllm_gym.strategies import InBlocks
 
 LOSS_AVERAGES = ("sequence", "step")
@@ -147,13 +149,17 @@ class GRPO(GroupedRollouts):
             raise ValueError(
                 f"unknown loss_average {loss_average!r}; choose one of {', '.join(LOSS_AVERAGES)}"
             )
-        sizes = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "n_epochs": n_epochs}
-        sizes |= {"groups_per_rollout": groups_per_rollout, "total_rounds": total_rounds}
+        sizes = {"n_steps": n_steps, "n_epochs": n_epochs, "groups_per_rollout": groups_per_rollout}
+        optional = {
+            "batch_size": batch_size,
+            "micro_batch_size": micro_batch_size,
+            "total_rounds": total_rounds,
+        }
+        sizes |= {name: value for name, value in optional.items() if value is not None}
         for name, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if kl_coef < 0:
-            raise ValueError(f"kl_coef must not be negative, got {kl_coef}")
+            check_whole(name, value, 1)
+        if not is_finite(kl_coef) or kl_coef < 0:
+            raise ValueError(f"kl_coef must be a finite number of at least 0, got {kl_coef!r}")
         super().__init__(
             policy,
             env,
