@@ -158,8 +158,8 @@ class TrainConfig:
                 raise ValueError(f"unknown workers {name!r}; known: {', '.join(WORKERS)}")
             if name in ("num_env_runners", "num_learners"):
                 check_whole(name, value, 0)
-            elif not is_finite(value) or value < 0:
-                raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+            else:
+                check_not_negative(name, value)
         if self.num_envs % max(self.workers.get("num_env_runners", 0), 1):
             raise ValueError(
                 f"num_envs {self.num_envs} must be a multiple of "
@@ -264,6 +264,12 @@ def check_whole(name: str, value: Any, least: int) -> None:
     """Raises a ValueError that names the argument unless it is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    """Raises a ValueError that names the argument unless it is a finite number of at least 0."""
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
 
 
 def _with_numbers(value: Any) -> Any:

@@ -54,6 +54,7 @@ class Workshop:
         wanted = {name for run in runs for name in (run, *_ancestors(run))}
         jobs = [(run, seed) for seed in self.budget.seeds for run in RUNS if run in wanted]
         missing = [(run, seed) for run, seed in jobs if seed not in self.finished(run)]
+        # first what others begin with, to the end: several jobs run at a time
         for generation in range(1 + max(len(_ancestors(run)) for run in RUNS)):
             chosen = [job for job in missing if len(_ancestors(job[0])) == generation]
             self._run([(f"{run}-{seed}", self._training(run, seed)) for run, seed in chosen])

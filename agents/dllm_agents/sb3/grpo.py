@@ -17,11 +17,10 @@ from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from torch import Tensor
 
 from dllm_agents import parallel
-from dllm_agents.config import check_whole
+from dllm_agents.config import check_not_negative, check_whole
 from dllm_agents.sb3.grouped import GroupedRollouts, GroupSamples
 from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
 from dllm_gym.evaluation import as_agent
-from dllm_gym.files import is_finite
 from dllm_gym.strategies import InBlocks
 
 LOSS_AVERAGES = ("sequence", "step")
@@ -158,8 +157,7 @@ class GRPO(GroupedRollouts):
         sizes |= {name: value for name, value in optional.items() if value is not None}
         for name, value in sizes.items():
             check_whole(name, value, 1)
-        if not is_finite(kl_coef) or kl_coef < 0:
-            raise ValueError(f"kl_coef must be a finite number of at least 0, got {kl_coef!r}")
+        check_not_negative("kl_coef", kl_coef)
         super().__init__(
             policy,
             env,
