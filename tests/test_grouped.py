@@ -23,13 +23,9 @@ from dllm_agents import load_policy, save_policy
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.sb3 import GymVecEnv, UnmaskPolicy
 from dllm_agents.sb3.env import make_sb3_env
-from dllm_agents.sb3.grouped import (
-    GroupA2C,
-    GroupPPO,
-    GroupRolloutBuffer,
-    Tickets,
-    group_advantages,
-)
+from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.sb3.groups import GroupRolloutBuffer, group_advantages
+from dllm_agents.sb3.tickets import Tickets
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -460,7 +456,7 @@ def test_history_is_forgotten():
     for time in range(400):
         if time % 10 == 0:
             buffer.complete()
-            longest = max(longest, len(buffer._history))
+            longest = max(longest, len(buffer._history._steps))
             buffer.reset()
         buffer.add(make_step(time, 8))
         age += 1
@@ -661,7 +657,7 @@ def test_rollout_goes_on_until_a_group_is_complete():
 def test_learning_in_parts_keeps_unfinished_groups():
     model = make_model()
     model.learn(200)
-    pending, history = dict(model.rollout_buffer._groups), len(model.rollout_buffer._history)
+    pending, history = dict(model.rollout_buffer._groups), len(model.rollout_buffer._history._steps)
     assert pending or history
     model.learn(200, Spy(lambda model: None), reset_num_timesteps=False)
     assert model.num_timesteps >= 400
@@ -677,7 +673,7 @@ def test_learning_anew_begins_with_whole_groups_and_bounded_memory():
     if model.env.tickets.next % 4 == 0:
         model.env.tickets(0)
     lengths = []
-    model.learn(1500, Spy(lambda model: lengths.append(len(model.rollout_buffer._history))))
+    model.learn(1500, Spy(lambda model: lengths.append(len(model.rollout_buffer._history._steps))))
     assert max(lengths) < 25
     oldest = min(model.rollout_buffer._groups, default=10**9)
     assert oldest > (model.env.tickets.next - 16) // 4 - 8

@@ -370,9 +370,17 @@ class UnmaskTransformer(nn.Module):
         """
         action_mask = observation["action_mask"]
         at = action_mask.flatten().nonzero().squeeze(1)  # (M,)
-        logits = self._logits(self._trunk(observation, at))  # (M,)
+        logits = self.logits_at(observation, at)
         everywhere = logits.new_full((action_mask.numel(),), EXCLUDED_LOGIT)
         return everywhere.index_put((at,), logits).view(action_mask.shape)
+
+    def logits_at(self, observation: Observation, at: Tensor) -> Tensor:
+        """Logits ``(M,)``, float32, at the positions ``at`` ``(M,)`` int64 of all B L in a row.
+
+        Raises:
+            ValueError: As ``forward``.
+        """
+        return self._logits(self._trunk(observation, at))
 
     def forward_actor_critic(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``(B, L)`` and state values ``(B,)``.

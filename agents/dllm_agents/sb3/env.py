@@ -8,7 +8,7 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import VecMonitor
 
 import dllm_gym
-from dllm_agents.sb3.grouped import Tickets
+from dllm_agents.sb3.tickets import Tickets
 from dllm_agents.sb3.vec_env import GymVecEnv
 
 MONITORED = ("is_success", "score", "nfe", "empty_actions")

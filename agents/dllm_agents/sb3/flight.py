@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from dllm_agents.sb3.grouped import GroupRolloutBuffer
+from dllm_agents.sb3.groups import GroupRolloutBuffer
 
 
 def random_state() -> dict[str, Any]:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dllm_agents import parallel
 from dllm_agents.config import check_not_negative, check_whole
-from dllm_agents.sb3.grouped import GroupedRollouts, GroupSamples
+from dllm_agents.sb3.grouped import GroupedRollouts
+from dllm_agents.sb3.groups import GroupSamples
 from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
 from dllm_gym.evaluation import as_agent
 from dllm_gym.strategies import InBlocks

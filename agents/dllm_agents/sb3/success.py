@@ -1,0 +1,386 @@
+"""The success model as a Stable-Baselines3 algorithm: learning which reveals do harm, from any episodes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+from dllm_agents.config import check_whole
+from dllm_agents.distributions import with_argmax_fallback
+from dllm_agents.harm import harm_logits, logit, risk, success_loss
+from dllm_agents.sb3.history import Episode, History
+
+_NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
+
+
+@dataclass
+class Behaviour:
+    """How each of N rows chooses what to reveal in its episode; a position that one of these picks is revealed.
+
+    Attributes:
+        sure: ``(N,)``, confidences from here on.
+        unsure: ``(N,)``, confidences up to here.
+        chance: ``(N,)``, every position with this probability.
+        threshold: ``(N,)``, what the model finds less harmful, as a logit.
+    """
+
+    sure: NDArray[np.float32]
+    unsure: NDArray[np.float32]
+    chance: NDArray[np.float32]
+    threshold: NDArray[np.float32]
+
+    @classmethod
+    def none(cls, num_rows: int) -> Behaviour:
+        """Rows that pick nothing."""
+        columns = np.tile(np.array([2.0, -1.0, 0.0, _NEVER], dtype=np.float32), (num_rows, 1))
+        return cls(*columns.T.copy())
+
+    def draw(self, row: int, thresholds: tuple[float, float], explore: float) -> None:
+        """A new behaviour for a row, from torch's global generator.
+
+        Args:
+            row: The row.
+            thresholds: Lowest and highest harm at which the model decides.
+            explore: Share of episodes that do without the model.
+        """
+        who, which, *drawn = torch.rand(6).tolist()
+        self.sure[row], self.unsure[row], self.chance[row], self.threshold[row] = 2.0, -1.0, 0.0, _NEVER
+        if who >= explore:
+            low, high = map(math.log, thresholds)
+            self.threshold[row] = logit(math.exp(low + drawn[0] * (high - low)))
+            self.chance[row] = 0.1 * max(2 * drawn[1] - 1, 0.0)  # half of the episodes: what it would not do
+            return
+        if which < 2 / 3:  # what it is sure of, and perhaps what it has no idea of: that may be free
+            self.sure[row] = 1 - 10 ** (-0.2 - 2.8 * drawn[0])
+        if 1 / 3 <= which < 2 / 3:
+            self.unsure[row] = 0.2 + 0.4 * drawn[1]
+        self.chance[row] = 0.1 * drawn[2] if which < 2 / 3 else 10 ** (-1.5 + 1.2 * drawn[0])
+
+
+class EpisodeBuffer:
+    """The episodes of the last rounds, whole.
+
+    Args:
+        buffer_size: Not used; SB3 passes it, like ``gae_lambda`` and ``gamma``.
+        observation_space: Dict.
+        action_space: MultiBinary.
+        device: Where samples go.
+        gae_lambda: See there.
+        gamma: See there.
+        n_envs: Number of rows.
+        kept_rounds: So many rounds are learned from.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Dict,
+        action_space: spaces.Space[Any],
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        kept_rounds: int = 3,
+    ) -> None:
+        self.kept_rounds = kept_rounds
+        self.behaviour = Behaviour.none(n_envs)
+        self.history = History(n_envs)
+        self.finished: list[Episode] = []  # of this round
+        self.thresholds: list[
+            float
+        ] = []  # theirs, as logits; NaN where the model had no say, or not the only one
+        self.rounds: list[dict[str, NDArray[Any]]] = []
+
+    def restart(self) -> None:
+        """Forgets the episodes under way, for when the environment was reset."""
+        self.history.clear()
+        self.finished, self.thresholds = [], []
+
+    def finish(self, row: int, reward: float, score: float) -> None:
+        """Notes that a row's episode ended with the last step added."""
+        self.finished.append(self.history.finish(row, reward, score))
+        alone = self.behaviour.chance[row] == 0 and self.behaviour.threshold[row] > _NEVER
+        self.thresholds.append(float(self.behaviour.threshold[row]) if alone else math.nan)
+
+    def end_round(self) -> None:
+        """Makes a round of the episodes that finished since the last one, and drops the oldest."""
+        lengths = np.array([len(episode) for episode in self.finished], dtype=np.int64)
+        columns = {
+            "_length": lengths,
+            "_score": np.array([episode.score for episode in self.finished], dtype=np.float32),
+        }
+        self.rounds.append({**self.history.gather(self.finished), **columns})
+        self.rounds = self.rounds[-self.kept_rounds :]
+        self.finished, self.thresholds = [], []
+        self.history.forget()
+
+    def samples(self) -> dict[str, NDArray[Any]]:
+        """All rounds in one: steps ``(S, ...)`` by key, and by episode ``_length`` and ``_score`` ``(E,)``."""
+        return {key: np.concatenate([part[key] for part in self.rounds]) for key in self.rounds[0]}
+
+    def state(self) -> dict[str, Any]:
+        """Everything, as arrays and plain values."""
+        behaviour = list(astuple(self.behaviour))
+        return {"history": self.history.state(), "behaviour": behaviour, "rounds": self.rounds}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken, between two rounds."""
+        self.history.restore(state["history"])
+        self.behaviour, self.rounds = Behaviour(*state["behaviour"]), list(state["rounds"])
+
+
+class SuccessModel(OnPolicyAlgorithm):
+    """Learns from any episodes which reveals do harm; its policy reveals what does little.
+
+    The network of ``UnmaskPolicy`` predicts whether an episode succeeds as a noisy-or of harms, one per reveal
+    (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``. Rounds
+    alternate: episodes are collected, the first round's by random rules, later ones mostly by the model at
+    random thresholds; then the network is fitted to the last rounds, and the threshold is set to where the
+    model earned most. Episodes need no groups and no baseline, and a step that reveals nothing teaches nothing.
+
+    Args:
+        policy: ``UnmaskPolicy`` or a subclass, with sampler ``bernoulli``.
+        env: From ``make_sb3_env``.
+        learning_rate: Number or schedule: the peak in a fit, to which it rises and from which it falls again.
+        first_episodes: Episodes of the first round.
+        round_episodes: Episodes of every other one.
+        kept_rounds: The last so many rounds are fitted.
+        n_epochs: Passes over their episodes.
+        batch_size: Episodes per minibatch.
+        sharpness: How steeply the reveal probability falls with the logit of the harm.
+        threshold: The harm that is revealed with probability 1/2, at first.
+        thresholds: Lowest and highest threshold of episodes in collecting.
+        explore: Share of later rounds' episodes by random rules.
+        max_grad_norm: Gradients are clipped to this norm.
+        stats_window_size: See ``stable_baselines3.PPO``, like the arguments that follow.
+        tensorboard_log: See there.
+        policy_kwargs: See there.
+        verbose: See there.
+        seed: See there.
+        device: See there.
+
+    Raises:
+        ValueError: For values out of range.
+    """
+
+    rollout_buffer: EpisodeBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-3,
+        first_episodes: int = 3000,
+        round_episodes: int = 2000,
+        kept_rounds: int = 3,
+        n_epochs: int = 3,
+        batch_size: int = 48,
+        sharpness: float = 3.0,
+        threshold: float = 0.03,
+        thresholds: tuple[float, float] = (0.002, 0.1),
+        explore: float = 0.15,
+        max_grad_norm: float = 1.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        sizes = {
+            "first_episodes": first_episodes, "round_episodes": round_episodes, "kept_rounds": kept_rounds,
+            "n_epochs": n_epochs, "batch_size": batch_size,
+        }  # fmt: skip
+        for name, value in sizes.items():
+            check_whole(name, value, 1)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=1,
+            gamma=1.0,
+            gae_lambda=1.0,
+            ent_coef=0.0,
+            vf_coef=0.0,
+            max_grad_norm=max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=EpisodeBuffer,  # type: ignore[arg-type]
+            rollout_buffer_kwargs={"kept_rounds": kept_rounds},
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.MultiBinary,),
+        )
+        self.first_episodes, self.round_episodes = first_episodes, round_episodes
+        self.n_epochs, self.batch_size = n_epochs, batch_size
+        self.sharpness, self.threshold = sharpness, threshold
+        self.thresholds, self.explore = (thresholds[0], thresholds[1]), explore
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:  # all rows are about to restart
+            self.rollout_buffer.restart()
+            for row in range(self.n_envs):
+                self._draw_behaviour(row)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _draw_behaviour(self, row: int) -> None:
+        explore = self.explore if self._n_updates else 1.0
+        self.rollout_buffer.behaviour.draw(row, self.thresholds, explore)
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
+    ) -> bool:
+        """Steps all rows until the episodes of a round have finished.
+
+        Returns:
+            Whether training goes on: no callback stopped it.
+        """
+        assert self._last_obs is not None
+        self.policy.set_training_mode(False)
+        callback.on_rollout_start()
+        wanted = self.round_episodes if self._n_updates else self.first_episodes
+        needed = (*self.policy.network.config.requires, "action_mask")  # type: ignore[union-attr,misc]
+        while len(rollout_buffer.finished) < wanted:
+            observation: Any = self._last_obs
+            with torch.no_grad():
+                bits = self._act(observation)
+            self._last_obs, rewards, dones, infos = env.step(bits)  # type: ignore[assignment]
+            rollout_buffer.history.add({**{key: observation[key] for key in needed}, "_bits": bits})
+            for row in np.flatnonzero(dones).tolist():
+                rollout_buffer.finish(row, float(rewards[row]), float(infos[row]["score"]))
+                self._draw_behaviour(row)
+            self.num_timesteps += env.num_envs
+            self._update_info_buffer(infos, dones)
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+        self._last_episode_starts = dones
+        self._set_threshold(rollout_buffer)
+        rollout_buffer.end_round()
+        callback.on_rollout_end()
+        return True
+
+    def _act(self, observation: dict[str, NDArray[Any]]) -> NDArray[np.int8]:
+        """What each row reveals by its behaviour, ``(N, L)``; where that is nothing, what does least harm."""
+        tensors: Any = obs_as_tensor(observation, self.device)
+        behaviour = self.rollout_buffer.behaviour
+        sure, unsure, chance, threshold = (
+            torch.as_tensor(column, device=self.device)[:, None] for column in astuple(behaviour)
+        )
+        confidence, action_mask = tensors["confidence"], tensors["action_mask"]
+        logits = self.policy.network.candidate_logits(tensors)  # type: ignore[union-attr,operator]
+        harm = harm_logits(logits, self.sharpness, self.threshold)
+        uniform = torch.rand(2, *confidence.shape, device=self.device)
+        by_model = uniform[0] < torch.sigmoid(self.sharpness * (threshold - harm))
+        picked = (confidence >= sure) | (confidence <= unsure) | (uniform[1] < chance) | by_model
+        bits = (picked & (action_mask != 0)).to(torch.int8)
+        best = torch.where(threshold > _NEVER, -harm, confidence)
+        return with_argmax_fallback(bits, best, action_mask).cpu().numpy()
+
+    def _set_threshold(self, buffer: EpisodeBuffer) -> None:
+        """Moves the policy to the threshold at which the model alone earned most in this round."""
+        thresholds = np.array(buffer.thresholds)
+        rewards = np.array([episode.reward for episode in buffer.finished])
+        alone = ~np.isnan(thresholds)
+        if alone.sum() < 100:
+            return
+        best = best_threshold(thresholds[alone], rewards[alone])
+        with torch.no_grad():
+            bias: Tensor = self.policy.network.output_proj.bias  # type: ignore[union-attr,assignment]
+            bias += self.sharpness * (best - logit(self.threshold))
+        self.threshold = 1 / (1 + math.exp(-best))
+        self.logger.record("train/threshold", self.threshold)
+
+    def train(self) -> None:
+        """Fits the network to the episodes of the last rounds."""
+        self.policy.set_training_mode(True)
+        samples = self.rollout_buffer.samples()
+        lengths, scores = samples.pop("_length"), samples.pop("_score")
+        ends = np.cumsum(lengths)
+        count = len(lengths)
+        batches = math.ceil(count / self.batch_size)
+        peak = self.lr_schedule(self._current_progress_remaining)
+        losses: list[float] = []
+        for epoch in range(self.n_epochs):
+            order = torch.randperm(count).numpy()
+            for at in range(batches):
+                done = (epoch * batches + at + 0.5) / (self.n_epochs * batches)
+                for group in self.policy.optimizer.param_groups:
+                    group["lr"] = peak * one_cycle(done)
+                chosen = order[at * self.batch_size : (at + 1) * self.batch_size]
+                steps = np.concatenate([np.arange(ends[e] - lengths[e], ends[e]) for e in chosen])
+                whose = np.repeat(np.arange(len(chosen)), lengths[chosen])
+                batch = {key: self._tensor(array[steps]) for key, array in samples.items()}
+                losses.append(self._update(batch, whose, scores[chosen]))
+        self._n_updates += 1
+        self.logger.record("train/loss", float(np.mean(losses[-batches:])))
+        self.logger.record("train/episodes", count)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _update(
+        self, batch: dict[str, Tensor], whose: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> float:
+        """One step of the optimiser on the steps of some episodes; ``whose`` ``(S,)`` says which each is of."""
+        bits = batch.pop("_bits")
+        at = bits.flatten().nonzero().squeeze(1)  # (M,), reveals
+        logits = self.policy.network.logits_at(batch, at)  # type: ignore[union-attr,operator]
+        risks = risk(harm_logits(logits, self.sharpness, self.threshold))  # (M,)
+        episode = self._tensor(whose)[at // bits.shape[1]]  # (M,)
+        of_episode = risks.new_zeros(len(scores)).index_add(0, episode, risks)
+        loss = success_loss(of_episode, self._tensor(scores)).mean()
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        return float(loss.detach())
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "rollout_buffer"]
+
+
+def one_cycle(done: float) -> float:
+    """The learning rate as a share of its peak: up in the first 0.3, then down to 0 (Smith 2018, one cycle)."""
+    return done / 0.3 if done < 0.3 else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+
+
+def best_threshold(
+    thresholds: NDArray[np.float64], rewards: NDArray[np.float64], width: float = 0.4
+) -> float:
+    """Where rewards ``(E,)`` as a smooth function of thresholds ``(E,)``, as logits, are highest.
+
+    The function is the mean under a Gaussian of that width about every candidate, of which there are 25.
+    """
+    grid = np.linspace(np.quantile(thresholds, 0.02), np.quantile(thresholds, 0.98), 25)
+    weights = np.exp(-np.square((grid[:, None] - thresholds) / width) / 2)  # (25, E)
+    return float(grid[np.argmax(weights @ rewards / weights.sum(axis=1))])
