@@ -9,7 +9,7 @@ from operator import add, mul, sub
 from pathlib import Path
 from typing import Any
 
-from dllm_gym.tasks.answers import before_end, boxes, tagged
+from dllm_gym.tasks.answers import EQUALS, before_end, boxes, tagged, without_markup
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
 from dllm_gym.tasks.data import HUB, read_rows, refuse_test_file, rows_of_split
 from dllm_gym.tasks.expression import evaluate
@@ -106,7 +106,8 @@ class CountdownTask:
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the expression has the target as value and every number exactly once, else 0.0.
 
-        The last box counts, without one the text in ``<answer>``; what follows an equals sign is left out.
+        The last box counts, without one the text in ``<answer>``; what follows an equals sign or an
+        arrow is left out, and so are the marks of emphasis, code and formulas.
         """
         computed = evaluate(_expression(completion))
         if computed is None:
@@ -126,7 +127,7 @@ def _expression(completion: str) -> str:
     text = before_end(completion)
     found = boxes(text)
     answer = found[-1] if found else tagged(text) or ""
-    return answer.split("=")[0]
+    return EQUALS.split(without_markup(answer))[0].strip(" .")
 
 
 def _read(data: str | Path, split: str) -> list[_Row]:
