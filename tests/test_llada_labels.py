@@ -39,11 +39,11 @@ def labelled(task):
 
 def disagreements(task, problem_of, scorer):
     found = []
-    for number, (record, label) in enumerate(labelled(task)):
+    for index, (record, label) in enumerate(labelled(task)):
         score = scorer.score(record["generations"], problem_of(record))
         assert score in (0.0, 1.0)
         if bool(score) != label["right"]:
-            found.append((number, label.get("cause", "right"), score))
+            found.append((index, label.get("cause", "right"), score))
     return found
 
 
