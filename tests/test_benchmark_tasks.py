@@ -307,6 +307,45 @@ def test_math500_scores(math500):
     assert lm_eval.score("The final answer is ", lm_eval.problem(0)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (0, "0"),
+        (5, "5"),
+        (-3, "-3"),
+        (0.5, "0.5"),
+        (5.0, "5"),
+        (1e-07, "0.0000001"),
+        (10**25, "1" + "0" * 25),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_bare_number_is_an_answer_of_math(tmp_path, answer, reference, kind):
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(json.dumps({"problem": "Q", "answer": answer, "solution": "\\boxed{77}"}))
+    task = load_task("math500", data=path, equality="text")
+    problem = task.problem(0)
+    assert problem.reference == reference
+    assert task.score(f"\\boxed{{{reference}}}", problem) == 1.0
+    assert task.score("\\boxed{77}", problem) == 0.0
+
+
+@pytest.mark.parametrize("answer", [True, float("nan"), float("inf"), [1], {"value": 1}])
+def test_what_is_no_answer_of_math_is_refused(tmp_path, answer):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"problem": "Q", "answer": answer}])
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl, line 1: the answer must be a text or a finite number"
+    ):
+        load_task("math500", data=path, equality="text")
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_of_a_row_without_an_answer_the_solution_counts(tmp_path, answer):
+    row = {"problem": "Q", "answer": answer, "solution": "\\boxed{77}"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert load_task("math500", data=path, equality="text").problem(0).reference == "77"
+
+
 # Countdown -------------------------------------------------------------------------------------------------
 
 

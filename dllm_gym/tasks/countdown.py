@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import permutations
 from operator import add, mul, sub
 from pathlib import Path
-from typing import Any
 
 from dllm_gym.tasks.answers import EQUALS, before_end, boxes, tagged, without_markup
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
-from dllm_gym.tasks.data import HUB, read_rows, refuse_test_file, rows_of_split
+from dllm_gym.tasks.data import HUB, Row, read_rows, refuse_test_file, rows_of_split, text_in, whole_number
 from dllm_gym.tasks.expression import evaluate
 from dllm_gym.tasks.prompts import COUNTDOWN_D1
 
@@ -149,10 +148,10 @@ def _read(data: str | Path, split: str) -> list[_Row]:
     return three
 
 
-def _parse(row: Mapping[str, Any]) -> _Row:
+def _parse(row: Row) -> _Row:
     if "nums" in row:
-        return tuple(int(n) for n in row["nums"]), int(row["target"])
-    return tuple(int(n) for n in row["input"].split(",")), int(row["output"])
+        return tuple(whole_number(n) for n in row["nums"]), whole_number(row["target"])
+    return tuple(int(n) for n in text_in(row, "input").split(",")), whole_number(row["output"])
 
 
 def _content(row: _Row) -> str:
