@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dllm_gym
 from dllm_gym.backends.base import Prediction
 from dllm_gym.tasks import Problem, Task, load_task, task_names
 from dllm_gym.tasks.base import split_of
@@ -689,6 +690,24 @@ def test_gsm8k_through_the_front_door(gsm8k):
     assert info["answered"] == 1.0
     assert info["completion"] == backend.text
     env.close()
+
+
+def test_a_completion_in_which_no_grid_fits_is_refused_at_the_door():
+    for kwargs, shortest in (
+        ({"task": "sudoku"}, 16),
+        ({"task": "sudoku", "task_kwargs": {"size": 6}}, 36),
+        (
+            {"task": load_task("mixture", tasks=[{"task": "sudoku", "weight": 1}]), "backend": "tiny-sudoku"},
+            16,
+        ),
+    ):
+        assert gym.make("DLLMUnmask-v0", **kwargs, completion_length=shortest).action_space.n == shortest
+        with pytest.raises(
+            ValueError, match=f"completion_length {shortest - 1} is too short .* than {shortest} "
+        ):
+            gym.make("DLLMUnmask-v0", **kwargs, completion_length=shortest - 1)
+        with pytest.raises(ValueError, match="is too short for task"):
+            dllm_gym.evaluate("random", 1, **kwargs, completion_length=1)
 
 
 def test_a_task_without_a_dllm_of_its_own_asks_for_one(gsm8k):

@@ -60,6 +60,7 @@ class SudokuTask:
         self.size = size
         self.prompt = prompt
         self.completion_length = size * size if prompt == "plain" else 256
+        self.shortest_completion = size * size if prompt == "plain" else 1
         self._rows = None if data is None else _read(Path(data), size)
         self.num_problems = None if self._rows is None else len(self._rows)
 
