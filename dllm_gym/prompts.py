@@ -70,7 +70,8 @@ def check_prompts(prompts: Iterable[Any]) -> list[Prompt]:
                 f"prompt {number} must be a text or a list of chat messages such as "
                 f"{{'role': 'user', 'content': '...'}}, got {prompt!r}"
             )
-        for text in [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]:
+        messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        for text in (text for message in messages for text in message.values() if isinstance(text, str)):
             check_text(text, f"prompt {number}")
     return checked
 
