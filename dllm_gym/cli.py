@@ -584,9 +584,11 @@ def _shown(prompt: Prompt) -> str:
 
 
 def _json_object(option: str, text: str, example: str, or_list: bool = False) -> Any:
+    from dllm_gym.files import parse_json
+
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text, option)
+    except ValueError:
         value = None
     objects = value if or_list and isinstance(value, list) else [value]
     if not objects or not all(isinstance(one, dict) for one in objects):
@@ -682,11 +684,14 @@ def _write_json(value: Any, target: str | None) -> None:
 
 def main() -> None:
     """Entry point of the console script: wrong input ends in one line, not in a traceback."""
+    from dllm_gym.files import check_text
     from dllm_gym.plugins import plugins
 
     for plugin in plugins():
         plugin.register_commands(app)
     try:
+        for number, argument in enumerate(sys.argv[1:], start=1):
+            check_text(argument, f"argument {number}")
         app()
     except (ValueError, OSError, ImportError) as error:
         line = escape(" ".join(str(error).split()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _UNFINISHED = ".unfinished-"
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON spells it; two of them may be one character
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -62,16 +64,40 @@ def write_bytes(path: str | Path, content: bytes | memoryview) -> Path:
     return write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
+def check_text(text: str, place: str) -> str:
+    r"""Returns ``text``; ``place`` is for the message.
+
+    Raises:
+        ValueError: If it holds half of a surrogate pair, with which no tokenizer can do anything. Python
+            keeps bytes so that are no UTF-8 (``surrogateescape``), and JSON can spell it, ``"\ud800"``.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        what = (
+            f"the byte {code - 0xDC00:#04x}" if 0xDC80 <= code <= 0xDCFF else f"half a character, \\u{code:x}"
+        )
+        raise ValueError(f"{place} is no UTF-8 text: {what}, at position {error.start + 1}") from None
+    return text
+
+
 def parse_json(text: str | bytes, place: str) -> Any:
     """The value of a JSON text that somebody else wrote; ``place`` is for the message.
 
     Raises:
-        ValueError: If it is no JSON, is nested too deeply, or names a key twice.
+        ValueError: If it is no JSON, is nested too deeply, names a key twice, or is no text (``check_text``).
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        if isinstance(text, bytes):
+            text = text.decode(json.detect_encoding(text), "surrogateescape")
+        value = json.loads(text, object_pairs_hook=_object)
+        spelt_out = json.dumps(value, ensure_ascii=False) if _SURROGATE.search(text) else ""
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is not JSON: {error}") from None
+    check_text(text, place)
+    check_text(spelt_out, place)
+    return value
 
 
 def read_json(path: str | Path) -> Any:

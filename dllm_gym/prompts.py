@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dllm_gym.files import parse_json
+from dllm_gym.files import check_text, parse_json
 from dllm_gym.tasks import Problem
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def check_prompts(prompts: Iterable[Any]) -> list[Prompt]:
     """The prompts as a list.
 
     Raises:
-        ValueError: If they are no iterable of texts and chats; names the first that is neither.
+        ValueError: If they are no iterable of texts and chats, or hold what no text can (``check_text``);
+            names the first such prompt.
     """
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise ValueError(
@@ -68,6 +70,9 @@ def check_prompts(prompts: Iterable[Any]) -> list[Prompt]:
                 f"prompt {number} must be a text or a list of chat messages such as "
                 f"{{'role': 'user', 'content': '...'}}, got {prompt!r}"
             )
+        messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
+        for text in (text for message in messages for text in message.values() if isinstance(text, str)):
+            check_text(text, f"prompt {number}")
     return checked
 
 
@@ -81,17 +86,23 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: For another kind of file, or for a line that holds no prompt, naming it.
+        ValueError: For another kind of file, or for a line that holds no prompt or is no UTF-8, naming it.
     """
     suffix = Path(path).suffix
     if str(path) != "-" and suffix not in (".txt", ".jsonl"):
         raise ValueError(f"prompts come from .txt and .jsonl files and from - (standard input), got {path}")
-    text = sys.stdin.read() if str(path) == "-" else Path(path).read_text(encoding="utf-8-sig")
+    # what is no UTF-8 is kept until its line is known
+    if str(path) == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
+        text, name = sys.stdin.read(), "standard input"
+    else:
+        text, name = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape"), str(path)
     # not splitlines: a text inside JSON may hold what that takes for the end of a line
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if suffix == ".jsonl":
-        return [_prompt_from_json(line, f"{path}, line {number}") for number, line in lines]
-    return [line for _, line in lines]
+        return [_prompt_from_json(line, f"{name}, line {number}") for number, line in lines]
+    return [check_text(line, f"{name}, line {number}") for number, line in lines]
 
 
 def _prompt_from_json(line: str, where: str) -> Prompt:

@@ -82,7 +82,10 @@ BOXES = {
     "\\boxed{360\\text{ hours} hours.\n</answer>": [r"360\text{ hours} hours."],
     "{ \\frac{1 \\boxed{5} and": ["5"],
     "} } \\boxed{5}": ["5"],
-    "boxed{27}": [],
+    "boxed{27}": ["27"],
+    "\\boxed{\nboxed{428}": ["428"],
+    "**boxed{4}**": ["4"],
+    "unboxed{27}": [],
     r"\fbox{3} \boxed 4": [],
     "": [],
 }
@@ -129,9 +132,19 @@ def test_deep_and_long_text_takes_no_time():
         "\\boxed{1}" * 20_000,
         "<answer>" * 20_000,
         "\\" * 100_000,
+        "**a " * 20_000,
+        "1" + " " * 100_000 + "2",
+        "^" + " " * 100_000 + "1",
+        "(1+" * 30_000,
+        "- " * 50_000,
+        "1/" * 50_000,
+        "eggs " * 20_000 + "1",
     ):
         boxes(text)
         tagged(text)
+        number(text)
+        number(text, last=True)
+        plain_latex(text)
 
 
 # Numbers ---------------------------------------------------------------------------------------------------
@@ -186,10 +199,109 @@ def test_numbers(text, value):
     assert number(text) == (None if value is None else Fraction(value))
 
 
+# What both a box and prose may hold
+MARKED = {
+    "**8**": 8,
+    "*8*": 8,
+    "***8***": 8,
+    "__8__": 8,
+    "_8_": 8,
+    "`8`": 8,
+    "**$8**": 8,
+    "$**8**$": 8,
+    r"\(8\)": 8,
+    r"\[ 8 \]": 8,
+    "$$8$$": 8,
+    r"\textbf{8}": 8,
+    r"\mathbf{8}": 8,
+    "**8": 8,
+    "8 eggs (5 + 3)": 8,
+    "8 (since 16 / 2)": 8,
+    "5 + 3 → 8": 8,
+    "5 + 3 -> 8": 8,
+    r"5 + 3 \rightarrow 8": 8,
+    "5 + 3 => 8": 8,
+    r"\begin{align*} 5 + 3 &= 8 \\ \end{align*}": 8,
+    "x = 8 in C++": 8,
+    "**5 * 3 = 15**": 15,
+    "**5** * **3**": 15,
+    "5 * 3 eggs": 15,
+    "9 eggs * $2": 18,
+    "2 * (5 + 3)": 16,
+    "-$8": -8,
+    r"\frac{3}{4} \text{ cup}": "3/4",
+    r"-\frac12": "-1/2",
+    "2 1/2 cups": "5/2",
+    r"2\frac{1}{2}": "5/2",
+    # a power is no number, nor is its exponent
+    "10^{3}": None,
+    "10^{-3}": None,
+    "9^{9^{9}}": None,
+    "9 ** 9": None,
+    "x_{2}": None,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), MARKED.items())
+def test_markup_and_explanations_do_not_count(text, value):
+    wanted = None if value is None else Fraction(value)
+    assert number(text) == wanted
+    assert number(text, last=True) == wanted
+
+
+PROSE = {
+    "So the final answer is **8**.": 8,
+    "5 + 3 equals 8. The answer is 8.": 8,
+    "She has 13 girls + 3.\n#### 18": 18,
+    "9 eggs * $2, which is $18": 18,
+    "She pays 5 + 3 = 8 dollars.\nWritten in C++.": 8,
+    "Answer:\n- 8": 8,
+    "Answer:\n* 8": 8,
+    "Answer:\n• **8 eggs**": 8,
+    "- 7 red\n- 8 blue": 8,
+    "Answer - 8": 8,
+    "the answer is 8!": 8,
+    "8!": 8,
+    "It takes 5-10 people": 10,
+    "it is -8.": -8,
+    "Answer: 5 * 3": 15,
+    "The answer is 3/4.": "3/4",
+    r"He has 5. \textbf{The answer is 8}": 8,
+    "The answer is **8": 8,
+    "The answer is 8 (5 + 3).": 8,
+    "Ages 3 and -4": -4,
+    "She has (5 + 3) eggs": 3,  # no short answer, so the last number
+    "2 * 10^3, so 8": 8,
+    "from 1,000 to 2,500 eggs": 2500,
+    "18\n---": 18,
+    "8\n***": 8,
+    "8 * * *": 8,
+    "> 8": 8,
+    "none": None,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), PROSE.items())
+def test_of_prose_the_last_number_counts(text, value):
+    assert number(text, last=True) == (None if value is None else Fraction(value))
+
+
 def test_of_several_numbers_the_first_or_the_last():
     assert number("2 hours 30 minutes") == 2
     assert number("2 hours 30 minutes", last=True) == 30
     assert number("3, 100") == 3  # a list, no thousands
+
+
+@given(
+    st.integers(0, 10**6),
+    st.text("abc .,\n", max_size=40),
+    st.sampled_from(
+        ["{}", "**{}**", "*{}*", "__{}__", "`{}`", "${}$", r"\({}\)", r"\textbf{{{}}}", "- {}", "# {}"]
+    ),
+    st.sampled_from(["", ".", "!", " eggs.", " (5 + 3)", "\n", " C++", r" \end{align*}"]),
+)
+def test_a_last_number_is_found_behind_any_prose_and_in_any_markup(value, prose, markup, after):
+    assert number(f"7 * 6 {prose}\n{markup.format(f'{value:,}')}{after}", last=True) == value
 
 
 @given(st.integers(-(10**12), 10**12), st.integers(0, 3))
@@ -308,6 +420,11 @@ SAME = [
     (r"\left(5,\infty\right)", r"(5, \infty)"),
     (r"\sqrt3", r"\sqrt{3}"),
     ("12.", "12"),
+    (r"\frac{1}{2}", "**1/2**"),
+    ("12", "*12*"),
+    ("12", "`12`"),
+    ("12", r"\(12\)"),
+    ("a*b", "a*b"),
     (r"x \in [-2,7]", "[-2, 7]"),
 ]
 DIFFERENT = [

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,19 @@ BAD = {
     "too deep": ("rows.json", b"[" * 100_000, r"rows\.json is not JSON"),
     "short line": ("rows.csv", b"n,m\n1,2\n\n3\n", r"rows\.csv, line 4: not as many fields"),
     "long line": ("rows.csv", b"n,m\n1,2,3\n", r"rows\.csv, line 2: not as many fields"),
-    "no UTF-8": ("rows.csv", b"n\n\xff\n", r"rows\.csv cannot be read"),
+    "no UTF-8 in CSV": ("rows.csv", b"n\n\xff\n", r"rows\.csv, line 2 is no UTF-8 text: the byte 0xff"),
+    "no UTF-8 in lines": (
+        "rows.jsonl",
+        b'{"n": 1}\n\n{"n": "caf\xe9"}',
+        r"rows\.jsonl, line 3 is no UTF-8 text: the byte 0xe9, at position 11",
+    ),
+    "no UTF-8 in JSON": ("rows.json", b'[{"n": "\xe9"}]', r"rows\.json is no UTF-8 text: the byte 0xe9"),
+    "half a character": (
+        "rows.jsonl",
+        b'{"n": 1}\n{"n": "\\ud800"}',
+        r"rows\.jsonl, line 2 is no UTF-8 text: half a character, \\ud800",
+    ),
+    "half a character as name": ("rows.json", b'[{"\\udc00": 1}]', r"rows\.json is no UTF-8 text: half"),
     "no gzip": ("rows.jsonl.gz", b"plain", r"rows\.jsonl\.gz cannot be read"),
     "cut gzip": ("rows.jsonl.gz", gzip.compress(b'{"n": 1}\n' * 99)[:-9], r"rows\.jsonl\.gz cannot be read"),
     "no parquet": ("rows.parquet", b"plain", r"rows\.parquet cannot be read"),
@@ -93,6 +106,62 @@ def test_what_is_wrong_is_named_with_its_place(tmp_path, name, content, message)
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_rows("t", path, lambda row: int(row["n"]), **NOWHERE)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_blank_lines_without_end_are_not_read_to_their_end(tmp_path, monkeypatch, kind):
+    """A few kilobytes of gzip hold millions of them."""
+    monkeypatch.setattr("dllm_gym.tasks.data._MOST_ROWS", 1000)
+    path = tmp_path / f"rows.{kind}.gz"
+    for extra, message in ((0, "no rows in"), (1, "holds more than 1000 lines")):
+        path.write_bytes(gzip.compress(b"\n" * (1000 + extra)))
+        with pytest.raises(ValueError, match=message):
+            read_rows("t", path, dict, **NOWHERE)
+
+
+def test_more_than_any_benchmark_holds_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("dllm_gym.tasks.data._LARGEST_DOCUMENT", 1000)
+    for kind in KINDS:
+        path = write(tmp_path / f"rows.{kind}", [{"n": "1" * 90}] * 9)
+        assert len(read_rows("t", path, dict, **NOWHERE)) == 9
+        write(path, [{"n": "1" * 90}] * 12)
+        with pytest.raises(ValueError, match=r"more than .*1000|longer than 1000"):
+            read_rows("t", path, dict, **NOWHERE)
+
+
+def test_whole_characters_are_text_however_json_spells_them(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"n": "\\ud83d\\ude00 \\\\ud800"}\n')
+    assert read_rows("t", path, lambda row: row["n"], **NOWHERE) == ["\U0001f600 \\ud800"]
+
+
+WRONG_TYPES = {
+    "gsm8k": ({"question": "Q", "answer": "#### 1"}, {"question": 5, "answer": 5}),
+    "math500": ({"problem": "Q", "answer": "1"}, {"problem": 5, "answer": [1], "solution": 5}),
+    "countdown": ({"nums": [1, 2, 3], "target": 6}, {"nums": [1.5, 2, 3], "target": True}),
+    "mbpp": (
+        {"task_id": 11, "text": "Q", "code": "c", "test_list": ["assert 1"]},
+        {"task_id": 1.5, "text": 5, "code": 5, "test_list": "assert 1"},
+    ),
+    "kodcode": (
+        {"question": "Q", "solution": "s", "test": "def test_a(): pass"},
+        {"question": 5, "solution": 5, "test": 5},
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "column"), [(name, column) for name, (_, wrong) in WRONG_TYPES.items() for column in wrong]
+)
+def test_a_column_of_another_type_is_named_with_its_line(tmp_path, name, column):
+    right, wrong = WRONG_TYPES[name]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(right) + "\n" + json.dumps({**right, column: wrong[column]}) + "\n")
+    keywords = {"math500": {"equality": "text"}, "mbpp": {"shots": 0}}.get(name, {})
+    split = "train" if name == "kodcode" else "test"
+    shown = "1.5" if column == "nums" else repr(wrong[column])
+    with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2: .*, got {re.escape(shown)}"):
+        load_task(name, split, data=path, **keywords)
 
 
 @pytest.mark.parametrize("data", [None, "nowhere.jsonl", "."])

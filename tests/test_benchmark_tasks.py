@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dllm_gym
 from dllm_gym.backends.base import Prediction
 from dllm_gym.tasks import Problem, Task, load_task, task_names
 from dllm_gym.tasks.base import split_of
@@ -307,6 +308,45 @@ def test_math500_scores(math500):
     assert lm_eval.score("The final answer is ", lm_eval.problem(0)) == 0.0
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        (0, "0"),
+        (5, "5"),
+        (-3, "-3"),
+        (0.5, "0.5"),
+        (5.0, "5"),
+        (1e-07, "0.0000001"),
+        (10**25, "1" + "0" * 25),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_bare_number_is_an_answer_of_math(tmp_path, answer, reference, kind):
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(json.dumps({"problem": "Q", "answer": answer, "solution": "\\boxed{77}"}))
+    task = load_task("math500", data=path, equality="text")
+    problem = task.problem(0)
+    assert problem.reference == reference
+    assert task.score(f"\\boxed{{{reference}}}", problem) == 1.0
+    assert task.score("\\boxed{77}", problem) == 0.0
+
+
+@pytest.mark.parametrize("answer", [True, float("nan"), float("inf"), [1], {"value": 1}])
+def test_what_is_no_answer_of_math_is_refused(tmp_path, answer):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"problem": "Q", "answer": answer}])
+    with pytest.raises(
+        ValueError, match=r"rows\.jsonl, line 1: the answer must be a text or a finite number"
+    ):
+        load_task("math500", data=path, equality="text")
+
+
+@pytest.mark.parametrize("answer", [None, "", "  "])
+def test_of_a_row_without_an_answer_the_solution_counts(tmp_path, answer):
+    row = {"problem": "Q", "answer": answer, "solution": "\\boxed{77}"}
+    path = write_jsonl(tmp_path / "rows.jsonl", [row])
+    assert load_task("math500", data=path, equality="text").problem(0).reference == "77"
+
+
 # Countdown -------------------------------------------------------------------------------------------------
 
 
@@ -378,6 +418,16 @@ COUNTDOWN = {
     "\\boxed{95 - 73 + 7><|eot_id|>": 1.0,
     "<answer>7 + (95 - 73)</answer>": 1.0,
     "<answer>7 - -(95 - 73)</answer>": 1.0,
+    "<answer>**95 - 73 + 7**</answer>": 1.0,
+    "<answer>**95 - 73 + 7** = 29</answer>": 1.0,
+    "<answer>`95 - 73 + 7`</answer>": 1.0,
+    "<answer>\n```python\n95 - 73 + 7\n```\n</answer>": 1.0,
+    "<answer>$95 - 73 + 7$</answer>": 1.0,
+    r"\boxed{\(95 - 73 + 7\)}": 1.0,
+    r"<answer>\[95 - 73 + 7 = 29\]</answer>": 1.0,
+    "<answer>95 - 73 + 7 → 29</answer>": 1.0,
+    "<answer>95 - 73 + 7.</answer>": 1.0,
+    "boxed{95 - 73 + 7}": 1.0,
     "95 - 73 + 7": 0.0,
     r"\boxed{29}": 0.0,
     r"\boxed{95 - 73 + 7 + 0}": 0.0,
@@ -640,6 +690,24 @@ def test_gsm8k_through_the_front_door(gsm8k):
     assert info["answered"] == 1.0
     assert info["completion"] == backend.text
     env.close()
+
+
+def test_a_completion_in_which_no_grid_fits_is_refused_at_the_door():
+    for kwargs, shortest in (
+        ({"task": "sudoku"}, 16),
+        ({"task": "sudoku", "task_kwargs": {"size": 6}}, 36),
+        (
+            {"task": load_task("mixture", tasks=[{"task": "sudoku", "weight": 1}]), "backend": "tiny-sudoku"},
+            16,
+        ),
+    ):
+        assert gym.make("DLLMUnmask-v0", **kwargs, completion_length=shortest).action_space.n == shortest
+        with pytest.raises(
+            ValueError, match=f"completion_length {shortest - 1} is too short .* than {shortest} "
+        ):
+            gym.make("DLLMUnmask-v0", **kwargs, completion_length=shortest - 1)
+        with pytest.raises(ValueError, match="is too short for task"):
+            dllm_gym.evaluate("random", 1, **kwargs, completion_length=1)
 
 
 def test_a_task_without_a_dllm_of_its_own_asks_for_one(gsm8k):

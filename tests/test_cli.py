@@ -185,6 +185,19 @@ def test_generate_from_files_and_standard_input(run, tmp_path, monkeypatch):
         assert run(*GENERATE, "--file", source).out.splitlines() == expected
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (("generate", "1", "2\udcff"), "argument 3 is no UTF-8 text: the byte 0xff, at position 2"),
+        (("evaluate", "--agent", "\udcff", "--json", "-"), "argument 3 is no UTF-8 text: the byte 0xff"),
+    ],
+)
+def test_an_argument_that_is_no_text_is_named(run, arguments, place):
+    done = run(*arguments)
+    assert done.code == 1
+    assert done.words.startswith(f"error: {place}")
+
+
 def test_generate_answers_chats(run, tmp_path):
     prompt = "Sam has 20 coins, finds 4, loses 9. Total?"
     lines = [json.dumps({"messages": [{"role": "user", "content": prompt}]}), json.dumps({"prompt": prompt})]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from toy_backend import ToyBackend
 
 from dllm_gym.envs.engine import Engine
+from dllm_gym.sandbox import Sandbox, SandboxError
 from dllm_gym.tasks import Problem, Task, load_task
 from dllm_gym.tasks.code import programs
-from dllm_gym.tasks.sandbox import Sandbox, SandboxError
 
 try:
     Sandbox().check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import pytest
@@ -300,6 +301,47 @@ def test_a_line_without_prompt_is_named(tmp_path, line, message):
     path.write_text('{"prompt": "1"}\n' + line, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"one\n\ncaf\xe9\n", r"p\.txt, line 3 is no UTF-8 text: the byte 0xe9, at position 4"),
+        (
+            "p.jsonl",
+            b'{"prompt": "1"}\n{"prompt": "\xe9"}',
+            r"p\.jsonl, line 2 is no UTF-8 text: the byte 0xe9",
+        ),
+        (
+            "p.jsonl",
+            b'\n{"prompt": "\\ud800"}',
+            r"p\.jsonl, line 2 is no UTF-8 text: half a character, \\ud800",
+        ),
+        (
+            "p.jsonl",
+            b'{"messages": [{"role": "user", "content": "\\udfff"}]}',
+            r"p\.jsonl, line 1 is no UTF-8 text: half a character, \\udfff",
+        ),
+    ],
+)
+def test_what_is_no_text_is_named_with_its_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+
+
+def test_standard_input_that_is_no_text_is_named_with_its_line(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo \xff\n"), encoding="utf-8"))
+    with pytest.raises(ValueError, match=r"standard input, line 2 is no UTF-8 text: the byte 0xff"):
+        read_prompts("-")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "one \udcff", "\udc00\ud800"])
+def test_a_prompt_that_is_no_text_is_refused_before_anything_is_written(text):
+    for prompt in (text, [{"role": "user", "content": text}]):
+        with pytest.raises(ValueError, match="prompt 2 is no UTF-8 text"):
+            toy(["1", prompt])
 
 
 def test_other_files_are_refused(tmp_path):

@@ -7,11 +7,14 @@ final answer is right, and if not why (``docs/tasks.md``); for Sudoku also the r
 import collections
 import hashlib
 import json
+import re
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from dllm_gym.tasks import Problem, load_task
+from dllm_gym.tasks.answers import before_end, number
 
 LABELS = json.loads((Path(__file__).parent / "data" / "llada_labels.json").read_text())
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -36,11 +39,11 @@ def labelled(task):
 
 def disagreements(task, problem_of, scorer):
     found = []
-    for number, (record, label) in enumerate(labelled(task)):
+    for index, (record, label) in enumerate(labelled(task)):
         score = scorer.score(record["generations"], problem_of(record))
         assert score in (0.0, 1.0)
         if bool(score) != label["right"]:
-            found.append((number, label.get("cause", "right"), score))
+            found.append((index, label.get("cause", "right"), score))
     return found
 
 
@@ -60,6 +63,22 @@ def test_gsm8k():
         assert float(problem.reference) == record["ground_truth"]
         answered = scorer.metrics(record["generations"], problem)["answered"]
         assert answered == (label.get("cause") != "no-answer")
+
+
+def flexible_extract(text):
+    """The filter of that name in lm-evaluation-harness, task gsm8k, with what its metric ignores."""
+    groups = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)[-1]
+    return re.sub(r",|\$|\.$", "", next(group for group in groups if group))
+
+
+def test_the_last_number_is_that_of_lm_evals_filter_on_text_for_gsm8k():
+    solutions = [
+        json.loads(line)["answer"] for line in shared_file("gsm8k_test.jsonl").read_text().splitlines()
+    ]
+    written = [before_end(record["generations"]) for record, _ in labelled("gsm8k")]
+    assert len(solutions + written) == 1519
+    for text in solutions + written:
+        assert number(text, last=True) == Fraction(flexible_extract(text)), text
 
 
 def test_math500(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,36 @@ EQUAL = [
     (r"864 \mbox{ inches}^2", "864"),
     (r"\frac14", "0.25"),
     ("x=5", "5"),
+    (r"\frac{1}{3}", "0.333333"),
+    (r"\sqrt{2}", "1.414214"),
+    (r"6.02 \times 10^{23}", "602000000000000000000000"),
+    ("0.1x + 0.2x", "0.3x"),
+    ("0", r"\sqrt{8} - 2\sqrt{2}"),
+    (r"\frac{1}{2^{99}}", "2^{-99}"),
+    (r"\frac{\sqrt{3}}{2^{99}}", r"\sqrt{3} \cdot 2^{-99}"),
+    (r"\{0.5, 2\}", r"\{\frac12, 2\}"),
+    ("0.5 + i", r"\frac12 + i"),
+    ("0.0000005", r"5 \times 10^{-7}"),
 ]
+# Small numbers, and small differences, are what they are, alone and wherever numbers stand.
 UNEQUAL = [
+    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+    (r"\frac{\sqrt{3}}{2^{99}}", r"\frac{\sqrt{3}}{2^{98}}"),
+    ("10^{-17}", "0"),
+    (r"\sqrt{2} + 10^{-20}", r"\sqrt{2}"),
+    ("10^{30}", "10^{30} + 1"),
+    ("1000000.0", "1000001.0"),
+    ("0.0000001", "0.0000002"),
+    ("0.0000001", "0"),
+    ("10^{-20}i", "10^{-21}i"),
+    ("10^{-20}x", "10^{-21}x"),
+    ("x = 10^{-20}", "x = 10^{-21}"),
+    ("x > 10^{-20}", "x > 10^{-21}"),
+    ("(10^{-20}, 1)", "(10^{-21}, 1)"),
+    ("[0, 10^{-20}]", "[0, 10^{-21}]"),
+    (r"\{10^{-20}\}", r"\{10^{-21}\}"),
+    (r"\begin{pmatrix} 10^{-20} \\ 1 \end{pmatrix}", r"\begin{pmatrix} 10^{-21} \\ 1 \end{pmatrix}"),
+    (r"\frac{1}{3}", "0.33"),
     (r"\frac{1}{8}", r"\frac{3}{25}"),
     ("(1,2)", "(2,1)"),
     ("[1,2]", "(1,2)"),
@@ -52,7 +81,25 @@ UNEQUAL = [
 
 def test_answers_are_compared_by_value():
     assert [pair for pair in EQUAL if not same_value(*pair)] == []
-    assert [pair for pair in UNEQUAL if same_value(*pair)] == []
+    assert [pair for pair in EQUAL if not same_value(*reversed(pair))] == []
+    for one, other in UNEQUAL:
+        assert not same_value(one, other), (one, other)
+        assert not same_value(other, one), (one, other)
+
+
+numbers = st.builds(Fraction, st.integers(-(10**9), 10**9), st.integers(1, 10**9))
+
+
+@settings(max_examples=25)
+@given(numbers, numbers, st.integers(0, 30))
+def test_fractions_are_equal_exactly_if_they_are(one, other, scale):
+    def latex(value, unreduced=1):
+        above, below = value.numerator * unreduced, value.denominator * unreduced
+        return rf"\frac{{{above}}}{{{below} \cdot 10^{{{scale}}}}}"
+
+    assert same_value(latex(one), latex(one, unreduced=7))
+    assert same_value(latex(one), latex(other)) == (one == other)
+    assert not same_value(latex(one), latex(one + Fraction(1, 10**20)))
 
 
 def test_text_is_never_run(tmp_path):

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dllm_gym.tasks.sandbox import GUARANTEES, Job, Limits, Sandbox, SandboxError
+import dllm_gym.sandbox
+from dllm_gym.sandbox import GUARANTEES, Job, Limits, Sandbox, SandboxError
 
 # What is left out, so that no attack is stopped by one layer alone on a machine that has several
 MODES = {
@@ -141,6 +142,22 @@ def test_the_standard_library_works(box):
     """
     outcome = run(box, program, "assert Point().x == 0")
     assert outcome.correct, outcome.output
+
+
+def test_a_program_finds_nothing_of_the_sandbox_among_its_modules(box):
+    inside = sorted(path.stem for path in (Path(dllm_gym.sandbox.__file__).parent / "inside").glob("*.py"))
+    assert len(inside) > 5
+    program = """
+        import sys
+        for name in %names%:
+            assert name not in sys.modules
+            try:
+                __import__(name)
+            except ModuleNotFoundError:
+                print('no', name)
+        assert not [path for path in sys.path if 'sandbox' in path]
+    """
+    assert run(box, program, names=inside).output.splitlines() == [f"no {name}" for name in inside]
 
 
 def test_sets_are_walked_in_the_same_order_every_time():
@@ -302,6 +319,35 @@ def test_files_are_limited_and_removed(mode, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_are_removed_however_deep_and_locked(mode, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    kept = tmp_path.parent / f"{tmp_path.name} kept"
+    kept.mkdir()
+    (kept / "file").touch()
+    program = """
+        import os
+        os.mkdir('outer')
+        os.close(os.open('outer/file', os.O_CREAT))
+        os.mkdir('outer/locked', 0)
+        os.symlink(%kept%, 'outer/link')
+        os.symlink(%kept%, 'link')
+        place, depth = os.open('outer', os.O_RDONLY), 0
+        try:
+            for depth in range(1, 2501):
+                os.mkdir('d' * 200, dir_fd=place)
+                inner = os.open('d' * 200, os.O_RDONLY, dir_fd=place)
+                os.close(place)
+                place = inner
+        except OSError:  # where all files together are limited
+            pass
+        print(depth)
+    """
+    outcome = run(sandbox(mode), program, kept=str(kept))
+    assert int(outcome.output) > 2000
+    assert list(tmp_path.iterdir()) == []
+    assert [entry.name for entry in kept.iterdir()] == ["file"]
+
+
 def test_open_files_are_limited(box):
     program = """
         import os
@@ -419,7 +465,7 @@ def test_it_dies_with_its_caller(mode):
         [
             sys.executable,
             "-c",
-            "import json, sys\nfrom dllm_gym.tasks.sandbox import Sandbox, Limits\n"
+            "import json, sys\nfrom dllm_gym.sandbox import Sandbox, Limits\n"
             "box = Sandbox(Limits(wall_seconds=60), without=json.loads(sys.argv[1]), require=())\n"
             "box.run(sys.argv[2], ())",
             json.dumps(MODES[mode]),
@@ -628,6 +674,71 @@ def test_there_is_no_network_not_even_to_this_machine(box, tmp_path):
         for listener in opened.values():
             listener.close()
         Path(f"/tmp/{name}").unlink(missing_ok=True)
+
+
+def test_a_pair_of_sockets_reaches_nothing_but_itself(box, tmp_path_factory):
+    name = uuid.uuid4().hex
+    places = {"path": f"/tmp/{name}", "abstract": f"\0{name}"}
+    listeners = {}
+    try:
+        for kind, place in places.items():
+            listeners[kind] = listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            listener.bind(place)
+            listener.setblocking(False)
+        Path(places["path"]).chmod(0o777)
+        program = """
+            import socket
+            kinds = (socket.SOCK_DGRAM, socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+            for kind in kinds:
+                mine, yours = socket.socketpair(socket.AF_UNIX, kind)
+                mine.send(b'to itself')
+                assert yours.recv(9) == b'to itself'
+                for where in ('/tmp/' + %name%, '\\0' + %name%):
+                    for what in (
+                        lambda: mine.sendto(b'x', where),
+                        lambda: mine.sendmsg([b'x'], [], 0, where),
+                        lambda: mine.connect(where),
+                        lambda: mine.send(b'x'),  # to what it may be connected to now
+                    ):
+                        try:
+                            what()
+                        except OSError:
+                            pass
+            print('tried')
+        """
+        assert run(box, program, name=name).output == "tried\n"
+        for listener in listeners.values():
+            with pytest.raises(BlockingIOError):
+                listener.recv(1)
+    finally:
+        for listener in listeners.values():
+            listener.close()
+        Path(places["path"]).unlink(missing_ok=True)
+
+
+def test_calls_that_could_reach_other_sockets_are_refused(box, mode):
+    if mode == "namespaces alone":
+        pytest.skip("what seccomp is for")
+    program = """
+        import ctypes, errno, socket
+        mine, yours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        def attempt(what, call):
+            try:
+                print(what, call())
+            except OSError as error:
+                print(what, errno.errorcode[error.errno])
+        attempt('connect', lambda: mine.connect('x'))
+        attempt('bind', lambda: mine.bind('x'))
+        attempt('sendto', lambda: mine.sendto(b'x', 'x'))
+        attempt('sendmsg', lambda: mine.sendmsg([b'x']))
+        attempt('sendmmsg', lambda: ctypes.CDLL(None, use_errno=True).sendmmsg(mine.fileno(), None, 0, 0))
+        attempt('pair of another family', lambda: socket.socketpair(socket.AF_TIPC))
+        attempt('send', lambda: mine.send(b'x'))
+    """
+    assert run(box, program).output.splitlines() == [
+        *("connect EPERM", "bind EPERM", "sendto EPERM", "sendmsg EPERM", "sendmmsg -1"),
+        *("pair of another family EPERM", "send 1"),
+    ]
 
 
 # Fake success -----------------------------------------------------------------------------------------------

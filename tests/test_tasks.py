@@ -652,6 +652,13 @@ def test_a_malformed_row_is_refused_by_its_line(tmp_path, row):
         load_task("sudoku", data=path)
 
 
+def test_sudoku_from_a_file_that_is_no_text_names_the_line(tmp_path):
+    path = tmp_path / "puzzles.csv"
+    path.write_bytes(f"Puzzle,Solution\n{GOOD}\n".encode() + b"\xff,1\n")
+    with pytest.raises(ValueError, match=r"puzzles\.csv, line 3 is no UTF-8 text: the byte 0xff"):
+        load_task("sudoku", data=path)
+
+
 def test_the_line_is_the_one_an_editor_shows(tmp_path):
     path = write_csv(tmp_path, "Puzzle,Solution", GOOD, "", "", GOOD[:-1])
     with pytest.raises(ValueError, match=r"puzzles\.csv, line 5\b"):

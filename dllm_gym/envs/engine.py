@@ -86,6 +86,11 @@ class Engine:
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         length = self.task.completion_length if completion_length is None else completion_length
         self.length = _positive("completion_length", length)
+        if self.length < (shortest := getattr(self.task, "shortest_completion", 1)):
+            raise ValueError(
+                f"completion_length {length} is too short for task {self.task.name!r}: "
+                f"no right answer has fewer than {shortest} tokens"
+            )
         attention_block = getattr(self.backend, "attention_block", None)
         self.block_length = _block_length(block_length, self.length, attention_block)
         self.alpha = _number_or_range("alpha", alpha, 0.0)

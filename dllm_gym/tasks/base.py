@@ -38,7 +38,9 @@ class Task(Protocol):
     """A source of problems and a scorer of completions.
 
     A task whose scores take long may also have ``prepare(completions, problems)``, which is called before
-    the scores of several completions are asked for, so that it can work on them side by side.
+    the scores of several completions are asked for, so that it can work on them side by side. A task whose
+    answers cannot be shorter may say so in ``shortest_completion``, in tokens; the environment refuses a
+    ``completion_length`` below it, in which every score would be 0.
 
     Attributes:
         name: The task's registered name.

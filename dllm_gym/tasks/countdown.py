@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import permutations
 from operator import add, mul, sub
 from pathlib import Path
-from typing import Any
 
-from dllm_gym.tasks.answers import before_end, boxes, tagged
+from dllm_gym.tasks.answers import EQUALS, before_end, boxes, tagged, without_markup
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
-from dllm_gym.tasks.data import HUB, read_rows, refuse_test_file, rows_of_split
+from dllm_gym.tasks.data import HUB, Row, read_rows, refuse_test_file, rows_of_split, text_in, whole_number
 from dllm_gym.tasks.expression import evaluate
 from dllm_gym.tasks.prompts import COUNTDOWN_D1
 
@@ -106,7 +105,8 @@ class CountdownTask:
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 if the expression has the target as value and every number exactly once, else 0.0.
 
-        The last box counts, without one the text in ``<answer>``; what follows an equals sign is left out.
+        The last box counts, without one the text in ``<answer>``; what follows an equals sign or an
+        arrow is left out, and so are the marks of emphasis, code and formulas.
         """
         computed = evaluate(_expression(completion))
         if computed is None:
@@ -126,7 +126,7 @@ def _expression(completion: str) -> str:
     text = before_end(completion)
     found = boxes(text)
     answer = found[-1] if found else tagged(text) or ""
-    return answer.split("=")[0]
+    return EQUALS.split(without_markup(answer))[0].strip(" .")
 
 
 def _read(data: str | Path, split: str) -> list[_Row]:
@@ -148,10 +148,10 @@ def _read(data: str | Path, split: str) -> list[_Row]:
     return three
 
 
-def _parse(row: Mapping[str, Any]) -> _Row:
+def _parse(row: Row) -> _Row:
     if "nums" in row:
-        return tuple(int(n) for n in row["nums"]), int(row["target"])
-    return tuple(int(n) for n in row["input"].split(",")), int(row["output"])
+        return tuple(whole_number(n) for n in row["nums"]), whole_number(row["target"])
+    return tuple(int(n) for n in text_in(row, "input").split(",")), whole_number(row["output"])
 
 
 def _content(row: _Row) -> str:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dllm_gym.files import parse_json
+from dllm_gym.files import check_text, parse_json
 from dllm_gym.tasks.base import split_of
 
 Row = dict[str, Any]
@@ -20,8 +20,8 @@ HUB = "hub"
 
 # A small file may claim, or unpack to, far more than it holds. No benchmark comes near these.
 _LONGEST_LINE = 2**24  # characters
-_LARGEST_DOCUMENT = 2**30  # characters of a .json file, all of which are read at once
-_MOST_ROWS = 10**7  # of a .parquet file
+_LARGEST_DOCUMENT = 2**30  # characters of a file, unpacked
+_MOST_ROWS = 10**6  # or lines, blank ones too
 _ROWS_AT_A_TIME = 1024
 
 
@@ -97,7 +97,7 @@ def _rows(
     if not paths:
         raise FileNotFoundError(missing)
     for path in paths:
-        yield from _file_rows(path)
+        yield from file_rows(path)
 
 
 def _ways(hub: str, package: str | None, files: Sequence[str]) -> str:
@@ -136,6 +136,30 @@ def _hub_rows(hub: str, config: str | None, split: str) -> Iterator[tuple[str, R
         yield f"{hub} ({split}), row {number}", row
 
 
+def text_in(row: Row, column: str) -> str:
+    """The text in a column.
+
+    Raises:
+        KeyError: If there is no such column.
+        ValueError: If it holds something else.
+    """
+    value = row[column]
+    if not isinstance(value, str):
+        raise ValueError(f"column {column!r} must hold a text, got {value!r:.80}")
+    return value
+
+
+def whole_number(value: Any) -> int:
+    """A whole number, or one that is written out.
+
+    Raises:
+        ValueError: For anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError(f"expected a whole number, got {value!r:.80}")
+    return int(value)
+
+
 def rows_of_split(rows: Sequence[Parsed], split: str, content: Callable[[Parsed], str]) -> list[Parsed]:
     """The rows of a split: a test file's rows all, a training file's rows by a hash of their content.
 
@@ -167,7 +191,14 @@ def refuse_test_file(data: str | Path | None, split: str) -> None:
 # Files -----------------------------------------------------------------------------------------------------
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
+def file_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Every row of a file with its place, such as ``test.jsonl, line 3``.
+
+    Raises:
+        OSError: If it cannot be opened.
+        ValueError: As ``read_rows``.
+        ImportError: If it is a ``.parquet`` file and ``pyarrow`` is not installed.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else "".join(suffixes[-1:])
     if kind not in _READERS or (kind == ".parquet" and suffixes[-1] == ".gz"):
@@ -179,7 +210,7 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, {place}: a row must be an object with columns, got {row!r:.80}")
             yield f"{path}, {place}", row
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
@@ -195,7 +226,7 @@ def _json(path: Path) -> Iterator[tuple[str, Any]]:
     with _open(path) as file:
         text = file.read(_LARGEST_DOCUMENT + 1)
     if len(text) > _LARGEST_DOCUMENT:
-        raise ValueError(f"{path} is longer than {_LARGEST_DOCUMENT} characters; give it as .jsonl")
+        raise ValueError(f"{path} is longer than {_LARGEST_DOCUMENT} characters; no benchmark is")
     value = parse_json(text, str(path))
     rows = value if isinstance(value, list) else [value]
     for number, row in enumerate(rows, 1):
@@ -221,7 +252,11 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
         with parquet.ParquetFile(path) as file:
             if file.metadata.num_rows > _MOST_ROWS:
                 raise ValueError(f"it claims {file.metadata.num_rows} rows; at most {_MOST_ROWS} are read")
-            rows = [row for batch in file.iter_batches(_ROWS_AT_A_TIME) for row in batch.to_pylist()]
+            rows, size = list[Any](), 0
+            for batch in file.iter_batches(_ROWS_AT_A_TIME):
+                if (size := size + batch.nbytes) > _LARGEST_DOCUMENT:
+                    raise ValueError(f"it holds more than {_LARGEST_DOCUMENT} bytes")
+                rows += batch.to_pylist()
     except (ArrowException, ValueError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
     for number, row in enumerate(rows, 1):
@@ -239,11 +274,16 @@ _READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
 def _open(path: Path) -> Any:
     # utf-8-sig: files saved on Windows may start with a byte order mark
     opener = gzip.open if path.suffix.lower() == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline="" if ".csv" in path.name.lower() else None)
+    newline = "" if ".csv" in path.name.lower() else None
+    return opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def _lines(file: Any, path: Path) -> Iterator[str]:
+    number = size = 0
     while line := file.readline(_LONGEST_LINE + 1):
+        number, size = number + 1, size + len(line)
         if len(line) > _LONGEST_LINE:
             raise ValueError(f"{path} has a line of more than {_LONGEST_LINE} characters")
-        yield line
+        if number > _MOST_ROWS or size > _LARGEST_DOCUMENT:
+            raise ValueError(f"{path} holds more than {_MOST_ROWS} lines or {_LARGEST_DOCUMENT} characters")
+        yield check_text(line, f"{path}, line {number}")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 from dllm_gym.tasks.answers import before_end, boxes, number, same_number, tagged
 from dllm_gym.tasks.base import Problem
-from dllm_gym.tasks.data import read_rows
+from dllm_gym.tasks.data import Row, read_rows, text_in
 from dllm_gym.tasks.prompts import GSM8K_D1, GSM8K_LM_EVAL, GSM8K_TRAINING
 from dllm_gym.tasks.questions import QuestionRow, QuestionTask
 
@@ -76,8 +74,8 @@ def _read(data: str | Path | None, part: str) -> list[QuestionRow]:
     )
 
 
-def _parse(row: Mapping[str, Any]) -> QuestionRow:
-    question, answer = row["question"], row["answer"]
+def _parse(row: Row) -> QuestionRow:
+    question, answer = text_in(row, "question"), text_in(row, "answer")
     _, marker, gold = answer.rpartition("####")
     gold = gold.strip().replace(",", "").removeprefix("$")
     if not marker or number(gold) is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from dllm_gym.tasks.base import Problem, check_index
 from dllm_gym.tasks.code import CodeTask
-from dllm_gym.tasks.data import Row, read_rows
+from dllm_gym.tasks.data import Row, read_rows, text_in
 
 # A base model goes on after the function; what begins so is no part of it (arXiv 2107.03374, section 2)
 _STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint")
@@ -84,4 +84,6 @@ class HumanEvalTask(CodeTask):
 
 
 def _parse(row: Row) -> Row:
-    return {key: row[key] for key in ("task_id", "prompt", "canonical_solution", "test", "entry_point")}
+    return {
+        key: text_in(row, key) for key in ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    }

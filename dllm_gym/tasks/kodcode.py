@@ -10,7 +10,7 @@ from typing import Any
 
 from dllm_gym.tasks.base import Problem, check_index, check_split
 from dllm_gym.tasks.code import CodeTask
-from dllm_gym.tasks.data import Row, read_rows, rows_of_split
+from dllm_gym.tasks.data import Row, read_rows, rows_of_split, text_in
 
 _TEST = re.compile(r"^def[ \t]+(test\w*)[ \t]*\(([^)]*)\)", re.MULTILINE)
 _PYTEST = re.compile(r"^\s*(?:import|from)\s+pytest\b", re.MULTILINE)
@@ -90,11 +90,10 @@ class KodCodeTask(CodeTask):
 def _parse(row: Row) -> Row:
     info = row.get("test_info")
     function = info[0] if info is not None and len(info) else {}
-    found = _TEST.findall(row["test"])
+    texts = {column: text_in(row, column) for column in ("question", "solution", "test")}
+    found = _TEST.findall(texts["test"])
     return {
-        "question": row["question"],
-        "solution": row["solution"],
-        "test": row["test"],
+        **texts,
         "declaration": function.get("function_declaration") or "",
         "entry_point": function.get("function_name") or "",
         "names": [name for name, _ in found] if not any(taken.strip() for _, taken in found) else [],

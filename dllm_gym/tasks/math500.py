@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from dllm_gym.files import is_finite
 from dllm_gym.tasks.answers import before_end, boxes, same_text, tagged
 from dllm_gym.tasks.base import Problem
-from dllm_gym.tasks.data import read_rows
+from dllm_gym.tasks.data import Row, read_rows, text_in
 from dllm_gym.tasks.math_equality import require_math_verify, same_value
 from dllm_gym.tasks.prompts import MATH_D1, MATH_LM_EVAL, MATH_TRAINING
 from dllm_gym.tasks.questions import QuestionRow, QuestionTask
@@ -26,7 +27,7 @@ _SAID, _HOPED = "The final answer is", "I hope it is correct"
 class Math500Task(QuestionTask):
     """The 500 test problems of MATH-500, or MATH's training problems.
 
-    The ``reference`` of a problem is the answer in LaTeX.
+    The ``reference`` of a problem is the answer in LaTeX; a bare number in the file is written out.
 
     Args:
         split: ``test`` takes the test file; ``train`` and ``validation`` divide the training file.
@@ -91,11 +92,24 @@ def _read(data: str | Path | None, part: str) -> list[QuestionRow]:
     return read_rows("math500", data, _parse, hub=_HUB[part], hub_split=part, files=_FILES[part])
 
 
-def _parse(row: Mapping[str, Any]) -> QuestionRow:
-    problem, solution = row["problem"], row.get("solution") or ""
-    if row.get("answer"):
-        return problem, solution, row["answer"]
+def _parse(row: Row) -> QuestionRow:
+    problem = text_in(row, "problem")
+    solution = "" if row.get("solution") is None else text_in(row, "solution")
+    answer = _written_out(row.get("answer"))
+    if answer:
+        return problem, solution, answer
     found = boxes(solution)
     if not found:
         raise ValueError("the row has no answer and its solution no \\boxed{...}")
     return problem, solution, found[-1]
+
+
+def _written_out(answer: Any) -> str:
+    """An answer as text; many files have bare numbers among them. Blank if there is none."""
+    if answer is None:
+        return ""
+    if isinstance(answer, str):
+        return answer.strip()
+    if not is_finite(answer):
+        raise ValueError(f"the answer must be a text or a finite number, got {answer!r:.80}")
+    return format(Decimal(str(answer)), "f").removesuffix(".0")

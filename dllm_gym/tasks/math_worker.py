@@ -12,6 +12,13 @@ from typing import Any, NoReturn
 
 _MEMORY = 4 * 2**30  # bytes of address space
 
+# How far numbers of which one is a decimal may lie apart: 0.333333 is 1/3, and 0.0000001 is not 0.
+_CLOSE, _RELATIVELY_CLOSE = 5e-7, 5e-6
+_DIGITS, _SAME = (
+    40,
+    1e-30,
+)  # of irrational numbers: computed to, and the relative difference that counts as none
+
 
 def _limit_memory() -> None:
     with suppress(ImportError, ValueError, OSError):  # not there on Windows, or a lower limit is set
@@ -40,6 +47,37 @@ def _never_evaluate_text() -> None:
     sympy_parser.eval_expr = refuse
 
 
+def _compare_numbers_exactly() -> None:
+    """Replaces math-verify's comparison of two numbers, to which everything below 1e-16 is the same.
+
+    What consists of numbers (sets, tuples, intervals, matrices, equations) is compared through it.
+    """
+    from math_verify import grader
+    from sympy import Expr, Float, Rational
+
+    element_by_element = grader.sympy_numeric_eq  # of matrices; it calls what stands under its name
+
+    def exact(value: Any) -> Any:
+        return value.xreplace({decimal: Rational(str(decimal)) for decimal in value.atoms(Float)}).doit()
+
+    def same(gold: Any, answer: Any, *settings: Any) -> bool:
+        if not (isinstance(gold, Expr) and isinstance(answer, Expr)):
+            return bool(element_by_element(gold, answer, *settings))
+        decimal = gold.has(Float) or answer.has(Float)
+        gold, answer = exact(gold), exact(answer)
+        if gold == answer:
+            return True
+        if not (gold.is_number and answer.is_number):
+            return False  # math-verify goes on to compare them as expressions
+        if gold.is_Rational and answer.is_Rational and not decimal:
+            return False
+        size = max(abs(gold.evalf(_DIGITS)), abs(answer.evalf(_DIGITS)))
+        apart = abs((gold - answer).evalf(_DIGITS))
+        return bool(apart <= (min(_CLOSE, _RELATIVELY_CLOSE * size) if decimal else _SAME * size))
+
+    grader.sympy_numeric_eq = same
+
+
 def _equal(gold: str, answer: str) -> bool:
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy import Expr, Set
@@ -59,6 +97,7 @@ def main() -> None:
     """Answers every line of JSON ``[gold, answer]`` with a line, ``true`` or ``false``."""
     _limit_memory()
     _never_evaluate_text()
+    _compare_numbers_exactly()
     _equal("x^2 - 1", "(x-1)(x+1)")  # imports what is slow to import, before the first answer's clock starts
     print("ready", flush=True)
     for line in sys.stdin:

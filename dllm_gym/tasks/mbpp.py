@@ -8,7 +8,7 @@ from typing import Any
 
 from dllm_gym.tasks.base import Problem, check_index, check_split
 from dllm_gym.tasks.code import CodeTask
-from dllm_gym.tasks.data import Row, read_rows
+from dllm_gym.tasks.data import Row, read_rows, text_in, whole_number
 
 # Task ids by purpose, as published (google-research/mbpp, README)
 _SPLITS = {"test": range(11, 511), "validation": range(511, 601), "train": range(601, 975)}
@@ -105,14 +105,14 @@ def _ids(split: str) -> str:
 
 def _parse(row: Row) -> Row:
     """``full`` calls the question text and has setup code, ``sanitized`` prompt and a list of imports."""
-    tests = [str(test) for test in row["test_list"]]
-    if not tests:
-        raise ValueError("the row has no tests")
+    tests = row["test_list"]
+    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
+        raise ValueError(f"column 'test_list' must hold a list of tests, got {tests!r:.80}")
     imports = row.get("test_imports")
     return {
-        "task_id": int(row["task_id"]),
-        "text": row["text"] if "text" in row else row["prompt"],
-        "code": row["code"],
+        "task_id": whole_number(row["task_id"]),
+        "text": text_in(row, "text" if "text" in row else "prompt"),
+        "code": text_in(row, "code"),
         "tests": tests,
         "setup": "\n".join(imports if imports is not None else ()) or row.get("test_setup_code") or "",
     }

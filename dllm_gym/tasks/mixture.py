@@ -60,6 +60,7 @@ class MixtureTask:
         self._ends = np.cumsum([size or 0 for size in sizes])
         self.num_problems: int | None = None if self._shares is not None else int(self._ends[-1])
         self.completion_length = max(member.completion_length for member in self.members)
+        self.shortest_completion = max(getattr(member, "shortest_completion", 1) for member in self.members)
         self._metric_names = sorted(
             set.intersection(*(set(member.metrics("", member.problem(0))) for member in self.members))
         )

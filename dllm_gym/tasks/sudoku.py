@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from dllm_gym.tasks.answers import before_end, tagged
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
+from dllm_gym.tasks.data import file_rows
 from dllm_gym.tasks.prompts import SUDOKU_D1
 
 _PROMPTS = ("plain", "d1")
@@ -27,7 +27,7 @@ class SudokuTask:
         prompt: ``plain`` asks with the clues alone and takes the whole completion as the grid, 16 or 36
             tokens, which the embedded dLLM is trained for. ``d1`` asks in the words of dllm-reasoning/d1
             and takes the grid from ``<answer>``; for size 4, with 256 tokens.
-        data: Path of a CSV file with columns ``Puzzle`` and ``Solution`` (0 = empty), as in
+        data: Path of a file with columns ``Puzzle`` and ``Solution`` (0 = empty), as in
             dllm-reasoning/d1. Its problems then replace the generated ones, in file order, as a ``test``
             split.
 
@@ -60,7 +60,8 @@ class SudokuTask:
         self.size = size
         self.prompt = prompt
         self.completion_length = size * size if prompt == "plain" else 256
-        self._rows = None if data is None else _read_csv(Path(data), size)
+        self.shortest_completion = size * size if prompt == "plain" else 1
+        self._rows = None if data is None else _read(Path(data), size)
         self.num_problems = None if self._rows is None else len(self._rows)
 
     def problem(self, index: int) -> Problem:
@@ -159,19 +160,15 @@ def _draw_grid(size: int, rng: np.random.Generator) -> np.ndarray:
     return grid
 
 
-def _read_csv(path: Path, size: int) -> Sequence[tuple[str, str]]:
+def _read(path: Path, size: int) -> Sequence[tuple[str, str]]:
     pairs = []
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            if not {"Puzzle", "Solution"} <= row.keys():
-                break
-            clues, solution = row["Puzzle"] or "", row["Solution"] or ""  # None where the row is short
-            if not (is_valid_grid(solution, size) and _keeps(solution, clues)):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {clues!r}, {solution!r} is no {size}x{size} Sudoku"
-                )
-            pairs.append((clues, solution))
+    for place, row in file_rows(path):
+        if not {"Puzzle", "Solution"} <= row.keys():
+            break
+        clues, solution = str(row["Puzzle"]), str(row["Solution"])
+        if not (is_valid_grid(solution, size) and _keeps(solution, clues)):
+            raise ValueError(f"{place}: {clues!r}, {solution!r} is no {size}x{size} Sudoku")
+        pairs.append((clues, solution))
     if not pairs:
         raise ValueError(f"{path} has no rows with the columns Puzzle and Solution")
     return pairs
