@@ -154,16 +154,19 @@ class ReferenceLLaDA:
         """Queries or keys of one head; normalised if there are weights for it."""
         return self._norm(name, x) if name + ".weight" in self.weights else x
 
+    def _frequencies(self, size: int) -> Tensor:
+        """theta ** (-2 i / size), ``(size / 2,)`` float64."""
+        exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
+        frequencies: Tensor = self.config["rope_theta"] ** -exponents
+        return frequencies
+
     def _rotate(self, x: Tensor) -> Tensor:
-        """Turns the pair (i, i + size / 2) at position t by the angle t * theta ** (-2 i / size).
+        """Turns the pair (i, i + size / 2) at position t by t times the frequency i.
 
         With a ``partial_rotary_factor`` only that part of a head, from its beginning, is turned.
         """
         size = int(x.shape[-1] * self.config.get("partial_rotary_factor", 1))
-        exponents = torch.arange(0, size, 2, dtype=torch.float64) / size
-        angles = torch.outer(
-            torch.arange(len(x), dtype=torch.float64), self.config["rope_theta"] ** -exponents
-        ).float()
+        angles = torch.outer(torch.arange(len(x), dtype=torch.float64), self._frequencies(size)).float()
         first, second = x[:, : size // 2], x[:, size // 2 : size]
         return torch.cat(
             [

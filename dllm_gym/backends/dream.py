@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.rope import read_rope
 from dllm_gym.backends.stock import require
 from dllm_gym.backends.word_tokenizer import SpecialTokens
 
@@ -20,7 +21,7 @@ PUBLISHED = "Dream-org/Dream-v0-Instruct-7B"
 SPECIAL_TOKENS = SpecialTokens(bos="<|beginoftext|>", eos="<|endoftext|>", eot="<|im_end|>", mask="<|mask|>")
 
 # What a Dream's config must say for the Qwen2 arithmetic to be the same function.
-_REQUIRED = {"hidden_act": "silu", "rope_scaling": None, "use_sliding_window": False}
+_REQUIRED = {"hidden_act": "silu", "use_sliding_window": False}
 
 
 def is_dream(config: Mapping[str, Any]) -> bool:
@@ -45,7 +46,7 @@ def to_qwen2_config(config: Mapping[str, Any]) -> Qwen2Config:
         num_attention_heads=config["num_attention_heads"],
         num_key_value_heads=config["num_key_value_heads"],
         rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=read_rope("Dream", config),
         max_position_embeddings=config["max_position_embeddings"],
         tie_word_embeddings=config["tie_word_embeddings"],
         eos_token_id=config.get("eos_token_id"),

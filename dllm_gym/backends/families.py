@@ -89,7 +89,7 @@ class Layout(Family):
     checkpoint_names: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
-def _a2d(kind: str, published: tuple[str, ...], end_of_turn: str) -> Family:
+def _a2d(kind: str, published: tuple[str, ...], end_of_turn: str, *needed: str) -> Family:
     """An autoregressive model of ``kind``, made a diffusion model by ``ZHZisZZ/dllm``."""
     return Family(
         name=f"A2D-{kind}",
@@ -97,7 +97,7 @@ def _a2d(kind: str, published: tuple[str, ...], end_of_turn: str) -> Family:
         verified=_BY_CODE,
         matches=stock.of_model_type(f"a2d-{kind.lower()}"),
         model_class=f"{kind}ForCausalLM",
-        translate=stock.stock_config(f"A2D-{kind}", f"{kind}Config"),
+        translate=stock.stock_config(f"A2D-{kind}", f"{kind}Config", *needed),
         attention_block=stock.a2d_block,
         blocks_from="completion",
         special_tokens=SpecialTokens(
@@ -194,6 +194,7 @@ FAMILIES: tuple[Family, ...] = (
         "Qwen3",
         ("dllm-hub/Qwen3-0.6B-diffusion-mdlm-v0.1", "dllm-hub/Qwen3-0.6B-diffusion-bd3lm-v0.1"),
         "<|im_end|>",
+        "head_dim",
     ),
     Family(
         name="SDAR",
@@ -201,7 +202,7 @@ FAMILIES: tuple[Family, ...] = (
         verified=_BY_CODE,
         matches=stock.of_model_type("sdar"),
         model_class="Qwen3ForCausalLM",
-        translate=stock.stock_config("SDAR", "Qwen3Config"),
+        translate=stock.stock_config("SDAR", "Qwen3Config", "head_dim"),
         attention_block=stock.sdar_block,
         special_tokens=_QWEN3_SPECIAL,
         mask_token_id=151669,
@@ -212,7 +213,7 @@ FAMILIES: tuple[Family, ...] = (
         verified=_BY_CODE,
         matches=stock.of_model_type("sdar_moe"),
         model_class="Qwen3MoeForCausalLM",
-        translate=stock.stock_config("SDAR-MoE", "Qwen3MoeConfig"),
+        translate=stock.stock_config("SDAR-MoE", "Qwen3MoeConfig", *moe.NEEDED),
         attention_block=stock.sdar_block,
         special_tokens=_QWEN3_SPECIAL,
         mask_token_id=151669,

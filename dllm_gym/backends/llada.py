@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.rope import read_rope
 from dllm_gym.backends.stock import require
 from dllm_gym.backends.word_tokenizer import SpecialTokens
 
@@ -84,7 +85,7 @@ def to_llama_config(config: Mapping[str, Any]) -> LlamaConfig:
         num_attention_heads=config["n_heads"],
         num_key_value_heads=config.get("n_kv_heads") or config["n_heads"],
         rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=read_rope("LLaDA", config),
         max_position_embeddings=config["max_sequence_length"],
         tie_word_embeddings=config["weight_tying"],
         eos_token_id=config.get("eos_token_id"),

@@ -16,7 +16,18 @@ from dllm_gym.files import read_json
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def read_config(source: str | Path) -> dict[str, Any]:
+class Fields(dict[str, Any]):
+    """The fields of a ``config.json``. Asking for one that is not there raises ``ValueError``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(_read_object(path))
+        self._path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(f"{self._path} lacks the field {name!r}")
+
+
+def read_config(source: str | Path) -> Fields:
     """``config.json`` of a checkpoint.
 
     Raises:
@@ -30,7 +41,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(str(source), "config.json"))
-    return _read_object(path)
+    return Fields(path)
 
 
 def read_generation_config(source: str | Path) -> dict[str, Any]:

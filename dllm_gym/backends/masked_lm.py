@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dllm_gym.backends.rope import check_native
+
 # What encoders were pretrained with besides, and positions that are no weights.
 OTHER_HEADS = (r"\.pooler\.", r"^cls\.seq_relationship\.", r"\.position_ids$")
 
@@ -48,4 +50,6 @@ def native_config(config: Mapping[str, Any]) -> Any:
     from transformers import CONFIG_MAPPING
 
     fields = {key: value for key, value in config.items() if key != "auto_map"}
-    return CONFIG_MAPPING[config["model_type"]].from_dict(fields)
+    native = CONFIG_MAPPING[config["model_type"]].from_dict(fields)
+    check_native(config["model_type"], getattr(native, "rope_parameters", None) or {})
+    return native

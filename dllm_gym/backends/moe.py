@@ -15,10 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dllm_gym.backends.rope import read_rope
 from dllm_gym.backends.stock import require
 
 if TYPE_CHECKING:
     from transformers import Glm4MoeConfig, Qwen3MoeConfig
+
+# What makes a Qwen3-MoE besides what every stock model has.
+NEEDED = ("head_dim", "moe_intermediate_size", "num_experts", "num_experts_per_tok", "norm_topk_prob")
 
 # What the configs must say for the stock classes to be the same function.
 _LLADA_MOE_REQUIRED = {
@@ -27,9 +31,7 @@ _LLADA_MOE_REQUIRED = {
     "clip_qkv": None,
     "moe_router_enable_expert_bias": False,
     "moe_router_score_function": "softmax",
-    "partial_rotary_factor": 1,
     "qk_layernorm": True,
-    "rope_scaling": None,
     "routed_scaling_factor": 1,
     "shared_expert_intermediate_size": None,
 }
@@ -37,7 +39,6 @@ _LLADA2_REQUIRED = {
     "hidden_act": "silu",
     "norm_head": False,
     "norm_topk_prob": True,
-    "rope_scaling": None,
     "score_function": "sigmoid",
     "use_bias": False,
     "use_qk_norm": True,
@@ -85,7 +86,7 @@ def to_qwen3_moe_config(config: Mapping[str, Any]) -> Qwen3MoeConfig:
         norm_topk_prob=False,  # whatever the config says: the publisher's code never reads it
         mlp_only_layers=[layer for layer, is_sparse in enumerate(sparse) if not is_sparse],
         rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={"rope_type": "default", "rope_theta": config["rope_theta"]},
+        rope_parameters=read_rope("LLaDA-MoE", config),
         max_position_embeddings=config["max_position_embeddings"],
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         pad_token_id=None,
@@ -131,11 +132,7 @@ def to_glm4_moe_config(config: Mapping[str, Any]) -> Glm4MoeConfig:
         use_qk_norm=True,
         attention_bias=False,
         rms_norm_eps=config["rms_norm_eps"],
-        rope_parameters={
-            "rope_type": "default",
-            "rope_theta": config["rope_theta"],
-            "partial_rotary_factor": config["partial_rotary_factor"],
-        },
+        rope_parameters=read_rope("LLaDA2", config, partial=True),
         max_position_embeddings=config["max_position_embeddings"],
         tie_word_embeddings=config.get("tie_word_embeddings", False),
         pad_token_id=None,

@@ -13,12 +13,20 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from dllm_gym.backends.rope import ROPE_TYPES, read_rope
+
 Config = Mapping[str, Any]
 
-# Fields that name another class, or that a frozen dLLM must not take from its publisher.
-_NOT_OURS = ("model_type", "architectures", "auto_map", "use_cache", "is_causal", "torch_dtype", "dtype")
-# RoPE whose angles depend on nothing but the distance of two tokens; the others look at the whole length.
-_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+# Fields that name another class, that a frozen dLLM must not take from its publisher, or that are read here.
+_NOT_OURS = (
+    *("model_type", "architectures", "auto_map", "use_cache", "is_causal", "torch_dtype", "dtype"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor"),
+)
+# Fields in whose place the stock class would put the sizes of some other model.
+_NEEDED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "rms_norm_eps"),
+)
 
 
 def require(family: str, config: Config, required: Mapping[str, Any]) -> None:
@@ -42,20 +50,22 @@ def of_model_type(*model_types: str) -> Callable[[Config], bool]:
     return lambda config: str(config.get("model_type")).lower() in model_types
 
 
-def stock_config(family: str, config_class: str) -> Callable[[Config], Any]:
-    """Makes the translation of a ``config.json`` to transformers' class of that name, made bidirectional."""
+def stock_config(family: str, config_class: str, *needed: str) -> Callable[[Config], Any]:
+    """Makes the translation of a ``config.json`` to transformers' class of that name, made bidirectional.
+
+    Args:
+        family: For messages.
+        config_class: Name of the config's class in transformers.
+        *needed: Fields that must be there besides those that every family has.
+    """
 
     def translate(config: Config) -> Any:
         import transformers
 
         require(family, config, {"hidden_act": "silu", "use_sliding_window": False})
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in _ROPE_TYPES:
-            raise ValueError(
-                f"{family} config has RoPE of type {rope_type!r}; supported: {', '.join(_ROPE_TYPES)}"
-            )
         fields = {key: value for key, value in config.items() if key not in _NOT_OURS}
+        fields |= {name: config[name] for name in (*_NEEDED, *needed)}  # which says what is missing
+        fields["rope_parameters"] = read_rope(family, config, ROPE_TYPES)
         stock = getattr(transformers, config_class)(**fields, use_cache=False)
         stock.is_causal = False  # honoured by the mask builder and by every attention implementation
         return stock
