@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ __all__ = ["Backend", "CallableBackend", "Prediction", "backend_names", "load_ba
 ASSETS = Path(__file__).parent.parent / "assets"
 
 _factories: dict[str, Callable[..., Backend]] = {}
-_loaded: dict[tuple[str, str], Backend] = {}
+# By source and keywords: what was built, and a fingerprint of the files it was built of.
+_loaded: dict[tuple[str, Hashable], tuple[Hashable, Backend]] = {}
 _loading = threading.RLock()  # two threads that ask for the same dLLM get one; a factory may ask for another
 
 
@@ -57,6 +58,9 @@ def backend_names() -> list[str]:
 def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
     """Loads a frozen dLLM; a second call with the same arguments returns the same object.
 
+    Of a directory this holds as long as its files stay what they are. Objects among the keywords are the same
+    if they are equal and can be hashed, or are one and the same object.
+
     Args:
         name_or_path: A name from ``backend_names()``, a local checkpoint directory, or a hub id
             ``owner/name``. Only a hub id touches the network.
@@ -70,25 +74,72 @@ def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
         ValueError: For an unknown name, an unsupported checkpoint or one that does not load completely.
     """
     name = str(name_or_path)
-    key = (name, json.dumps(kwargs, sort_keys=True, default=str))
     with _loading:
-        if key not in _loaded:
-            _loaded[key] = _build(name, kwargs)
-        return _loaded[key]
+        source = _source(name)
+        key, files = (source, _frozen(kwargs)), _fingerprint(source)
+        if key not in _loaded or _loaded[key][0] != files:
+            _loaded.pop(key, None)  # or two were in memory
+            _loaded[key] = files, _build(name, source, kwargs)
+        return _loaded[key][1]
 
 
-def _build(name: str, kwargs: dict[str, Any]) -> Backend:
+def _source(name: str) -> str:
+    """A registered name, the absolute path of a directory, or a hub id."""
     if name in _factories:
-        registered: Backend = call_named(f"backend {name!r}", _factories[name], kwargs)
-        return registered
-    is_source = Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    if name not in embedded_names() and not is_source:
+        return name
+    directory = ASSETS / name if name in embedded_names() else Path(name)
+    if directory.is_dir():
+        return str(directory.absolute())  # what a relative path means changes with the working directory
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ValueError(
             f"unknown backend {name!r}; known: {', '.join(backend_names())}; "
             "or give a checkpoint directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct"
         )
+    return name
+
+
+def _build(name: str, source: str, kwargs: dict[str, Any]) -> Backend:
+    if name in _factories:
+        registered: Backend = call_named(f"backend {name!r}", _factories[name], kwargs)
+        return registered
     from dllm_gym.backends.transformers_backend import TransformersBackend
 
-    source = ASSETS / name if name in embedded_names() else name
     loaded: Backend = call_named(f"backend {name!r}", TransformersBackend, {"source": source, **kwargs})
     return loaded
+
+
+def _fingerprint(source: str) -> Hashable:
+    """Tells the files of a directory from what they were before; empty for a name or hub id."""
+    if source in _factories or not Path(source).is_dir():
+        return ()
+    files = [(path.name, path.stat()) for path in sorted(Path(source).glob("[!.]*")) if path.is_file()]
+    # the time of the last change of any kind, which a tool that sets the other times cannot set
+    return tuple((name, found.st_ino, found.st_size, found.st_ctime_ns) for name, found in files)
+
+
+def _frozen(value: Any) -> Hashable:
+    """Something to be equal and hashed by, for any keyword. It keeps what it stands for alive."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((str(key), _frozen(one)) for key, one in value.items()))
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if dataclasses.is_dataclass(value) and type(value).__hash__ is None:  # a quantization config
+        return type(value), _frozen(vars(value))
+    try:
+        hash(value)
+    except TypeError:
+        return _Itself(value)
+    return type(value), value
+
+
+class _Itself:
+    """Equal to nothing but what holds the very same object."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
