@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,13 +19,43 @@ from transformers import Cache
 
 from dllm_gym.backends.attention import block_causal_mask
 from dllm_gym.backends.base import Prediction, predict_from_logits
-
-if TYPE_CHECKING:
-    from dllm_gym.backends.transformers_backend import TransformersBackend
+from dllm_gym.backends.families import Family
 
 STARTS = ("cold", "warm")
 
 _NOTHING = -(2**31)  # no column is so far from the end
+
+
+class Computing(Protocol):
+    """What a memory asks of the backend whose model computes; see ``TransformersBackend``."""
+
+    family: Family
+    model: Any
+    device: torch.device
+    mask_token_id: int
+    attention_block: int | None
+
+    def check_length(self, attention_mask: Tensor) -> int:
+        """See there, like what follows."""
+        ...
+
+    def blocks(self, first: Tensor, length: int, completion: int | Tensor) -> Tensor:
+        """See there."""
+        ...
+
+    def rows_about(self, columns: Tensor, first: Tensor) -> Tensor:
+        """See there."""
+        ...
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, embedded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See there."""
+        ...
+
+    def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+        """See there."""
+        ...
 
 
 class KeyValueMemory:
@@ -51,7 +81,7 @@ class KeyValueMemory:
         length: L, number of positions of a completion.
     """
 
-    def __init__(self, backend: TransformersBackend, kind: str, num_rows: int, length: int) -> None:
+    def __init__(self, backend: Computing, kind: str, num_rows: int, length: int) -> None:
         self.backend, self.kind, self.length = backend, kind, length
         self._store = _Store(num_rows)
         # columns are counted back from the end, where all rows are aligned
@@ -230,7 +260,7 @@ class ResidualMemory:
         length: L, number of positions of a completion.
     """
 
-    def __init__(self, backend: TransformersBackend, start: str, num_rows: int, length: int) -> None:
+    def __init__(self, backend: Computing, start: str, num_rows: int, length: int) -> None:
         self.backend, self.start, self.length = backend, start, length
         self._embeddings = backend.model.get_input_embeddings()
         self._mask: Tensor = self._embeddings.weight[backend.mask_token_id]  # (H,)
