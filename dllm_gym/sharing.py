@@ -242,12 +242,17 @@ def _clear_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _check_dllm(directory: Path) -> None:
+    from dllm_gym.backends.tokenizing import failures_of
     from dllm_gym.backends.transformers_backend import TransformersBackend
     from dllm_gym.pretrain import trained_length
 
     trained_length(directory)  # reads the record
     _check_claimed_size(directory)
-    TransformersBackend(directory, device="cpu")
+    backend = TransformersBackend(directory, device="cpu")
+    # some faults of a tokenizer or chat template show in use only
+    with failures_of(f"the tokenizer of {directory}"):
+        backend.decode(backend.tokenizer.encode(" ".join(backend.tokenizer.get_vocab())))
+    backend.encode_prompt("")
 
 
 def _check_claimed_size(directory: Path) -> None:

@@ -13,6 +13,9 @@ import torch
 from dllm_gym.backends.families import Family
 from dllm_gym.files import read_json
 
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"  # which tensor is in which of several files
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -32,11 +35,17 @@ def read_config(source: str | Path) -> Fields:
 
     Raises:
         FileNotFoundError: If a directory has none.
-        ValueError: If it holds no JSON object.
+        ValueError: If it holds no JSON object, or if there is a LoRA adapter, beside a model or alone.
     """
+    if optional_file(source, "adapter_config.json") is not None:
+        raise ValueError(
+            f"{source} holds a LoRA adapter (adapter_config.json), which is not applied here: merge it into "
+            "its model by peft's merge_and_unload(), save that by save_pretrained() and load the result"
+        )
     path = Path(source) / "config.json"
     if Path(source).is_dir() and not path.is_file():
-        raise FileNotFoundError(f"{source} is no checkpoint directory: it has no config.json")
+        hint = instead_of("config.json", Path(source))
+        raise FileNotFoundError(f"{source} is no checkpoint directory: it has no config.json{hint}")
     if not path.is_file():
         from huggingface_hub import hf_hub_download
 
@@ -46,10 +55,63 @@ def read_config(source: str | Path) -> Fields:
 
 def read_generation_config(source: str | Path) -> dict[str, Any]:
     """``generation_config.json`` of a checkpoint; empty where there is none."""
+    path = optional_file(source, "generation_config.json")
+    return {} if path is None else _read_object(path)
+
+
+def optional_file(source: str | Path, name: str) -> Path | None:
+    """The file of that name of a directory or hub id; ``None`` if it has none."""
     from transformers.utils import cached_file
 
-    path = cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False)
-    return {} if path is None else _read_object(Path(path))
+    path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    return None if path is None else Path(path)
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an ``INDEX`` says the tensors are in.
+
+    Raises:
+        ValueError: If it is none, or names anything but safetensors beside it: a path elsewhere, a pickle.
+    """
+    content = _read_object(index)
+    where = content.get("weight_map")
+    if not isinstance(where, dict) or not isinstance(content.get("metadata"), dict):
+        raise ValueError(f"{index} must hold the objects weight_map and metadata, got {sorted(content)}")
+    for name in where.values():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+\.safetensors", name):
+            raise ValueError(f"{index} names the file {name!r}; only *.safetensors beside it are read")
+    return sorted(set(where.values()))
+
+
+def instead_of(name: str, directory: Path) -> str:
+    """What a directory has in place of a file that it lacks, to go on with a message."""
+    inside = sorted({found.parent.name for found in directory.glob(f"*/{name}")}, key=_by_number)
+    pickles = sorted(path.name for path in directory.iterdir() if path.suffix == ".bin")
+    hints = {
+        "; give one of the directories in it that have one": inside,
+        "; pickles are not looked at, save them as safetensors where you trust them": pickles,
+    }
+    return "".join(f"{hint}: {', '.join(found)}" for hint, found in hints.items() if found)
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    number = re.search(r"\d+$", name)
+    return int(number[0]) if number else -1, name
+
+
+def _check_weights(source: str | Path, config: Mapping[str, Any]) -> None:
+    """Refuses weights that are not in ``WEIGHTS`` or in the safetensors of an ``INDEX``."""
+    if config.get("transformers_weights") is not None:
+        raise ValueError(
+            f"{source} has its weights in {config['transformers_weights']!r}, says its config.json; only "
+            f"{WEIGHTS} and the files of {INDEX} are read"
+        )
+    index = optional_file(source, INDEX)
+    if index is not None:
+        shard_names(index)
+    elif Path(source).is_dir() and not (Path(source) / WEIGHTS).is_file():
+        hint = instead_of(WEIGHTS, Path(source))
+        raise FileNotFoundError(f"{source} has neither {WEIGHTS} nor {INDEX}{hint}")
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -69,9 +131,12 @@ def load_model(source: str | Path, family: Family, config: Mapping[str, Any], **
         **options: Further arguments of ``from_pretrained``.
 
     Raises:
-        ValueError: If any tensor is missing, unexpected or of another shape.
+        FileNotFoundError: If a directory has no safetensors.
+        ValueError: If any tensor is missing, unexpected or of another shape, or weights are elsewhere.
     """
     import transformers
+
+    _check_weights(source, config)
 
     translated = family.translate(config)
     if family.conversions is not None:
@@ -113,19 +178,6 @@ def max_length(model: Any) -> int:
         if table.num_embeddings == longest and table.padding_idx is not None
     ]
     return longest - max(unused, default=0)
-
-
-def load_tokenizer(source: str | Path, family: Family) -> Any:
-    """The checkpoint's tokenizer, by transformers' own classes."""
-    import transformers
-    from transformers.utils import cached_file
-
-    try:
-        cached_file(source, "tokenizer.json")
-        name = "PreTrainedTokenizerFast"
-    except OSError:  # Dream publishes Qwen2's vocabulary and merges instead
-        name = family.tokenizer_class
-    return getattr(transformers, name).from_pretrained(source)
 
 
 def resolve_dtype(dtype: str | None, device: torch.device) -> torch.dtype:

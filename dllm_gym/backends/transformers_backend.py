@@ -15,10 +15,10 @@ from torch import Tensor
 from dllm_gym.backends import cpu
 from dllm_gym.backends.attention import block_causal_mask, block_numbers
 from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
+from dllm_gym.backends.chat import prompt_text
 from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
-    load_tokenizer,
     max_length,
     read_config,
     read_generation_config,
@@ -26,6 +26,7 @@ from dllm_gym.backends.loading import (
 )
 from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
 from dllm_gym.backends.token_ids import read_token_ids
+from dllm_gym.backends.tokenizing import failures_of, load_tokenizer
 
 
 class TransformersBackend:
@@ -114,6 +115,7 @@ class TransformersBackend:
                     "device_map and quantization need accelerate: pip install 'dllm-gym[large]'"
                 )
             options["device_map"] = {"": self.device} if device_map is None else device_map
+        self.tokenizer = load_tokenizer(source, family)
         self.model = load_model(source, family, config, **options)
         if "device_map" in options:
             self.device = self.model.device
@@ -121,7 +123,6 @@ class TransformersBackend:
             self.model.to(self.device)
         if compile:
             self.model.base_model.compile(**({} if compile is True else compile))
-        self.tokenizer = load_tokenizer(source, family)
         self.vocab_size: int = self.model.config.vocab_size
         ids = read_token_ids(
             family,
@@ -165,12 +166,13 @@ class TransformersBackend:
 
         Raises:
             ValueError: If the prompt holds words this model does not know, or its mask token, or several
-                messages for a model without chat template.
+                messages for a model without chat template; if the tokenizer or its chat template fails.
         """
         user: Message = {"role": "user", "content": str(prompt)}
         messages = [user] if isinstance(prompt, str) else list(prompt)
         text = self._prompt_text(messages)
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        with failures_of("the dLLM's tokenizer"):
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
         if unknown is not None and unknown in ids:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -181,28 +183,15 @@ class TransformersBackend:
             raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
         return ids
 
-    def _prompt_text(self, messages: list[Message]) -> str:
-        template = self.tokenizer.chat_template or self.family.chat_template
-        if template is not None:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    messages,
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **self.family.chat_options,
-                )
-            )
-        if len(messages) != 1:
-            raise ValueError(f"this dLLM has no chat template; give one text instead of {messages!r}")
-        first = self.tokenizer.bos_token if self.family.bos_without_chat else None
-        return (first or "") + messages[0]["content"]
+    def _prompt_text(self, messages: Sequence[Message]) -> str:
+        return prompt_text(self.tokenizer, self.family, messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, cut at its first end token. Masks that are left stay visible."""
         tokens = [int(token) for token in ids]
         end = next((at for at, token in enumerate(tokens) if token in self.end_token_ids), None)
-        text = str(self.tokenizer.decode(tokens[:end]))
+        with failures_of("the dLLM's tokenizer"):
+            text = str(self.tokenizer.decode(tokens[:end]))
         return text if self.family.end_text is None else text.split(self.family.end_text, 1)[0]
 
     @torch.inference_mode()
