@@ -6,13 +6,15 @@ the same order and the same number of forwards, on random weights in LLaDA's lay
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from dream_reference import write_dream_checkpoint
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from llada_reference import write_checkpoint
 
@@ -32,6 +34,15 @@ def backends(tmp_path_factory) -> list[Any]:
     ]
 
 
+@pytest.fixture(scope="module")
+def dreams(tmp_path_factory) -> list[Any]:
+    folder = tmp_path_factory.mktemp("dreams")
+    return [
+        TransformersBackend(write_dream_checkpoint(folder / str(seed), seed), device="cpu")
+        for seed in range(4)
+    ]
+
+
 class Published:
     """What the loops share: one prompt, one canvas, a softmax in float64, every canvas remembered.
 
@@ -48,11 +59,16 @@ class Published:
         return [i for i in range(end) if self.canvas[i] == self.backend.mask_token_id]
 
     @torch.no_grad()
-    def forward(self) -> tuple[list[int], list[float]]:
+    def probabilities(self) -> torch.Tensor:
         self.canvases.append(list(self.canvas))
-        logits = self.backend.model(torch.tensor([self.prompt + self.canvas])).logits[0, -LENGTH:].double()
+        logits = self.backend.model(torch.tensor([self.prompt + self.canvas])).logits[0].double()
         logits[:, self.backend.mask_token_id] = -torch.inf
-        confidence, tokens = logits.softmax(-1).max(-1)
+        if self.backend.family.shift_logits:
+            logits = torch.cat([logits[:1], logits[:-1]])
+        return logits[-LENGTH:].softmax(-1)
+
+    def forward(self) -> tuple[list[int], list[float]]:
+        confidence, tokens = self.probabilities().max(-1)
         return tokens.tolist(), confidence.tolist()
 
     def write(self, tokens: list[int], chosen: list[int]) -> None:
@@ -113,11 +129,32 @@ def fast_dllm_factor(loop: Published, block_length: int, factor: float, released
     return loop.end()
 
 
+def dream(loop: Published, steps: int, eps: float, alg: str) -> Any:
+    """Dream's ``diffusion_generate`` without ``alg_temp``: time falls evenly from 1 to eps, and a step from t
+    to s reveals the share 1 - s / t of what is masked, rounded down, the last one the rest. No blocks.
+    """
+    times = torch.linspace(1, eps, steps + 1)
+    for i in range(steps):
+        p = loop.probabilities()
+        best = p.topk(2, dim=-1).values
+        score = {
+            "maskgit_plus": best[:, 0],
+            "topk_margin": best[:, 0] - best[:, 1],
+            "entropy": (p * (p + 1e-10).log()).sum(-1),
+        }[alg].tolist()
+        candidates = loop.masked(LENGTH)
+        loop.compare([score[j] for j in candidates])
+        masked = torch.tensor(len(candidates)) / 1  # over the number of rows
+        count = int(masked * (1 - times[i + 1] / times[i])) if i < steps - 1 else int(masked)
+        loop.write(p.argmax(-1).tolist(), sorted(candidates, key=lambda j: -score[j])[:count])
+    return [canvas for canvas, _ in itertools.groupby(loop.end())]  # a step that reveals nothing is no step
+
+
 def ours(backend: Any, agent: Any, block_length: int, problem: int) -> list[list[int]]:
     """The canvases of our episode, before every step and at its end."""
     env = gym.make(
         dllm_gym.ENV_ID, backend=backend, completion_length=LENGTH, block_length=block_length,
-        observe=("tokens",), disable_env_checker=True,
+        observe=("tokens", *agent.requires), disable_env_checker=True,
     )  # fmt: skip
     observation, _ = env.reset(options={"problem": problem})
     canvases, terminated = [observation["tokens"].tolist()], False
@@ -191,3 +228,39 @@ def test_factor_is_fast_dllms_loop(backends, weights, problem, block_length, dat
     theirs = fast_dllm_factor(loop, block_length, factor, released)
     agent = make_strategy("fast-dllm-factor-released" if released else "fast-dllm-factor", factor=factor)
     assert ours(backend, agent, block_length, problem) == theirs
+
+
+ALGS = {"maskgit_plus": "confidence", "topk_margin": "margin", "entropy": "entropy"}
+
+
+@SETTINGS
+@given(weights=st.integers(0, 3), problem=st.integers(0, 1000), data=st.data())
+@pytest.mark.parametrize("alg", ALGS)
+def test_dreams_schedule_is_dreams_loop(dreams, weights, problem, data, alg):
+    backend = dreams[weights]
+    steps = data.draw(st.integers(1, 2 * LENGTH), label="steps")
+    eps = data.draw(st.sampled_from([1e-3, 1e-5, 0.1, 1.0]), label="eps")
+    theirs = dream(Published(backend, prompt_of(backend, problem)), steps, eps, alg)
+    assert ours(backend, make_strategy(ALGS[alg], dream_steps=steps, eps=eps), LENGTH, problem) == theirs
+
+
+@settings(max_examples=80)
+@given(st.integers(1, 512), st.integers(1, 600), st.sampled_from([1e-3, 1e-5, 1e-2, 0.5]))
+@example(64, 64, 1e-3)
+@example(256, 128, 1e-3)
+@example(4, 10, 1e-3)
+def test_dreams_schedule_counts_as_dreams_loop_does(length, steps, eps):
+    """Where rounding decides, too: of float32, in which the published loop computes."""
+    times, left, expected = torch.linspace(1, eps, steps + 1), length, []
+    for i in range(steps):
+        number = torch.tensor(left) / 1
+        count = int(number * (1 - times[i + 1] / times[i])) if i < steps - 1 else int(number)
+        left -= count
+        expected += [count] if count else []
+    agent, mask, found = make_strategy("left-to-right", dream_steps=steps, eps=eps), np.ones((1, length)), []
+    while mask.any():
+        progress = np.array([[len(found) / length]], dtype=np.float32)
+        action = agent.act({"action_mask": mask, "progress": progress})
+        found.append(int(action.sum()))
+        mask = mask - action
+    assert found == expected

@@ -533,6 +533,34 @@ def test_a_schedule_has_its_limits():
         agent.act(masked(1))
 
 
+def test_dreams_schedule_has_its_limits():
+    with pytest.raises(ValueError, match="give k or dream_steps, not both; got 2 and 3"):
+        make_strategy("entropy", k=2, dream_steps=3)
+    with pytest.raises(ValueError, match="give steps_per_block or dream_steps, not both"):
+        make_strategy("random", steps_per_block=2, dream_steps=3)
+    with pytest.raises(ValueError, match="dream_steps must be an integer >= 1, got 0"):
+        make_strategy("entropy", dream_steps=0)
+    with pytest.raises(ValueError, match=r"eps 0.1 is for dream_steps, which is not given"):
+        make_strategy("entropy", eps=0.1)
+    for eps in (0, -1e-3, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="eps must be a finite number"):
+            make_strategy("entropy", dream_steps=3, eps=eps)
+    with pytest.raises(
+        ValueError, match="schedule of a whole completion, 48 positions; a block of 8 takes steps"
+    ):
+        evaluate("entropy:dream_steps=9", 1, task="arithmetic", block_length=8)
+    assert make_strategy("entropy", dream_steps=9).label == "entropy(dream_steps=9, eps=0.001)"
+
+
+def test_rows_are_at_their_own_place_in_dreams_schedule():
+    agent = make_strategy("left-to-right", dream_steps=4)  # 10 positions are 2, 2, 2, 4
+    masked = np.array([10, 8, 6, 4, 0, 5])
+    action_mask = (np.arange(10) < masked[:, None]).astype(np.int8)
+    progress = np.array([[0], [1], [2], [3], [4], [5]], dtype=np.float32) / 10
+    action = agent.act({"action_mask": action_mask, "progress": progress})
+    assert action.sum(axis=1).tolist() == [2, 2, 2, 4, 0, 1]  # the last one is at no place of it: on to 4
+
+
 # Block by block --------------------------------------------------------------------------------------------
 
 

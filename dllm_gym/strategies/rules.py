@@ -24,6 +24,7 @@ from dllm_gym.strategies.base import (
     rank,
     top_k,
 )
+from dllm_gym.strategies.schedules import dreams_masks
 
 
 class TopK(Strategy):
@@ -36,20 +37,38 @@ class TopK(Strategy):
             the division is uneven the first steps reveal one more, the schedule of LLaDA's ``generate.py``
             (``get_num_transfer_tokens``; its ``steps`` are those of all blocks together). 10 positions in 4
             steps are 3, 3, 2, 2.
+        dream_steps: Instead of ``k``, in full diffusion: the schedule of Dream's ``diffusion_generate`` with
+            so many ``steps`` (see ``schedules.dreams_masks``). 10 positions in 4 steps are 2, 2, 2, 4. Steps
+            that would reveal nothing are left out.
+        eps: Where the time of that schedule ends, above 0 and at most 1; ``None`` is Dream's 0.001.
 
     Raises:
-        ValueError: For values that are no integer >= 1, both at once, or (in ``act``, at the first step of an
-            episode) more steps than a block has positions.
+        ValueError: For numbers of steps or positions that are no integer >= 1, for more than one of them, for
+            an ``eps`` out of range or without ``dream_steps``, or (in ``act``, at the first step of an
+            episode) for more ``steps_per_block`` than a block has positions, or ``dream_steps`` in blocks.
     """
 
-    def __init__(self, k: int | None = None, *, steps_per_block: int | None = None) -> None:
-        if k is not None and steps_per_block is not None:
-            raise ValueError(f"give k or steps_per_block, not both; got {k!r} and {steps_per_block!r}")
-        if steps_per_block is not None:
-            self.steps_per_block = check_integer("steps_per_block", steps_per_block, minimum=1)
-            super().__init__(steps_per_block=self.steps_per_block)
-        else:
-            super().__init__(k=check_integer("k", 1 if k is None else k, minimum=1))
+    def __init__(
+        self,
+        k: int | None = None,
+        *,
+        steps_per_block: int | None = None,
+        dream_steps: int | None = None,
+        eps: float | None = None,
+    ) -> None:
+        numbers = {"k": k, "steps_per_block": steps_per_block, "dream_steps": dream_steps}
+        given = {name: value for name, value in numbers.items() if value is not None} or {"k": 1}
+        if len(given) > 1:
+            said = " and ".join(map(repr, given.values()))
+            raise ValueError(f"give {' or '.join(given)}, not both; got {said}")
+        if eps is not None and "dream_steps" not in given:
+            raise ValueError(f"eps {eps!r} is for dream_steps, which is not given")
+        parameters: dict[str, int | float] = {
+            name: check_integer(name, value, minimum=1) for name, value in given.items()
+        }
+        if "dream_steps" in given:
+            parameters["eps"] = check_number("eps", 1e-3 if eps is None else eps, 0, 1, exclusive=True)
+        super().__init__(**parameters)
 
     def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
         """The k candidates of lowest cost."""
@@ -57,19 +76,37 @@ class TopK(Strategy):
         return top_k(self.cost(observation, candidates), candidates, k)
 
     def _scheduled(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> IntArray:
-        """Positions to reveal in this step, ``(B, 1)``: what is left over the steps left, rounded up.
-
-        As every block takes the same number of steps, the steps used say how many are left in this one.
-        """
+        """Positions to reveal in this step, ``(B, 1)``."""
         progress = np.asarray(self._lookup(observation, "progress"), dtype=np.float64).reshape(-1, 1)
         used = np.rint(progress * candidates.shape[-1]).astype(np.int64)  # (B, 1)
         left = candidates.sum(axis=-1, keepdims=True)  # (B, 1)
-        short = (used == 0) & (left > 0) & (left < self.steps_per_block)
+        if "dream_steps" in self.parameters:
+            return self._as_dream(used, left, candidates.shape[-1])
+        return self._as_llada(used, left)
+
+    def _as_llada(self, used: IntArray, left: IntArray) -> IntArray:
+        """What is left over the steps left, rounded up.
+
+        As every block takes the same number of steps, the steps used say how many are left in this one.
+        """
+        steps = self.parameters["steps_per_block"]
+        short = (used == 0) & (left > 0) & (left < steps)
         if short.any():
+            raise ValueError(f"steps_per_block {steps} exceeds the {left[short][0]} positions of a block")
+        k: IntArray = -(-left // (steps - used % steps))
+        return k
+
+    def _as_dream(self, used: IntArray, left: IntArray, length: int) -> IntArray:
+        """What is masked above the schedule's next number."""
+        blocks = (used == 0) & (left > 0) & (left < length)
+        if blocks.any():
             raise ValueError(
-                f"steps_per_block {self.steps_per_block} exceeds the {left[short][0]} positions of a block"
+                f"dream_steps is the schedule of a whole completion, {length} positions; a block of "
+                f"{left[blocks][0]} takes steps_per_block"
             )
-        k: IntArray = -(-left // (self.steps_per_block - used % self.steps_per_block))
+        masked = dreams_masks(length, self.parameters["dream_steps"], self.parameters["eps"])
+        below = np.maximum(np.searchsorted(masked, left) - 1, 0)  # nothing is left of a row that is done
+        k: IntArray = left - masked[below]
         return k
 
     @abstractmethod
@@ -90,7 +127,9 @@ class Random(TopK):
         k: As in ``TopK``.
         seed: Row r draws from a generator seeded with ``[seed, r]`` until ``seed()`` gives it another. It
             is no part of the rule, hence neither in ``parameters`` nor in ``label``.
-        steps_per_block: As in ``TopK``.
+        steps_per_block: As in ``TopK``, like what follows.
+        dream_steps: See there.
+        eps: See there.
 
     Raises:
         ValueError: As ``TopK``, and for a seed that is no integer >= 0.
@@ -98,8 +137,16 @@ class Random(TopK):
 
     name = "random"
 
-    def __init__(self, k: int | None = None, seed: int = 0, *, steps_per_block: int | None = None) -> None:
-        super().__init__(k, steps_per_block=steps_per_block)
+    def __init__(
+        self,
+        k: int | None = None,
+        seed: int = 0,
+        *,
+        steps_per_block: int | None = None,
+        dream_steps: int | None = None,
+        eps: float | None = None,
+    ) -> None:
+        super().__init__(k, steps_per_block=steps_per_block, dream_steps=dream_steps, eps=eps)
         self._seed = check_integer("seed", seed, minimum=0)
         self._generators: dict[int, np.random.Generator] = {}
 
