@@ -100,7 +100,8 @@ def _released(folder: Path) -> bytes:
         "linear1.weight": torch.zeros(8, 4),
     }
     tensors = {f"transformer_blocks.0.{name}": tensor for name, tensor in block.items()}
-    return save({**tensors, "confidence_proj.weight": torch.zeros(4, 1)})
+    sizes = {"confidence_proj.weight": torch.zeros(4, 1), "time_mlp.0.weight": torch.zeros(4, 4)}
+    return save({**tensors, **sizes})
 
 
 def _read_released(folder: Path, content: bytes) -> None:

@@ -42,6 +42,8 @@ def llada_generate(
     eos_token_id: int | None = None,
     shift_logits: bool = False,
     seed: int | None = None,
+    revealed_confidence: str = "one",
+    view: str = "completion",
 ) -> Tensor:
     """``generate`` of LLaDA's ``generate.py`` (ML-GSAI/LLaDA), with any agent in place of its rule.
 
@@ -66,6 +68,9 @@ def llada_generate(
             is filled with it.
         shift_logits: Whether row i - 1 of the logits is about token i.
         seed: Of the agent's draws and the token noise; ``None`` takes it from torch's global generator.
+        revealed_confidence: What the agent sees, as in ``UnmaskEnv``, like what follows: a policy wants what
+            it was trained with.
+        view: See there.
 
     Returns:
         ``(B, P + L)`` int64 on the model's device: the prompts as they came, and the completions.
@@ -98,6 +103,8 @@ def llada_generate(
         mask_id,
         eos_token_id,
         seed,
+        revealed_confidence=revealed_confidence,
+        view=view,
     )
 
 
@@ -113,6 +120,8 @@ def dream_generate(
     mask_token_id: int = 151666,
     eos_token_id: int | None = None,
     seed: int | None = None,
+    revealed_confidence: str = "one",
+    view: str = "completion",
 ) -> Tensor:
     """``model.diffusion_generate(inputs, ...)`` of Dream (arXiv 2508.15487), with any agent.
 
@@ -130,7 +139,9 @@ def dream_generate(
         temperature: 0 writes the most probable tokens; above, tokens are drawn.
         mask_token_id: The mask token.
         eos_token_id: As in ``llada_generate``.
-        seed: See there.
+        seed: See there, like what follows.
+        revealed_confidence: See there.
+        view: See there.
 
     Returns:
         ``(B, P + L)`` int64 on the model's device: what Dream calls ``sequences``.
@@ -157,6 +168,8 @@ def dream_generate(
         mask_token_id,
         eos_token_id,
         seed,
+        revealed_confidence=revealed_confidence,
+        view=view,
     )
 
 
@@ -181,6 +194,7 @@ def _write(
     mask_id: int,
     eos_token_id: int | None,
     seed: int | None,
+    **shown: Any,
 ) -> Tensor:
     """Prompts ``(B, P)`` with completions ``(B, L)`` behind them."""
     if prompt.dim() != 2 or not len(prompt):
@@ -212,6 +226,7 @@ def _write(
         temperature=temperature,
         observe=tuple(getattr(resolved, "requires", ())),
         stop_at_eos=eos_token_id is not None,
+        **shown,
     )
     completions = np.empty((len(prompt), engine.length), dtype=np.int64)
     if seed is None:

@@ -72,6 +72,9 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     block_length: int | None = None,
     temperature: float = 0.0,
     stop_at_eos: bool = True,
+    revealed_confidence: str = "one",
+    view: str = "completion",
+    top_k: int = 8,
     seed: int = 0,
     batch_size: int = 64,
     backend_kwargs: Mapping[str, Any] | None = None,
@@ -96,6 +99,10 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
             block if it attends in blocks.
         temperature: 0 writes the most probable tokens; above, tokens are drawn.
         stop_at_eos: End a row as soon as an end token and everything before it are revealed.
+        revealed_confidence: What the agent sees, as in ``UnmaskEnv``, like what follows: a policy wants what
+            it was trained with.
+        view: See there.
+        top_k: See there.
         seed: Seeds the agent's draws and the token noise, per place in ``prompts``.
         batch_size: Rows decoded at once. Changes the speed, not the result.
         backend_kwargs: Further arguments of ``load_backend``, such as ``{"dtype": "auto"}``.
@@ -129,6 +136,9 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
         temperature=temperature,
         observe=tuple(getattr(resolved, "requires", ())),
         stop_at_eos=stop_at_eos,
+        revealed_confidence=revealed_confidence,
+        view=view,
+        top_k=top_k,
     )
     _check_room(asked, engine)
     generations: list[Generation | None] = [None] * len(asked)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import dllm_gym
 from dllm_gym.drop_in import dream_generate, llada_generate
+from dllm_gym.strategies import make_strategy
 from dllm_gym.tasks import load_task
 
 MASK, EOS, SIZE = 12, 11, 13
@@ -172,6 +173,49 @@ def test_any_agent_decodes():
     assert torch.equal(named, ruled)
 
 
+@pytest.mark.parametrize("call", ["llada", "dream"])
+def test_an_agent_sees_what_it_is_meant_to(call):
+    """Released policies were trained with the dLLM's own confidence at revealed positions."""
+    ids = torch.tensor([[1, 2, 3]])
+
+    def seen_with(**options):
+        seen = []
+
+        class Watching:
+            requires = ("top_k",)
+
+            def act(self, observation):
+                seen.append(observation)
+                return make_strategy("confidence", k=2).act(observation)
+
+        if call == "llada":
+            llada_generate(
+                LLaDA(), ids, gen_length=8, block_length=4, mask_id=MASK, agent=Watching(), **options
+            )
+        else:
+            dream_generate(
+                Dream(),
+                ids,
+                agent=Watching(),
+                max_new_tokens=8,
+                block_length=4,
+                mask_token_id=MASK,
+                **options,
+            )
+        return seen
+
+    one, own, block = (
+        seen_with(**options) for options in ({}, {"revealed_confidence": "model"}, {"view": "block"})
+    )
+    revealed = one[1]["mask"] == 0
+    assert revealed.sum() == 2
+    assert (one[1]["confidence"][revealed] == 1).all()
+    logits = logits_of(torch.tensor([[1, 2, 3, *[MASK] * 8]]), torch.ones(1, 11))[0, 3:, :MASK]
+    assert own[0]["confidence"][0] == pytest.approx(logits.softmax(-1).max(-1).values.numpy(), abs=1e-6)
+    assert (own[1]["confidence"][revealed] < 1).all()
+    assert block[0]["mask"].tolist() == [[1] * 4 + [0] * 4]
+
+
 def test_an_end_token_ends_a_row():
     ids = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
     options = {"gen_length": 12, "block_length": 12, "mask_id": MASK, "agent": "left-to-right"}
@@ -243,6 +287,34 @@ def test_what_contradicts_itself_is_refused(options, message):
 
 
 # Dream ----------------------------------------------------------------------------------------------------
+
+
+def dream_rule(model, prompt, steps, length, eps) -> list[int]:
+    """One unpadded prompt ``(P,)`` the way Dream's ``_sample`` does it with ``alg="entropy"``."""
+    tokens = torch.cat([prompt, torch.full((length,), MASK)])
+    times = torch.linspace(1, eps, steps + 1)
+    for step in range(steps):
+        logits = model(tokens[None], "full", None).logits[0].double()
+        logits = torch.cat([logits[:1], logits[:-1]])
+        logits[:, MASK] = -torch.inf
+        p = logits.softmax(-1)
+        masked = (tokens == MASK).nonzero()[:, 0]
+        number = masked.numel() / torch.tensor(1.0)
+        count = int(number * (1 - times[step + 1] / times[step])) if step < steps - 1 else int(number)
+        entropy = -(p * (p + 1e-10).log()).sum(-1)[masked]
+        chosen = masked[entropy.argsort(stable=True)[:count]]
+        tokens[chosen] = p.argmax(-1)[chosen]
+    return tokens[len(prompt) :].tolist()
+
+
+@settings(max_examples=30)
+@given(prompts=token_lists, left=st.booleans(), steps=st.integers(1, 20), eps=st.sampled_from([1e-3, 0.1]))
+def test_dreams_own_call_becomes_its_schedule(prompts, left, steps, eps):
+    ids, real = padded(prompts, left)
+    agent = make_strategy("entropy", dream_steps=steps, eps=eps)
+    found = dream_generate(Dream(), ids, real, agent=agent, max_new_tokens=8, mask_token_id=MASK)
+    for row, prompt in zip(found, prompts, strict=True):
+        assert row[ids.shape[1] :].tolist() == dream_rule(Dream(), torch.tensor(prompt), steps, 8, eps)
 
 
 @settings(max_examples=20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from toy_backend import EOS, ScriptedBackend, ToyBackend, ToyTask
 import dllm_gym
 from dllm_gym.generation import MASK_SIGN, Generation, generate
 from dllm_gym.prompts import read_prompts
+from dllm_gym.strategies import make_strategy
 from dllm_gym.tasks import load_task
 
 AGENTS = ("fast-dllm:threshold=0.7", "confidence:k=2", "random:k=2", "left-to-right", "margin")
@@ -87,6 +89,47 @@ def test_tokens_are_those_before_the_end():
 def test_a_text_without_end_token_is_whole():
     (one,) = toy(["1"], backend=ScriptedBackend([3, 7, 1, 5, 2, 1]))
     assert (one.text, one.tokens) == ("371521", (3, 7, 1, 5, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"revealed_confidence": "model"}, {"view": "block", "block_length": 2}, {"top_k": 3}],
+    ids=["revealed", "view", "top_k"],
+)
+def test_an_agent_sees_what_it_sees_in_evaluation(options):
+    """Released policies want the dLLM's own confidence at revealed positions, others a view or more."""
+
+    def watching(seen):
+        class Watching:
+            requires = ("top_k",)
+
+            def act(self, observation):
+                seen.append({name: observation[name].copy() for name in ("confidence", "mask", "top_k")})
+                return make_strategy("confidence", k=2).act(observation)
+
+        return Watching()
+
+    seen, plain, expected = [], [], []
+    found = toy(toy_prompts(3), watching(seen), **options)
+    toy(toy_prompts(3), watching(plain), block_length=options.get("block_length"))
+    common = {"task": ToyTask("test"), "backend": ToyBackend(), "stop_at_eos": True, **options}
+    result = dllm_gym.evaluate(watching(expected), 3, "test", **common)
+    assert [one.text for one in found] == result.records.completion
+    assert len(seen) == len(expected) > 1
+    for one, other in zip(seen, expected, strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+    assert any(
+        not np.array_equal(one[name], other[name])
+        for one, other in zip(seen, plain, strict=True)
+        for name in one
+    )
+
+
+def test_texts_written_with_another_view_are_not_mixed(tmp_path, toys):
+    options = {"backend": "toy", "output": tmp_path / "texts.jsonl"}
+    toy(["1"], **options)
+    with pytest.raises(ValueError, match="line 1 was written with other settings"):
+        toy(["1"], revealed_confidence="model", **options)
 
 
 # What may be asked ----------------------------------------------------------------------------------------
@@ -234,6 +277,8 @@ def test_what_is_no_prompt_is_refused(prompts, message):
         ({"completion_length": 0}, "completion_length must be a whole number of at least 1, got 0"),
         ({"block_length": 7}, "block_length 7 exceeds completion_length 6"),
         ({"temperature": -1.0}, "temperature must be a finite number of at least 0, got -1.0"),
+        ({"revealed_confidence": "two"}, "unknown revealed_confidence 'two'; choose one of one, model"),
+        ({"view": "all"}, "unknown view 'all'; choose one of completion, block"),
         ({"backend": "nonsense"}, "unknown backend 'nonsense'"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ def released_state(
     confidences: int = 1,
     seed: int = 0,
     prefix: str = PREFIX,
+    time_width: int | None = None,
 ) -> dict[str, Tensor]:
     """A state with every weight random and of its usual size, so that no two can be swapped unnoticed."""
     hidden = hidden or 4 * width
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {
-        "time_mlp.0": (width, width),
+        "time_mlp.0": (width, time_width or width),
         "time_mlp.2": (width, width),
         "confidence_proj": (width, confidences),
         "final_norm": (width,),
@@ -66,7 +69,8 @@ class ReleasedPolicy:
     """The forward of the table, in float64 but for the embedding of time, one row and one head at a time."""
 
     def __init__(self, state: dict[str, Tensor], period: float = 1.0, rounded: bool = True) -> None:
-        self.state = {name.removeprefix(PREFIX): tensor.double() for name, tensor in state.items()}
+        bare = {re.sub(r"^(module\.|_orig_mod\.|base_policy\.)*", "", name): name for name in state}
+        self.state = {name: state[whole].double() for name, whole in bare.items()}
         self.period = period
         self.rounded = rounded
 
@@ -89,7 +93,7 @@ class ReleasedPolicy:
         return self.linear("output_proj", self.norm("final_norm", x))[:, 0]
 
     def time(self, t: Tensor) -> Tensor:
-        half = len(self.state["time_mlp.0.bias"]) // 2
+        half = self.state["time_mlp.0.weight"].shape[1] // 2
         angles = t.float() * torch.tensor([self.period ** (-j / half) for j in range(half)])
         embedding = torch.cat([torch.cos(angles), torch.sin(angles)])
         if self.rounded:
@@ -180,7 +184,8 @@ def test_logits_of_any_size(scratch, data):
         layers=data.draw(st.integers(1, 3), "layers"),
         confidences=confidences,
         seed=data.draw(st.integers(0, 999), "seed"),
-        prefix=data.draw(st.sampled_from(["", PREFIX]), "prefix"),
+        prefix=data.draw(st.sampled_from(["", PREFIX, f"module.{PREFIX}", f"{PREFIX}module."]), "prefix"),
+        time_width=data.draw(st.sampled_from([None, 2, 10, 64]), "time_width"),
     )
     period = data.draw(st.sampled_from([1.0, 0.01, 100.0]), "period")
     length = data.draw(st.integers(1, 20), "length")
@@ -194,6 +199,79 @@ def test_logits_of_any_size(scratch, data):
     expected = ReleasedPolicy(state, period, rounded=False)(mask, confidence, progress)
     # the reference is in float64; norms over few channels magnify float32's rounding
     torch.testing.assert_close(network(observation).double(), expected, atol=2e-4, rtol=1e-3)
+
+
+def test_the_released_codes_default_is_a_wider_time(scratch, tmp_path):
+    """256 sinusoids beside a width of 128; and what is loaded can be saved and loaded again."""
+    state = released_state(time_width=256)
+    policy = dllm_agents.load_policy(write(state, scratch), format="ml-rl-dllm", time_period=0.01)
+    assert (policy.network.config.width, policy.network.config.time_width) == (128, 256)
+    again = dllm_agents.load_policy(dllm_agents.save_policy(tmp_path / "ours", policy.network)).network
+    mask, confidence, progress = inputs(64)
+    observation = {"mask": mask, "confidence": confidence[..., 0], "progress": progress}
+    logits = policy.network(observation)
+    assert torch.equal(again(observation), logits)
+    for network in (policy.network, again):
+        network.time_embedding.rounded = False
+    expected = ReleasedPolicy(state, 0.01, rounded=False)(mask, confidence, progress)
+    torch.testing.assert_close(again(observation).double(), expected, atol=1e-5, rtol=0)
+    narrow = ReleasedPolicy(released_state(), 0.01, rounded=False)(mask, confidence, progress)
+    assert (narrow - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "module.base_policy.", "_orig_mod.base_policy.", "module.module."]
+)
+def test_wrappers_leave_their_names(scratch, prefix):
+    mask, confidence, progress = inputs(9)
+    observation = {"mask": mask, "confidence": confidence[..., 0], "progress": progress}
+    plain, wrapped = (
+        read_released_policy(write(released_state(width=16, prefix=p), scratch))(observation)
+        for p in (PREFIX, prefix)
+    )
+    assert torch.equal(plain, wrapped)
+
+
+def test_a_policy_in_parts(tmp_path):
+    state = released_state(width=16)
+    whole = read_released_policy(write(state, tmp_path / "whole.safetensors"))
+    where = {}
+    for part in (0, 1):
+        names = sorted(state)[part::2]
+        write({name: state[name] for name in names}, tmp_path / f"model-0000{part}-of-00002.safetensors")
+        where |= dict.fromkeys(names, f"model-0000{part}-of-00002.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    parts = read_released_policy(tmp_path)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, parts.state_dict()[name])
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {**where, "x": "../whole.safetensors"}}))
+    with pytest.raises(
+        ValueError, match=r"names the file '\.\./whole\.safetensors'; only \*\.safetensors beside"
+    ):
+        read_released_policy(tmp_path)
+    (tmp_path / "model-00001-of-00002.safetensors").unlink()
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    with pytest.raises(FileNotFoundError, match=r"model-00001-of-00002\.safetensors is missing"):
+        read_released_policy(tmp_path)
+
+
+def test_what_is_there_instead_is_said(tmp_path):
+    for number in (9200, 500):
+        (tmp_path / f"checkpoint-{number}").mkdir()
+        write(released_state(width=16), tmp_path / f"checkpoint-{number}" / "model.safetensors")
+    said = r"model\.safetensors is missing; give one of .*: checkpoint-500, checkpoint-9200$"
+    with pytest.raises(FileNotFoundError, match=said):
+        dllm_agents.load_policy(tmp_path, format="ml-rl-dllm")
+    (tmp_path / "checkpoint-500" / "model.safetensors").rename(
+        tmp_path / "checkpoint-500" / "pytorch_model.bin"
+    )
+    said = r"missing; pickles are not looked at, save them as safetensors .*: pytorch_model\.bin$"
+    with pytest.raises(FileNotFoundError, match=said):
+        dllm_agents.load_policy(tmp_path / "checkpoint-500", format="ml-rl-dllm")
+    write({}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors holds no tensors"):
+        dllm_agents.load_policy(tmp_path, format="ml-rl-dllm")
 
 
 def test_time_is_rounded(scratch):
@@ -272,7 +350,10 @@ BLOCK = "base_policy.transformer_blocks.0."
             torch.ones(16),
             r"'output_proj.weight' has shape \(16,\), expected",
         ),
-        ("base_policy.time_mlp.0.weight", torch.ones(16, 32), r"\(16, 32\), expected \(16, 16\)"),
+        ("base_policy.time_mlp.0.weight", torch.ones(8, 32), r"\(8, 32\), expected \(16, 32\)"),
+        ("base_policy.time_mlp.0.weight", torch.ones(16, 31), "time_width must be even .* got 31"),
+        ("base_policy.time_mlp.0.weight", torch.ones(16), r"shape \(16,\), expected \(16, 16\)"),
+        ("base_policy.time_mlp.0.weight", None, r"missing \['time_mlp.0.weight'\]"),
         (
             f"{BLOCK}v_proj.weight",
             torch.ones(8, 16),

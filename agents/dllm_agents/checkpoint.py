@@ -80,7 +80,7 @@ def load_policy(
 
     Args:
         path: The directory, one of the two files in it, or the name of a shipped policy; for
-            ``"ml-rl-dllm"`` the ``model.safetensors`` or its directory.
+            ``"ml-rl-dllm"`` the ``model.safetensors`` or its directory, where it may be in parts.
         format: ``"dllm_agents"`` or ``"ml-rl-dllm"``.
         time_period: Only for ``"ml-rl-dllm"``, whose files do not hold it: the ``policy_time_period`` of
             the training run. None is 1, which all configurations shipped with that code have.
@@ -150,7 +150,8 @@ def _read_own_policy(directory: Path) -> UnmaskTransformer:
 def _refuse_larger(config: UnmaskTransformerConfig, tensors: Mapping[str, Tensor], directory: Path) -> None:
     """Nothing is allocated for sizes that the weights do not have: the description may be a stranger's."""
     longest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
-    sizes = {"width": config.width, "mlp_width": config.mlp_width, "hidden_width": config.hidden_width}
+    names = ("width", "mlp_width", "hidden_width", "time_width")
+    sizes = {name: getattr(config, name) for name in names}
     limits = {**dict.fromkeys(sizes, longest), "layers": len(tensors), "inputs": longest}
     for name, size in {**sizes, "layers": config.layers, "inputs": config.num_columns}.items():
         if size is not None and size > limits[name]:

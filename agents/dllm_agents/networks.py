@@ -68,6 +68,7 @@ class UnmaskTransformerConfig:
             steps. The slowest is monotone over an episode; with 0.01 the fastest turns once in about
             0.07 L steps, which separates single steps at L = 48 and is still smooth at L = 256. The
             released code uses 1, where all frequencies coincide.
+        time_width: Number of sinusoids in that embedding, even; None stands for ``width``.
         round_time: Whether the sinusoids of the progress are rounded to bfloat16, as in the released code.
         top_k: How many of the observation's probabilities the feature ``top_k`` takes, the largest first.
         hidden_width: Size of the dLLM's hidden state; the feature ``hidden`` needs it, nothing else does.
@@ -85,6 +86,7 @@ class UnmaskTransformerConfig:
     mlp_width: int | None = None
     layers: int = 1
     time_period: float = 0.01
+    time_width: int | None = None
     round_time: bool = False
     top_k: int = 8
     hidden_width: int | None = None
@@ -109,9 +111,9 @@ class UnmaskTransformerConfig:
                 f"the feature 'hidden' and hidden_width go together, "
                 f"got features {self.features} and hidden_width {self.hidden_width}"
             )
-        for name in ("width", "heads", "mlp_width", "layers", "top_k", "hidden_width"):
+        for name in ("width", "heads", "mlp_width", "layers", "top_k", "hidden_width", "time_width"):
             value = getattr(self, name)
-            if name == "hidden_width" and value is None:
+            if name in ("hidden_width", "time_width") and value is None:
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -120,6 +122,8 @@ class UnmaskTransformerConfig:
                 f"width must be a multiple of 2 * heads (rotary embedding turns pairs of channels), "
                 f"got width {self.width} and heads {self.heads}"
             )
+        if self.time_width is not None and self.time_width % 2:
+            raise ValueError(f"time_width must be even (cosines and sines), got {self.time_width}")
         for name in ("round_time", "value_head"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -150,24 +154,25 @@ class TimeEmbedding(nn.Module):
 
     Args:
         width: Size D of the embedding.
-        period: The D / 2 frequencies run from 1 towards 1 / period.
+        period: The frequencies run from 1 towards 1 / period.
         rounded: Whether the sinusoids are rounded to bfloat16.
+        inputs: Number of sinusoids S, with S / 2 frequencies; None is D.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, period: float, rounded: bool = False) -> None:
+    def __init__(self, width: int, period: float, rounded: bool = False, inputs: int | None = None) -> None:
         super().__init__()
         self.rounded = rounded
-        half = width // 2
+        half = (inputs or width) // 2
         frequencies = period ** (-torch.arange(half) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(nn.Linear(2 * half, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
         """Maps ``(B, 1)`` to ``(B, D)``."""
-        angles = value.float() * self.frequencies  # (B, D / 2)
-        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, D)
+        angles = value.float() * self.frequencies  # (B, S / 2)
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)  # (B, S)
         if self.rounded:
             sinusoids = sinusoids.bfloat16().float()
         output: Tensor = self.mlp(sinusoids)
@@ -327,7 +332,7 @@ class UnmaskTransformer(nn.Module):
         self.hidden_proj = nn.Linear(config.hidden_width, width) if config.hidden_width else None
         self.mask_embedding = nn.Embedding(2, width) if "mask" in config.features else None
         self.time_embedding = (
-            TimeEmbedding(width, config.time_period, config.round_time)
+            TimeEmbedding(width, config.time_period, config.round_time, config.time_width)
             if "progress" in config.features
             else None
         )

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
+from dllm_gym.backends.loading import INDEX, WEIGHTS, instead_of, shard_names
 
-WEIGHTS = "model.safetensors"
-_PREFIX = "base_policy."  # in the file of the whole model; some are of the policy alone
+# Of the whole model, of training on several GPUs and of torch.compile; some files have none.
+_PREFIXES = ("base_policy.", "module.", "_orig_mod.")
 
 # Our module -> theirs.
 _MODULES = {
@@ -45,23 +46,20 @@ _BLOCK_MODULES = {
 def read_released_policy(path: str | Path, time_period: float = 1.0) -> UnmaskTransformer:
     """Builds the network that a file of the released code describes, and fills it.
 
-    Width, number of blocks and heads, and number of confidences follow from the tensors' shapes. With one
-    confidence per position the network reads the observation ``confidence``; with more, ``top_k``.
+    Width, number of blocks and heads, of confidences and of sinusoids follow from the tensors' shapes. With
+    one confidence per position the network reads the observation ``confidence``; with more, ``top_k``.
 
     Args:
-        path: A safetensors file, or the directory with its ``model.safetensors``.
+        path: A safetensors file, or the directory with its ``model.safetensors``, which may come in parts.
         time_period: The ``policy_time_period`` of the training run. The file does not hold it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If there is no such file; says what is there instead.
         ValueError: If tensors are missing, unexpected, of a wrong shape, or hold what they should not.
     """
-    file = Path(path)
-    if file.is_dir():
-        file /= WEIGHTS
-    tensors = read_tensors(file)
-    if all(name.startswith(_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+    file, tensors = _read(Path(path))
+    while prefix := next((one for one in _PREFIXES if all(name.startswith(one) for name in tensors)), None):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     config = _config(file, tensors, time_period)
     shapes = shapes_of(file, lambda: UnmaskTransformer(config))
     sources = {name: _sources(name) for name in shapes}
@@ -71,6 +69,21 @@ def read_released_policy(path: str | Path, time_period: float = 1.0) -> UnmaskTr
         {name: torch.cat([tensors[source].float() for source in parts]) for name, parts in sources.items()}
     )
     return network
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """All tensors, of which there are some, and the file to name in messages."""
+    file = path / WEIGHTS if path.is_dir() else path
+    parts = [file]
+    if path.is_dir() and not file.is_file():
+        if not (path / INDEX).is_file():
+            raise FileNotFoundError(f"{file} is missing{instead_of(WEIGHTS, path)}")
+        file = path / INDEX
+        parts = [path / name for name in shard_names(file)]
+    tensors = {name: tensor for part in parts for name, tensor in read_tensors(part).items()}
+    if not tensors:
+        raise ValueError(f"{file} holds no tensors")
+    return file, tensors
 
 
 def _sources(name: str) -> list[str]:
@@ -98,6 +111,7 @@ def _config(file: Path, tensors: Mapping[str, Tensor], time_period: float) -> Un
                 f"expected {dimensions} dimension(s), none of them empty"
             )
     width, confidences = tensors["confidence_proj.weight"].shape
+    time = tensors.get("time_mlp.0.weight")
     head_width = 2 * len(tensors["transformer_blocks.0.inv_freq"])
     if width % head_width:
         raise ValueError(f"{file}: inv_freq is of heads of width {head_width}, the width is {width}")
@@ -108,6 +122,7 @@ def _config(file: Path, tensors: Mapping[str, Tensor], time_period: float) -> Un
         mlp_width=len(tensors["transformer_blocks.0.linear1.weight"]),
         layers=len(blocks),
         time_period=time_period,
+        time_width=time.shape[1] if time is not None and time.dim() == 2 else None,  # else refused below
         round_time=True,
         top_k=confidences,
     )
