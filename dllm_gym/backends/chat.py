@@ -46,7 +46,7 @@ def prompt_text(tokenizer: Any, family: Family, messages: Sequence[Message]) -> 
         return _bounded(render)
     except Exception as error:  # it is a program
         raise ValueError(
-            f"the dLLM's chat template fails on {messages!r}: {error or type(error).__name__}"
+            f"the dLLM's chat template fails on {messages!r:.200}: {error or type(error).__name__}"
         ) from error
 
 
