@@ -8,17 +8,43 @@ the noisy-or of Bayesian networks (Pearl 1988, section 4.3.2) with reveals as ca
 that is trained to predict successes so finds out which reveals do harm although only whole episodes are
 scored: failed ones blame the reveals that successful ones do without.
 
-Harm and reveal probabilities are two readings of the same logits: ``b = sharpness (logit threshold - logit h)``
-reveals with probability 1/2 what has harm ``threshold``. So the success model is a policy as it stands.
+Harm and reveal probabilities are two readings of the same logits:
+``b = sharpness (logit threshold - logit h)`` reveals with probability 1/2 what has harm ``threshold``. So the
+success model is a policy as it stands.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from dllm_gym.files import is_finite
+
+
+@dataclass(frozen=True)
+class HarmScale:
+    """How a policy's logits read as harm.
+
+    Attributes:
+        sharpness: How steeply the reveal probability falls with the logit of the harm.
+        threshold: The harm that is revealed with probability 1/2.
+
+    Raises:
+        ValueError: For a sharpness that is not positive or a threshold outside (0, 1).
+    """
+
+    sharpness: float
+    threshold: float
+
+    def __post_init__(self) -> None:
+        if not (is_finite(self.sharpness) and self.sharpness > 0):
+            raise ValueError(f"sharpness must be positive and finite, got {self.sharpness!r}")
+        if not (is_finite(self.threshold) and 0 < self.threshold < 1):
+            raise ValueError(f"threshold must lie between 0 and 1, got {self.threshold!r}")
 
 
 def logit(probability: float) -> float:
@@ -26,9 +52,9 @@ def logit(probability: float) -> float:
     return math.log(probability) - math.log1p(-probability)
 
 
-def harm_logits(logits: Tensor, sharpness: float, threshold: float) -> Tensor:
-    """logit h of a policy's logits b, of any shape: ``logit threshold - b / sharpness``."""
-    return logit(threshold) - logits / sharpness
+def harm_logits(logits: Tensor, scale: HarmScale) -> Tensor:
+    """Logits of the harm h of a policy's logits b, of any shape: ``logit threshold - b / sharpness``."""
+    return logit(scale.threshold) - logits / scale.sharpness
 
 
 def risk(harm: Tensor) -> Tensor:

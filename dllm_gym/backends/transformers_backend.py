@@ -16,6 +16,7 @@ from dllm_gym.backends import cpu
 from dllm_gym.backends.attention import block_causal_mask, block_numbers
 from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
 from dllm_gym.backends.chat import prompt_text
+from dllm_gym.backends.compiled import CompiledForward, compiled_forward
 from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
     load_model,
@@ -46,7 +47,9 @@ class TransformersBackend:
         quantization: A transformers quantization config, as an object or as its dictionary, such as
             ``{"quant_method": "bitsandbytes", "load_in_4bit": True}``; needs accelerate and the package it
             names.
-        compile: Compiles the model with ``torch.compile``; a dictionary holds arguments for it.
+        compile: ``"auto"``: small dLLMs on a CPU take the fast forward, compiled once for the machine
+            (``dllm_gym.backends.compiled``), others nothing. ``True``: the fast forward, or where it does
+            not serve ``torch.compile``, whose arguments a dictionary may hold.
         mask_token_id: The mask token, where a checkpoint does not say which it is.
         attention_block: Length of the blocks for families that attend block by block: a number, or
             ``"full"`` for attention in all directions. ``None`` takes what the checkpoint was published
@@ -82,7 +85,7 @@ class TransformersBackend:
         attn_implementation: str | None = None,
         device_map: str | Mapping[str, Any] | None = None,
         quantization: Any = None,
-        compile: bool | Mapping[str, Any] = False,
+        compile: bool | str | Mapping[str, Any] = False,
         mask_token_id: int | None = None,
         attention_block: int | str | None = None,
         cache: str | None = None,
@@ -121,8 +124,7 @@ class TransformersBackend:
             self.device = self.model.device
         else:
             self.model.to(self.device)
-        if compile:
-            self.model.base_model.compile(**({} if compile is True else compile))
+        self._fast = self._compiled(compile, str(source))
         self.vocab_size: int = self.model.config.vocab_size
         ids = read_token_ids(
             family,
@@ -149,6 +151,21 @@ class TransformersBackend:
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__dict__ |= {**state, "_forwards": threading.Lock()}
+
+    def _compiled(self, compile: bool | str | Mapping[str, Any], source: str) -> CompiledForward | None:
+        """The fast forward, where it is wanted and serves; ``torch.compile`` changes the model in place."""
+        if isinstance(compile, str) and compile != "auto":
+            raise ValueError(
+                f"compile must be True, False, 'auto' or arguments of torch.compile, got {compile!r}"
+            )
+        plain = self.attention_block is None and self._cache is None and self._residual_start is None
+        if compile in (True, "auto") and plain:
+            fast = compiled_forward(self.model, Path(source).name)
+            if fast is not None:
+                return fast
+        if compile and compile != "auto":
+            self.model.base_model.compile(**(compile if isinstance(compile, Mapping) else {}))
+        return None
 
     def _default_attention(self) -> str | None:
         if not self.family.rotary:
@@ -310,6 +327,8 @@ class TransformersBackend:
         rows = self.rows_about(columns, first)  # (K,) or (B, K)
         if not self.family.rotary:
             return self._forward_from_left(tokens, attention_mask, first, rows)
+        if self._fast is not None and embedded is None:
+            return self._fast(tokens, attention_mask, rows.expand(len(tokens), -1))
         length = tokens.shape[1]
         visible = None if attention_mask.all() else attention_mask
         if self.attention_block is not None:

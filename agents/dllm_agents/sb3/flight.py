@@ -12,6 +12,7 @@ import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from dllm_agents.sb3.groups import GroupRolloutBuffer
+from dllm_agents.sb3.success import EpisodeBuffer
 
 
 def random_state() -> dict[str, Any]:
@@ -44,7 +45,10 @@ def episodes_in_flight(model: OnPolicyAlgorithm) -> dict[str, Any] | None:
     flight = {"env": state, "episode_starts": np.asarray(model._last_episode_starts)}
     tickets = getattr(env, "tickets", None)
     if tickets is not None:
-        flight |= {"current": tickets.current, "steps": model.rollout_buffer.state()}  # type: ignore[attr-defined]
+        flight["current"] = tickets.current
+    buffer: Any = model.rollout_buffer
+    if isinstance(buffer, GroupRolloutBuffer | EpisodeBuffer):
+        flight["steps"] = buffer.state()
     tensors: dict[str, Any] = as_tensors(flight)
     return tensors
 
@@ -59,8 +63,9 @@ def restore_episodes(model: OnPolicyAlgorithm, tensors: dict[str, Any]) -> None:
     model._last_episode_starts = flight["episode_starts"]
     env.episode_lengths[:] = vector.engine.canvas.steps  # VecMonitor's; no reward before the end
     buffer: Any = model.rollout_buffer
-    if isinstance(buffer, GroupRolloutBuffer):
+    if "current" in flight:
         env.tickets.current[:] = flight["current"]
+    if isinstance(buffer, GroupRolloutBuffer | EpisodeBuffer):
         buffer.restore(flight["steps"])
 
 

@@ -1,4 +1,4 @@
-"""Groups of episodes on the same problem: their advantages, and the buffer that waits until a group is complete."""
+"""Groups of episodes on the same problem: their advantages, and the buffer that waits for whole groups."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dllm_agents.config import check_whole
 from dllm_agents.distributions import with_argmax_fallback
-from dllm_agents.harm import harm_logits, logit, risk, success_loss
+from dllm_agents.harm import HarmScale, harm_logits, logit, risk, success_loss
 from dllm_agents.sb3.history import Episode, History
 
 _NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
@@ -28,7 +28,7 @@ _NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
 
 @dataclass
 class Behaviour:
-    """How each of N rows chooses what to reveal in its episode; a position that one of these picks is revealed.
+    """How each of N rows chooses what to reveal in its episode: what any of these picks.
 
     Attributes:
         sure: ``(N,)``, confidences from here on.
@@ -96,6 +96,7 @@ class EpisodeBuffer:
         kept_rounds: int = 3,
     ) -> None:
         self.kept_rounds = kept_rounds
+        self.harm = HarmScale(1.0, 0.5)
         self.behaviour = Behaviour.none(n_envs)
         self.history = History(n_envs)
         self.finished: list[Episode] = []  # of this round
@@ -118,38 +119,38 @@ class EpisodeBuffer:
     def end_round(self) -> None:
         """Makes a round of the episodes that finished since the last one, and drops the oldest."""
         lengths = np.array([len(episode) for episode in self.finished], dtype=np.int64)
-        columns = {
-            "_length": lengths,
-            "_score": np.array([episode.score for episode in self.finished], dtype=np.float32),
-        }
-        self.rounds.append({**self.history.gather(self.finished), **columns})
+        scores = np.array([episode.score for episode in self.finished], dtype=np.float32)
+        self.rounds.append({**self.history.gather(self.finished), "_length": lengths, "_score": scores})
         self.rounds = self.rounds[-self.kept_rounds :]
         self.finished, self.thresholds = [], []
         self.history.forget()
 
     def samples(self) -> dict[str, NDArray[Any]]:
-        """All rounds in one: steps ``(S, ...)`` by key, and by episode ``_length`` and ``_score`` ``(E,)``."""
+        """All rounds in one: steps ``(S, ...)`` by key, ``_length`` and ``_score`` of episodes ``(E,)``."""
         return {key: np.concatenate([part[key] for part in self.rounds]) for key in self.rounds[0]}
 
     def state(self) -> dict[str, Any]:
         """Everything, as arrays and plain values."""
-        behaviour = list(astuple(self.behaviour))
-        return {"history": self.history.state(), "behaviour": behaviour, "rounds": self.rounds}
+        return {
+            "history": self.history.state(), "rounds": list(self.rounds),
+            "behaviour": list(astuple(self.behaviour)), "harm": list(astuple(self.harm)),
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken, between two rounds."""
         self.history.restore(state["history"])
         self.behaviour, self.rounds = Behaviour(*state["behaviour"]), list(state["rounds"])
+        self.harm = HarmScale(*state["harm"])
 
 
 class SuccessModel(OnPolicyAlgorithm):
     """Learns from any episodes which reveals do harm; its policy reveals what does little.
 
-    The network of ``UnmaskPolicy`` predicts whether an episode succeeds as a noisy-or of harms, one per reveal
-    (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``. Rounds
+    The network of ``UnmaskPolicy`` predicts whether an episode succeeds, as a noisy-or of harms, one per
+    reveal (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``. Rounds
     alternate: episodes are collected, the first round's by random rules, later ones mostly by the model at
     random thresholds; then the network is fitted to the last rounds, and the threshold is set to where the
-    model earned most. Episodes need no groups and no baseline, and a step that reveals nothing teaches nothing.
+    model earned most. Episodes need no groups and no baseline.
 
     Args:
         policy: ``UnmaskPolicy`` or a subclass, with sampler ``bernoulli``.
@@ -237,6 +238,19 @@ class SuccessModel(OnPolicyAlgorithm):
         if _init_setup_model:
             self._setup_model()
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.rollout_buffer.harm = HarmScale(self.sharpness, self.threshold)
+
+    @property
+    def harm(self) -> HarmScale:
+        """How the policy's logits read as harm now."""
+        return self.rollout_buffer.harm
+
+    @harm.setter
+    def harm(self, scale: HarmScale) -> None:
+        self.rollout_buffer.harm = scale  # beside the episodes, for a state has both
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -297,9 +311,9 @@ class SuccessModel(OnPolicyAlgorithm):
         )
         confidence, action_mask = tensors["confidence"], tensors["action_mask"]
         logits = self.policy.network.candidate_logits(tensors)  # type: ignore[union-attr,operator]
-        harm = harm_logits(logits, self.sharpness, self.threshold)
+        harm = harm_logits(logits, self.harm)
         uniform = torch.rand(2, *confidence.shape, device=self.device)
-        by_model = uniform[0] < torch.sigmoid(self.sharpness * (threshold - harm))
+        by_model = uniform[0] < torch.sigmoid(self.harm.sharpness * (threshold - harm))
         picked = (confidence >= sure) | (confidence <= unsure) | (uniform[1] < chance) | by_model
         bits = (picked & (action_mask != 0)).to(torch.int8)
         best = torch.where(threshold > _NEVER, -harm, confidence)
@@ -315,9 +329,9 @@ class SuccessModel(OnPolicyAlgorithm):
         best = best_threshold(thresholds[alone], rewards[alone])
         with torch.no_grad():
             bias: Tensor = self.policy.network.output_proj.bias  # type: ignore[union-attr,assignment]
-            bias += self.sharpness * (best - logit(self.threshold))
-        self.threshold = 1 / (1 + math.exp(-best))
-        self.logger.record("train/threshold", self.threshold)
+            bias += self.harm.sharpness * (best - logit(self.harm.threshold))
+        self.harm = HarmScale(self.harm.sharpness, 1 / (1 + math.exp(-best)))
+        self.logger.record("train/threshold", self.harm.threshold)
 
     def train(self) -> None:
         """Fits the network to the episodes of the last rounds."""
@@ -348,16 +362,16 @@ class SuccessModel(OnPolicyAlgorithm):
     def _update(
         self, batch: dict[str, Tensor], whose: NDArray[np.int64], scores: NDArray[np.float32]
     ) -> float:
-        """One step of the optimiser on the steps of some episodes; ``whose`` ``(S,)`` says which each is of."""
+        """One step of the optimiser on the steps of episodes; ``whose`` ``(S,)`` says of which each is."""
         bits = batch.pop("_bits")
         at = bits.flatten().nonzero().squeeze(1)  # (M,), reveals
         logits = self.policy.network.logits_at(batch, at)  # type: ignore[union-attr,operator]
-        risks = risk(harm_logits(logits, self.sharpness, self.threshold))  # (M,)
+        risks = risk(harm_logits(logits, self.harm))  # (M,)
         episode = self._tensor(whose)[at // bits.shape[1]]  # (M,)
         of_episode = risks.new_zeros(len(scores)).index_add(0, episode, risks)
         loss = success_loss(of_episode, self._tensor(scores)).mean()
         self.policy.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
         return float(loss.detach())
@@ -370,7 +384,7 @@ class SuccessModel(OnPolicyAlgorithm):
 
 
 def one_cycle(done: float) -> float:
-    """The learning rate as a share of its peak: up in the first 0.3, then down to 0 (Smith 2018, one cycle)."""
+    """The learning rate as a share of its peak: up in the first 0.3, then down to 0 (arXiv 1803.09820)."""
     return done / 0.3 if done < 0.3 else (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
 
 
