@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from dllm_agents.distributions import (
     sample_dpls,
     with_argmax_fallback,
 )
+from dllm_agents.harm import HarmScale, harm_logits, within_budget
 from dllm_agents.networks import UnmaskTransformer
 
 DECODINGS = ("sample", "deterministic", "bernoulli", "dpls")
@@ -38,6 +40,9 @@ class LearnedPolicy:
             Plackett-Luce, which always reveals something.
         temperature: The policy's own (not the dLLM's): logits are divided by it.
         beta: Reveal probabilities are multiplied by it, up to 1 (paper, "beta scaling"); 1 for ``dpls``.
+        budget: For success models, instead of a decoding: each step reveals the largest set that costs at
+            most so much of -log P(success) (``dllm_agents.harm``), such as 0.02.
+        harm: How a success model's logits read as harm.
         knobs: Values a conditioned policy is told instead of the environment's, such as
             ``{"target_steps": 8}``; names out of ``KNOBS``.
         ranges: What it was told in training, lowest and highest, by knob. It is not asked to extrapolate.
@@ -50,8 +55,9 @@ class LearnedPolicy:
         requires: The observation keys ``act`` reads.
 
     Raises:
-        ValueError: For an unknown decoding, a temperature or beta that is not positive, a beta with
-            ``dpls``, or a knob the network does not read or was not trained at.
+        ValueError: For an unknown decoding, a temperature, beta or budget that is not positive, a beta with
+            ``dpls``, a budget for what is no success model or together with options of other decodings, or a
+            knob the network does not read or was not trained at.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class LearnedPolicy:
         decoding: str = "sample",
         temperature: float = 1.0,
         beta: float = 1.0,
+        budget: float | None = None,
+        harm: HarmScale | None = None,
         knobs: Mapping[str, float] | None = None,
         ranges: Mapping[str, tuple[float, float]] | None = None,
         name: str = "policy",
@@ -71,6 +79,10 @@ class LearnedPolicy:
         for parameter, value in (("temperature", temperature), ("beta", beta)):
             if not value > 0:
                 raise ValueError(f"{parameter} must be above 0, got {value!r}")
+        if budget is not None:
+            _check_budget(name, budget, harm, temperature, beta)
+            decoding = "budget"
+        self.budget, self.harm = budget, harm
         if decoding == "dpls" and beta != 1:
             raise ValueError(f"beta scales reveal probabilities, which dpls has none of; got beta {beta}")
         self.knobs = dict(knobs or {})
@@ -87,9 +99,10 @@ class LearnedPolicy:
         self.parameters: dict[str, Any] = {"decoding": decoding}
         options = {"temperature": temperature, "beta": beta}
         self.parameters |= {key: value for key, value in options.items() if value != 1}
+        self.parameters |= {} if budget is None else {"budget": budget}
         self.parameters |= self.knobs
         shown = [f"{key}={value:g}" for key, value in self.parameters.items() if key != "decoding"]
-        self.label = f"{name} ({', '.join([decoding, *shown])})"
+        self.label = f"{name} ({', '.join([*([decoding] if budget is None else []), *shown])})"
         needed = (*network.config.requires, "action_mask")
         self.requires = tuple(key for key in dict.fromkeys(needed) if key not in self.knobs)
         self._seed = seed
@@ -136,7 +149,10 @@ class LearnedPolicy:
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"
             )
-        actions = self._choose(adjust_logits(logits, self.temperature, self.beta), action_mask)
+        if self.budget is not None and self.harm is not None:
+            actions = within_budget(harm_logits(logits, self.harm), action_mask, self.budget)
+        else:
+            actions = self._choose(adjust_logits(logits, self.temperature, self.beta), action_mask)
         array: NDArray[np.int8] = actions.cpu().numpy()
         return array[0] if single else array
 
@@ -171,3 +187,12 @@ class LearnedPolicy:
                 generator = self._generators[row] = np.random.default_rng([self._seed, row])
             generator.random(dtype=np.float32, out=uniforms[row])
         return uniforms
+
+
+def _check_budget(name: str, budget: float, harm: HarmScale | None, temperature: float, beta: float) -> None:
+    if harm is None:
+        raise ValueError(f"{name} has no budget: it is no success model (dllm-gym train success)")
+    if not (math.isfinite(budget) and budget > 0):
+        raise ValueError(f"budget must be positive and finite, such as 0.02, got {budget!r}")
+    if temperature != 1 or beta != 1:
+        raise ValueError(f"a budget takes no temperature and no beta, got {temperature!r} and {beta!r}")

@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dllm_agents.agent import KNOBS, LearnedPolicy
+from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
 from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
@@ -32,6 +33,7 @@ def save_policy(
     metadata: Mapping[str, Any] | None = None,
     *,
     decoding: str = "sample",
+    harm: HarmScale | None = None,
 ) -> Path:
     """Writes ``network`` into the directory ``path``, replacing what a former call wrote there.
 
@@ -40,6 +42,7 @@ def save_policy(
         network: The policy network, its value head included.
         metadata: JSON-able facts about the policy: training command, seed, metrics.
         decoding: What it was trained to do, the default when it is loaded: ``sample`` or ``dpls``.
+        harm: Of a success model, how its logits read as harm.
 
     Returns:
         The directory.
@@ -50,6 +53,7 @@ def save_policy(
         "format_version": FORMAT_VERSION,
         "network": dataclasses.asdict(network.config),
         "decoding": decoding,
+        **({} if harm is None else {"harm": dataclasses.asdict(harm)}),
         "metadata": dict(metadata or {}),
     }
     # The description goes first: metadata that JSON cannot hold fails before anything is written.
@@ -86,7 +90,7 @@ def load_policy(
             the training run. None is 1, which all configurations shipped with that code have.
         decoding: See ``LearnedPolicy``; None is what the policy was trained to do.
         name: See there, like the arguments that follow.
-        **options: ``temperature``, ``beta`` and ``knobs``.
+        **options: ``temperature``, ``beta``, ``budget`` and ``knobs``.
         seed: See there.
 
     Raises:
@@ -107,6 +111,7 @@ def load_policy(
         # files from before there was a choice do not say
         decoding = decoding or description.get("decoding")
         options["ranges"] = _trained_ranges(description)
+        options["harm"] = _harm(description, directory / DESCRIPTION)
     network.eval()
     return LearnedPolicy(network, decoding=decoding or "sample", name=name, seed=seed, **options)
 
@@ -122,6 +127,16 @@ def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, fl
         if isinstance(ends, list) and len(ends) == 2 and all(map(is_finite, ends)):
             ranges[knob] = (float(ends[0]), float(ends[1]))
     return ranges
+
+
+def _harm(description: Mapping[str, Any], path: Path) -> HarmScale | None:
+    fields = description.get("harm")
+    if fields is None:
+        return None
+    try:
+        return HarmScale(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: 'harm' must hold sharpness and threshold: {error}") from error
 
 
 def shipped_policies() -> dict[str, Path]:

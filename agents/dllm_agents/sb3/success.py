@@ -147,10 +147,10 @@ class SuccessModel(OnPolicyAlgorithm):
     """Learns from any episodes which reveals do harm; its policy reveals what does little.
 
     The network of ``UnmaskPolicy`` predicts whether an episode succeeds, as a noisy-or of harms, one per
-    reveal (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``. Rounds
-    alternate: episodes are collected, the first round's by random rules, later ones mostly by the model at
-    random thresholds; then the network is fitted to the last rounds, and the threshold is set to where the
-    model earned most. Episodes need no groups and no baseline.
+    reveal (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``.
+    Rounds alternate: episodes are collected, the first round's by random rules, later ones mostly by the
+    model at random thresholds; then the network is fitted to the last rounds, and the threshold is set to
+    where the model earned most. Episodes need no groups and no baseline.
 
     Args:
         policy: ``UnmaskPolicy`` or a subclass, with sampler ``bernoulli``.
