@@ -250,7 +250,7 @@ def test_options_behind_a_path(run, options, label):
         ("greedy", "cannot read the option 'greedy' of a policy; write one of sample, deterministic, bernou"),
         (
             "speed=3",
-            "cannot read the option 'speed=3' of a policy; .* temperature=, beta=, budget=, alpha=, target_st",
+            "cannot read the option 'speed=3' of a policy; .* temperature=, beta=, budget=, alpha=, target",
         ),
         ("temperature", "cannot read the option 'temperature'"),
         ("temperature=hot", "cannot read the option 'temperature=hot'"),

@@ -1,4 +1,4 @@
-"""The fast forward of small dLLMs: as transformers computes, whatever the batch; absent without a word elsewhere."""
+"""The fast forward of small dLLMs: as transformers computes, whatever the batch; elsewhere absent."""
 
 from __future__ import annotations
 

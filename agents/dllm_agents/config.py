@@ -13,7 +13,8 @@ import yaml
 
 from dllm_gym.files import is_finite
 
-ALGORITHMS = ("grpo", "ppo", "a2c", "rllib-ppo")
+ALGORITHMS = ("grpo", "ppo", "a2c", "success", "rllib-ppo")
+WARM_STARTS = ("success",)
 DECAYS = ("linear", "cosine")
 WORKERS = (
     "num_env_runners", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
@@ -37,14 +38,16 @@ class TrainConfig:
     """Everything that determines a training run.
 
     Attributes:
-        algorithm: ``grpo``, ``ppo`` or ``a2c``, with Stable-Baselines3; or ``rllib-ppo``, with RLlib on Ray.
+        algorithm: ``grpo``, ``ppo``, ``a2c`` or ``success`` (a model of which reveals do harm), with
+            Stable-Baselines3; or ``rllib-ppo``, with RLlib on Ray.
         env: Arguments of ``UnmaskEnv``: task, backend, block_length, alpha, ...
         num_envs: Rows decoded at once, by all processes together.
         group_size: Episodes per problem. Above 1 the baseline is the mean reward of the other episodes on
             the same problem; 1 is the stock algorithm with its critic, and all that ``rllib-ppo`` has.
         total_timesteps: Environment steps, summed over rows and processes.
-        max_minutes: Stop after this time even if steps are left; ``None`` for no limit. The learning rate
-            follows the steps, so a run that hits the limit has not annealed fully.
+        max_minutes: Stop after this time even if steps are left; ``None`` for no limit. Schedules follow
+            whichever comes first, so a run that hits the limit has annealed fully; but no two runs are then
+            the same to the bit.
         learning_rate: At the start.
         final_learning_rate: At the end.
         decay: How the learning rate goes from one to the other: ``linear`` or ``cosine``.
@@ -64,6 +67,10 @@ class TrainConfig:
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
+        warm_start: ``success``: a success model is trained first, and its policy is what the algorithm begins
+            with; ``None``: the algorithm begins with random weights, or those of ``init_from``.
+        warm_start_steps: So many of ``total_timesteps`` go to that, in whole rounds.
+        warm_start_kwargs: Arguments of ``SuccessModel``.
         expert_block_length: Confines the expert to one block after another.
         eval_every: Environment steps between evaluations.
         eval_episodes: Validation problems per evaluation.
@@ -88,6 +95,9 @@ class TrainConfig:
     num_experts: int = 0
     imitation_steps: int = 0
     expert_block_length: int | None = None
+    warm_start: str | None = None
+    warm_start_steps: int = 60_000
+    warm_start_kwargs: Mapping[str, Any] = field(default_factory=dict)
     eval_every: int = 65_536
     eval_episodes: int = 256
     seed: int = 0
@@ -110,7 +120,7 @@ class TrainConfig:
             raise ValueError(f"max_minutes must be positive and finite, or null, got {self.max_minutes!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
-        for name in ("env", "algorithm_kwargs", "policy", "workers"):
+        for name in ("env", "algorithm_kwargs", "policy", "workers", "warm_start_kwargs"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
         if self.group_size > self.num_envs:
@@ -120,6 +130,7 @@ class TrainConfig:
         if not isinstance(self.init_from, str | None):
             raise ValueError(f"init_from must be a text or null, got {self.init_from!r}")
         self._check_expert()
+        self._check_warm_start()
         self._check_workers()
 
     def _check_expert(self) -> None:
@@ -138,10 +149,36 @@ class TrainConfig:
             raise ValueError(
                 f"imitation_steps {self.imitation_steps} exceeds total_timesteps {self.total_timesteps}"
             )
-        if self.policy.get("sampler") == "dpls" and (self.expert is not None or self.group_size == 1):
+        sampler = self.policy.get("sampler")
+        if sampler == "dpls" and (self.expert is not None or self.group_size == 1):
             raise ValueError(
                 f"sampler 'dpls' needs groups and no expert, "
                 f"got group_size {self.group_size} and expert {self.expert!r}"
+            )
+        if sampler == "bits" and (self.num_experts or self.group_size == 1):
+            raise ValueError(
+                f"sampler 'bits' needs groups without experts, "
+                f"got group_size {self.group_size} and num_experts {self.num_experts}"
+            )
+
+    def _check_warm_start(self) -> None:
+        if self.warm_start is None:
+            if self.warm_start_kwargs:
+                given = dict(self.warm_start_kwargs)
+                raise ValueError(f"warm_start_kwargs go with a warm_start, got {given}")
+            return
+        if self.warm_start not in WARM_STARTS:
+            known = ", ".join(WARM_STARTS)
+            raise ValueError(f"unknown warm_start {self.warm_start!r}; choose {known} or null")
+        check_whole("warm_start_steps", self.warm_start_steps, 1)
+        others = {"init_from": self.init_from, "imitation_steps": self.imitation_steps or None}
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"a training begins in one way: give warm_start or {name}, not both")
+        if self.algorithm not in ("grpo", "ppo", "a2c") or self.policy.get("sampler") == "dpls":
+            raise ValueError(
+                f"warm_start is for grpo, ppo and a2c with sampler bernoulli or bits, "
+                f"got {self.algorithm} with {self.policy.get('sampler', 'bernoulli')}"
             )
 
     def _check_workers(self) -> None:

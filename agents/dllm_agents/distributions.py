@@ -25,14 +25,21 @@ def masked_logits(logits: Tensor, action_mask: Tensor) -> Tensor:
     return logits.masked_fill(action_mask == 0, EXCLUDED_LOGIT)
 
 
+def bernoulli_bit_log_probs(logits: Tensor, action_mask: Tensor, actions: Tensor) -> Tensor:
+    """Log-probability of every bit, ``(B, L)``: log sigmoid(b^k) of a 1, log sigmoid(-b^k) of a 0; 0 outside C.
+
+    Exact: no clamp that would kill the gradient of saturated probabilities.
+    """
+    signed = torch.where(actions != 0, logits, -logits)
+    return F.logsigmoid(signed.masked_fill(action_mask == 0, -EXCLUDED_LOGIT))
+
+
 def bernoulli_log_prob(logits: Tensor, action_mask: Tensor, actions: Tensor) -> Tensor:
     """Joint log-probability of the action, ``(B,)``.
 
     log pi(u) = sum over k in C of u^k log sigmoid(b^k) + (1 - u^k) log sigmoid(-b^k).
-    Exact: no clamp that would kill the gradient of saturated probabilities. Bits outside C don't count.
     """
-    signed = torch.where(actions != 0, logits, -logits)
-    return F.logsigmoid(signed.masked_fill(action_mask == 0, -EXCLUDED_LOGIT)).sum(-1)
+    return bernoulli_bit_log_probs(logits, action_mask, actions).sum(-1)
 
 
 def bernoulli_entropy(logits: Tensor, action_mask: Tensor) -> Tensor:

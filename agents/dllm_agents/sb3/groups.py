@@ -50,6 +50,7 @@ def largest(advantages: NDArray[np.float64], count: int, seed: int) -> NDArray[n
 class GroupSamples(NamedTuple):
     """A batch of steps for an update; the first six fields are those SB3's algorithms read.
 
+    ``old_log_prob`` is ``(B,)`` and ``advantages`` too; with a likelihood per bit ``(B, L)`` and ``(B, 1)``.
     ``weights`` makes a mean over steps a mean over episodes; ``expert`` marks steps of experts.
     """
 
@@ -184,6 +185,9 @@ class GroupRolloutBuffer(BaseBuffer):
             mean = summed / max(num_steps, 1)
             (squares,) = parallel.total(np.square(spread - mean).sum())
             spread = spread / (math.sqrt(squares / max(num_steps, 1)) + 1e-8)
+        if self._samples["log_probs"].ndim == 2:
+            # losses are means over bits then, and so have the size of those that are sums over them
+            spread = spread[:, None] * self._samples["log_probs"].shape[1]
         self._samples["advantages"] = spread.astype(np.float32)
         mean_length = num_steps / max(num_episodes, 1)
         self._samples["weights"] = np.repeat(mean_length / lengths, lengths).astype(np.float32)

@@ -20,7 +20,7 @@ from dllm_agents import parallel
 from dllm_agents.config import check_not_negative, check_whole
 from dllm_agents.sb3.grouped import GroupedRollouts
 from dllm_agents.sb3.groups import GroupSamples
-from dllm_agents.sb3.policy import DPLSDistribution, UnmaskPolicy
+from dllm_agents.sb3.policy import MaskedBernoulliDistribution, UnmaskPolicy
 from dllm_gym.evaluation import as_agent
 from dllm_gym.strategies import InBlocks
 
@@ -28,7 +28,10 @@ LOSS_AVERAGES = ("sequence", "step")
 
 
 def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """``min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`` for ratios of whole step actions, ``(B,)``."""
+    """``min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)``.
+
+    Ratios are those of whole step actions, ``(B,)``, or of their bits, ``(B, L)`` with A ``(B, 1)``.
+    """
     return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
 
 
@@ -200,8 +203,11 @@ class GRPO(GroupedRollouts):
         self._reference: UnmaskPolicy | None = None
         self._expert: Any = None
         if self.expert is not None:
-            if isinstance(self.policy.action_dist, DPLSDistribution):
-                raise ValueError("an expert needs sampler 'bernoulli': a rule's bits have no draw order")
+            if type(self.policy.action_dist) is not MaskedBernoulliDistribution:
+                raise ValueError(
+                    "an expert needs sampler 'bernoulli': a rule's bits have no draw order, "
+                    "and steering is of whole actions"
+                )
             self._expert = expert_agent(self.expert, self.expert_block_length)
 
     def _setup_learn(
@@ -284,7 +290,8 @@ class GRPO(GroupedRollouts):
         log_ratio = new - old
         ratio = log_ratio.exp()
         weights = batch.weights if self.loss_average == "sequence" else torch.ones_like(batch.weights)
-        loss = -(weights * clipped_surrogate(ratio, batch.advantages, clip_range)).mean()
+        surrogate = clipped_surrogate(ratio, batch.advantages, clip_range)
+        loss = -(weights * surrogate.view(len(weights), -1).mean(-1)).mean()
         facts = {
             "policy_gradient_loss": loss.detach(),
             "clip_fraction": ((ratio.detach() - 1).abs() > clip_range).float().mean(),
@@ -298,7 +305,7 @@ class GRPO(GroupedRollouts):
         if self._reference is not None:
             with torch.no_grad():
                 reference = self._reference.get_distribution(observations).log_prob(batch.actions)
-            difference = reference - log_prob
+            difference = (reference - log_prob).view(len(weights), -1).sum(-1)  # of whole actions
             divergence = difference.exp() - difference - 1
             loss = loss + self.kl_coef * (weights * divergence).mean()
             facts["reference_kl"] = divergence.detach().mean()

@@ -50,7 +50,8 @@ def imitate(model: OnPolicyAlgorithm, expert: Any, total_timesteps: int) -> floa
         if len(steps) == _STEPS_PER_UPDATE or done >= total_timesteps:
             batch = {key: np.concatenate([step[key] for step in steps]) for key in steps[0]}
             tensors: Any = obs_as_tensor(batch, model.device)
-            loss = -model.policy.get_distribution(tensors).log_prob(tensors["actions"]).mean()
+            log_prob = model.policy.get_distribution(tensors).log_prob(tensors["actions"])
+            loss = -log_prob.view(len(log_prob), -1).sum(-1).mean()  # of whole actions
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.policy.parameters(), 0.5)

@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
 from dllm_agents.distributions import (
+    bernoulli_bit_log_probs,
     bernoulli_entropy,
     bernoulli_log_prob,
     bernoulli_mode,
@@ -62,6 +63,19 @@ class MaskedBernoulliDistribution(BernoulliDistribution):
         return bernoulli_mode(self.logits, self.action_mask)
 
 
+class BitsDistribution(MaskedBernoulliDistribution):
+    """The same, with a likelihood for every bit instead of one for all.
+
+    Algorithms with a likelihood ratio then clip every bit for itself, as multi-agent ones do whose agents share
+    a reward (IPPO, arXiv 2011.09533). The ratio of a whole action, a product over as many as L bits, leaves the
+    clip range although no single decision changed much, and takes all of them out of the update.
+    """
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Exact log-probability of every bit, ``(B, L)``; 0 where none may be revealed."""
+        return bernoulli_bit_log_probs(self.logits, self.action_mask, actions)
+
+
 class DPLSDistribution(MaskedBernoulliDistribution):
     """Dynamic Plackett-Luce: an ordered draw without replacement that always reveals at least one position.
 
@@ -94,6 +108,7 @@ class DPLSDistribution(MaskedBernoulliDistribution):
 
 SAMPLERS: dict[str, type[MaskedBernoulliDistribution]] = {
     "bernoulli": MaskedBernoulliDistribution,
+    "bits": BitsDistribution,
     "dpls": DPLSDistribution,
 }
 
@@ -114,7 +129,8 @@ class UnmaskPolicy(ActorCriticPolicy):
         mlp_width: See there.
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
-        sampler: ``bernoulli``, or ``dpls`` for Dynamic Plackett-Luce.
+        sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
+            groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
         **kwargs: SB3's own, such as ``optimizer_class`` and ``optimizer_kwargs``.
 
@@ -183,13 +199,13 @@ class UnmaskPolicy(ActorCriticPolicy):
         }
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Actions ``(B, L)``, values ``(B, 1)`` and log-probabilities ``(B,)``."""
+        """Actions ``(B, L)``, values ``(B, 1)`` and log-probabilities ``(B,)``, or ``(B, L)`` per bit."""
         distribution, values = self._actor_critic(obs)
         actions = distribution.get_actions(deterministic=deterministic)
         return actions, values, distribution.log_prob(actions)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Values ``(B, 1)``, log-probabilities ``(B,)`` and entropies ``(B,)``."""
+        """Values ``(B, 1)``, log-probabilities ``(B,)``, or ``(B, L)`` per bit, and entropies ``(B,)``."""
         distribution, values = self._actor_critic(obs)
         return values, distribution.log_prob(actions), distribution.entropy()
 
