@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dllm_gym.evaluation.analysis import MAX_K, Profile
+from dllm_gym.evaluation.profiles import MAX_K, Profile
 from dllm_gym.evaluation.statistics import Reliability
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; markers and dashes repeat them.

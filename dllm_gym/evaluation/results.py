@@ -1,4 +1,4 @@
-"""What an evaluation found, and the tables, JSON and plots made of it."""
+"""What an evaluation of one agent found, in memory, as JSON and in a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm_gym.evaluation.recording import Recording
-from dllm_gym.evaluation.statistics import Interval, envelope_gap, mean_interval, wilson_interval
+from dllm_gym.evaluation.statistics import Interval, mean_interval, wilson_interval
 from dllm_gym.files import read_json, write_json
 
 _FORMAT_VERSION = 1
@@ -180,76 +180,3 @@ def _column(name: str, values: Any) -> NDArray[np.float64]:
     if not np.isfinite(column).all():
         raise ValueError(f"column {name!r} holds NaN or infinite values")
     return column
-
-
-@dataclass(frozen=True)
-class Gap:
-    """How far a learned policy lies above the strategies' envelope at its own number of steps."""
-
-    label: str
-    nfe_mean: float
-    accuracy: float
-    envelope: float
-    difference: float
-    difference_ci95: Interval
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Several agents on the same problems.
-
-    Attributes:
-        results: One per agent.
-        learned: Which of them are not rule-based strategies.
-    """
-
-    results: Sequence[EvaluationResult]
-    learned: Sequence[bool]
-
-    def gaps(self) -> list[Gap]:
-        """Every learned agent against the upper envelope of the strategies, paired by problem."""
-        rules = [r for r, learned in zip(self.results, self.learned, strict=True) if not learned]
-        if not rules:
-            return []
-        correct = np.stack([r.records.success for r in rules])
-        nfe = np.stack([r.records.nfe for r in rules])
-        gaps = []
-        for result, learned in zip(self.results, self.learned, strict=True):
-            if learned:
-                gap, interval = envelope_gap(result.records.success, result.records.nfe, correct, nfe)
-                gaps.append(
-                    Gap(result.label, result.nfe_mean, result.accuracy, result.accuracy - gap, gap, interval)
-                )
-        return gaps
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
-        gaps = iter(self.gaps())
-        rows = []
-        for result, learned in zip(self.results, self.learned, strict=True):
-            row = {**result.to_json(), "learned": learned}
-            gap = next(gaps, None) if learned else None
-            if gap is not None:
-                row |= {
-                    "envelope_accuracy": gap.envelope,
-                    "envelope_gap": gap.difference,
-                    "envelope_gap_ci95": list(gap.difference_ci95),
-                }
-            rows.append(row)
-        return rows
-
-    def plot(self, path: str | Path | None = None) -> Any:
-        """Accuracy against steps, a line per strategy and a star per learned agent.
-
-        Args:
-            path: Where to write the picture (PNG, PDF, ...); ``None`` writes nothing.
-
-        Returns:
-            The matplotlib ``Figure``.
-        """
-        from dllm_gym.evaluation.plots import pareto_figure, save_figure
-
-        figure = pareto_figure(self.results, self.learned)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
