@@ -20,6 +20,7 @@ from dllm_gym.evaluation.statistics import (
     separation,
     wilson_interval,
 )
+from dllm_gym.files import json_values
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -116,7 +117,7 @@ class Profile:
         content = asdict(self)
         if self.kept_by_confidence is not None:
             content["calibration_error"] = self.kept_by_confidence.calibration_error
-        values: dict[str, Any] = _json(content)
+        values: dict[str, Any] = json_values(content)
         return values
 
 
@@ -220,14 +221,3 @@ def _intervals(values: FloatArray) -> FloatArray:
 def _mean_at_step(values: FloatArray, reveal_step: IntArray, last: int) -> FloatArray:
     """``(S,)``: mean of ``(N, L)`` values over the positions each step revealed."""
     return np.array([_mean(values[reveal_step == step][:, None])[0] for step in range(1, last + 1)])
-
-
-def _json(value: Any) -> Any:
-    """JSON values: arrays become lists, NaN becomes null."""
-    if isinstance(value, np.ndarray):
-        return _json(value.tolist())
-    if isinstance(value, dict):
-        return {key: _json(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -13,7 +13,7 @@ from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import Episode, decode
 from dllm_gym.evaluation.kept import episodes_found, lines_of
 from dllm_gym.evaluation.recording import Recorder, self_consistency
-from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult
+from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult, check_metric_names
 
 
 def evaluate(
@@ -68,6 +68,7 @@ def evaluate(
     observe = (observe,) if isinstance(observe, str) else tuple(observe)
     observe += tuple(getattr(resolved, "requires", ()))
     engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
+    check_metric_names(engine.metric_names, engine.description(), f"task {engine.task.name!r}")
     episodes = min(episodes, engine.task.num_problems or episodes)
     lines = None if output is None else lines_of(output, engine, resolved, seed)
     finished: dict[int, Mapping[str, Any]] = {}
