@@ -1,13 +1,13 @@
 """Runs any agent over a task's problems: accuracy against steps, with confidence intervals."""
 
-from dllm_gym.evaluation.agents import Agent, as_agent
+from dllm_gym.evaluation.agents import Agent, PredictAgent, as_agent
 from dllm_gym.evaluation.analysis import Analysis, analyze
 from dllm_gym.evaluation.comparison import Comparison, Gap, compare
 from dllm_gym.evaluation.profiles import Profile, profile
 from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult
 from dllm_gym.evaluation.running import evaluate
-from dllm_gym.evaluation.sweeps import SHORT_SWEEP, default_sweep, strategies_of
+from dllm_gym.evaluation.sweeps import strategies_of, sweep
 
 __all__ = [
     "Agent",
@@ -16,14 +16,14 @@ __all__ = [
     "EpisodeRecords",
     "EvaluationResult",
     "Gap",
+    "PredictAgent",
     "Profile",
     "Recording",
-    "SHORT_SWEEP",
     "analyze",
     "as_agent",
     "compare",
-    "default_sweep",
     "evaluate",
     "profile",
     "strategies_of",
+    "sweep",
 ]

@@ -41,7 +41,7 @@ class Analysis:
             The matplotlib ``Figure``.
         """
         from dllm_gym.evaluation.analysis_plots import analysis_figure
-        from dllm_gym.evaluation.plots import save_figure
+        from dllm_gym.evaluation.figures import save_figure
 
         figure = analysis_figure(self.profiles)
         if path is not None:

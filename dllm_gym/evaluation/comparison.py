@@ -14,14 +14,23 @@ from dllm_gym.evaluation.kept import kept_file
 from dllm_gym.evaluation.results import EvaluationResult
 from dllm_gym.evaluation.running import evaluate
 from dllm_gym.evaluation.statistics import Interval, envelope_gap
-from dllm_gym.evaluation.sweeps import default_sweep
-from dllm_gym.files import remove_unfinished
+from dllm_gym.evaluation.sweeps import sweep
+from dllm_gym.files import json_values, remove_unfinished
 from dllm_gym.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a learned policy lies above the strategies' envelope at its own number of steps."""
+    """How far a learned policy lies above the strategies' envelope at its own number of steps.
+
+    Attributes:
+        label: The policy's.
+        nfe_mean: Its mean steps.
+        accuracy: Its accuracy.
+        envelope: Accuracy of the best mixture of strategies with as many steps.
+        difference: ``accuracy - envelope``.
+        difference_ci95: Its 95 % interval; NaN if there was one problem only.
+    """
 
     label: str
     nfe_mean: float
@@ -70,7 +79,7 @@ class Comparison:
                 row |= {
                     "envelope_accuracy": gap.envelope,
                     "envelope_gap": gap.difference,
-                    "envelope_gap_ci95": list(gap.difference_ci95),
+                    "envelope_gap_ci95": json_values(gap.difference_ci95),
                 }
             rows.append(row)
         return rows
@@ -84,7 +93,8 @@ class Comparison:
         Returns:
             The matplotlib ``Figure``.
         """
-        from dllm_gym.evaluation.plots import pareto_figure, save_figure
+        from dllm_gym.evaluation.figures import save_figure
+        from dllm_gym.evaluation.plots import pareto_figure
 
         figure = pareto_figure(self.results, self.learned)
         if path is not None:
@@ -97,7 +107,7 @@ def compare(
     episodes: int = 1000,
     split: str = "test",
     *,
-    strategies: Sequence[Strategy] | None = None,
+    strategies: str | Iterable[Any] = "full",
     on_result: Callable[[EvaluationResult], None] | None = None,
     keep: str | Path | None = None,
     **kwargs: Any,
@@ -108,7 +118,9 @@ def compare(
         agents: Whatever ``as_agent`` takes, any number.
         episodes: As in ``evaluate``, like the arguments that follow.
         split: See there.
-        strategies: Rule-based strategies to compare with; ``None`` takes ``default_sweep()``.
+        strategies: Rule-based strategies to compare with; learned agents are measured by their envelope.
+            ``full`` is eight rules over their parameters, 52 settings; ``short`` eight settings of two rules;
+            ``none`` none; or give strategies, or names of them.
         on_result: Called with every result as soon as it is there.
         keep: A directory that gets every episode as soon as it is finished, and every result. What is there
             of the same agent under the same arguments is taken instead of evaluating again: an interrupted
@@ -120,11 +132,13 @@ def compare(
         All results, the gaps between learned agents and the strategies' envelope, table and plot.
 
     Raises:
-        ValueError: If results are to be kept with a recording, or under arguments that are more than plain
-            values; and what ``evaluate`` raises.
+        ValueError: For nobody to compare or unknown strategies; if results are to be kept with a recording
+            or under arguments that are more than plain values; and what ``evaluate`` raises.
     """
-    rules = default_sweep() if strategies is None else list(strategies)
+    rules = sweep(strategies) if isinstance(strategies, str) else [as_agent(rule) for rule in strategies]
     everyone = [*rules, *(as_agent(agent) for agent in agents)]
+    if not everyone:
+        raise ValueError("nobody to compare: give at least one agent, or strategies")
     results = []
     if keep is not None:
         remove_unfinished(keep)

@@ -1,14 +1,16 @@
-"""Rule-based strategies over their parameters, to compare with."""
+"""Rule-based strategies over their parameters: with whom agents are compared."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from dllm_gym.strategies import make_strategy
 from dllm_gym.strategies.base import Strategy
 
+Sweep = Mapping[str, tuple[str, tuple[float, ...]]]  # rule -> parameter and its values
+
 # Every rule over its main parameter, from careful to hasty.
-SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
+FULL: Sweep = {
     "random": ("k", (1, 2, 4, 8)),
     "left-to-right": ("k", (1, 2, 4, 8)),
     "confidence": ("k", (1, 2, 3, 4, 6, 8, 12)),
@@ -20,21 +22,29 @@ SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
 }
 
 # A few of them, for where there is no time for more.
-SHORT_SWEEP: dict[str, tuple[str, tuple[float, ...]]] = {
+SHORT: Sweep = {
     "confidence": ("k", (1, 2, 4, 8)),
     "fast-dllm": ("threshold", (0.5, 0.7, 0.9, 0.99)),
 }
 
-
-def default_sweep() -> list[Strategy]:
-    """Every rule-based strategy at several values of its main parameter."""
-    return strategies_of(SWEEP)
+SWEEPS: dict[str, Sweep] = {"none": {}, "short": SHORT, "full": FULL}
 
 
-def strategies_of(sweep: Mapping[str, tuple[str, Sequence[float]]]) -> list[Strategy]:
+def sweep(name: str) -> list[Strategy]:
+    """The strategies of a sweep by its name: ``none``, ``short`` or ``full``.
+
+    Raises:
+        ValueError: For another name.
+    """
+    if name not in SWEEPS:
+        raise ValueError(f"unknown strategies {name!r}; choose one of {', '.join(SWEEPS)}")
+    return strategies_of(SWEEPS[name])
+
+
+def strategies_of(table: Sweep) -> list[Strategy]:
     """The strategies of a table that maps a rule's name to a parameter and its values."""
     return [
         make_strategy(name, **{parameter: value})
-        for name, (parameter, values) in sweep.items()
+        for name, (parameter, values) in table.items()
         for value in values
     ]
