@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,9 +28,7 @@ def check_like(value: Any, pattern: Any, place: str) -> None:
     if isinstance(pattern, Tensor):
         _check_tensor(value, pattern, place)
     elif isinstance(pattern, Mapping):
-        if not isinstance(value, dict) or value.keys() != pattern.keys():
-            names = ", ".join(map(str, pattern))
-            raise ValueError(f"{place} must hold {names or 'nothing'}, got {reprlib.repr(_keys(value))}")
+        check_keys(value, pattern.keys(), place)
         for key, own in pattern.items():
             check_like(value[key], own, f"{place}, {key}")
     elif isinstance(pattern, list | tuple):
@@ -42,6 +40,13 @@ def check_like(value: Any, pattern: Any, place: str) -> None:
         check(value, number(), place)
     elif type(value) is not type(pattern):
         raise ValueError(f"{place} must be {type(pattern).__name__}, got {reprlib.repr(value)}")
+
+
+def check_keys(value: Any, keys: Collection[Any], place: str) -> None:
+    """Raises a ValueError unless the value is an object of these keys and no others."""
+    if not isinstance(value, dict) or value.keys() != set(keys):
+        got = reprlib.repr(list(value) if isinstance(value, dict) else value)
+        raise ValueError(f"{place} must hold {', '.join(map(str, keys)) or 'nothing'}, got {got}")
 
 
 def check_range(tensor: Tensor, least: int, below: int, place: str) -> None:
@@ -59,8 +64,9 @@ def check_optimizer(saved: Any, optimizer: torch.optim.Optimizer, place: str) ->
         ValueError: If it is of other parameters or another kind.
     """
     own = optimizer.state_dict()
-    if not isinstance(saved, dict) or saved.keys() != own.keys() or not isinstance(saved["state"], dict):
-        raise ValueError(f"{place} must hold {', '.join(own)}, got {reprlib.repr(_keys(saved))}")
+    check_keys(saved, own.keys(), place)
+    if not isinstance(saved["state"], dict):
+        raise ValueError(f"{place}, state must be an object, got {reprlib.repr(saved['state'])}")
     check_like(saved["param_groups"], own["param_groups"], f"{place}, param_groups")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     numbers = [at for group in own["param_groups"] for at in group["params"]]
@@ -103,7 +109,3 @@ def _check_tensor(value: Any, pattern: Tensor, place: str) -> None:
 def _plain(value: Any) -> Any:
     """A pattern for what counts steps, which optimisers have as a number or as a tensor of one."""
     return torch.zeros((), dtype=torch.float32) if isinstance(value, Tensor) else 0
-
-
-def _keys(value: Any) -> Any:
-    return list(value) if isinstance(value, dict) else value
