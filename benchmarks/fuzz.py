@@ -132,7 +132,8 @@ def _results(folder: Path) -> list[bytes]:
 
     column = np.array([0.0, 1.0])
     records = EpisodeRecords(np.arange(2), column, column, column + 1, column, {"m": column}, ["a", "b"])
-    result = EvaluationResult("agent", {"k": 1}, "agent(k=1)", {"task": "arithmetic"}, 2, 0, records)
+    seen_in = {"task": "arithmetic", "backend": "tiny-arithmetic", "completion_length": 3, "block_length": 3}
+    result = EvaluationResult("agent", {"k": 1}, "agent(k=1)", seen_in, 2, 0, records)
     whole = np.ones((2, 3), dtype=np.int64)
     recording = Recording("agent", whole, whole, whole[:, 0], column, whole[:, 0], 3, environment={"a": 1})
     texts = [Generation(prompt, "3", (7,), 2).to_json() for prompt in _PROMPTS]

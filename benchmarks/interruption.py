@@ -63,7 +63,7 @@ def _train(algorithm: str, group_size: int) -> Command:
         path.write_text(yaml.safe_dump(content), encoding="utf-8")
         resume = ["--resume"] if (directory / "run" / "config.yaml").exists() else []
         given = ["--config", str(path), "--output", str(directory / "run"), "--save-every", "0.5"]
-        return ["dllm_gym.cli", "train", algorithm, *given, *resume]
+        return ["dllm_gym", "train", algorithm, *given, *resume]
 
     return Command(arguments, lambda directory: training_outcome(directory / "run"))
 
@@ -87,7 +87,7 @@ def _digest(content: bytes) -> str:
 def _pretrain(directory: Path) -> list[str]:
     small = ["--width", "16", "--layers", "2", "--mlp-width", "16", "--steps", "250", "--batch-size", "8"]
     given = ["--episodes", "8", "--save-every", "0.5", "--output", str(directory / "dllm")]
-    return ["dllm_gym.cli", "pretrain", *small, *given]
+    return ["dllm_gym", "pretrain", *small, *given]
 
 
 def _pretrained(directory: Path) -> dict[str, Any]:
@@ -98,13 +98,13 @@ def _pretrained(directory: Path) -> dict[str, Any]:
 
 def _compare(directory: Path) -> list[str]:
     given = ["--episodes", "6", "--keep", str(directory / "kept"), "--json", str(directory / "rows.json")]
-    return ["dllm_gym.cli", "compare", "--agent", "policy:arithmetic-full", *given]
+    return ["dllm_gym", "compare", "--agent", "policy:arithmetic-full", *given]
 
 
 def _evaluate(directory: Path) -> list[str]:
     given = ["--episodes", "400", "--output", str(directory / "episodes.jsonl")]
     agent = ["--agent", "policy:arithmetic-full", "--json", str(directory / "rows.json")]
-    return ["dllm_gym.cli", "evaluate", *agent, *given]
+    return ["dllm_gym", "evaluate", *agent, *given]
 
 
 def _rows(directory: Path) -> Any:
@@ -118,7 +118,7 @@ def _generate(directory: Path) -> list[str]:
     text = "".join(task.problem(index).prompt + "\n" for index in range(600))
     (directory / "prompts.txt").write_text(text, encoding="utf-8")
     given = ["--output", str(directory / "texts.jsonl"), "--json", str(directory / "all.json")]
-    return ["dllm_gym.cli", "generate", "--file", str(directory / "prompts.txt"), *given]
+    return ["dllm_gym", "generate", "--file", str(directory / "prompts.txt"), *given]
 
 
 def _reproduce(directory: Path) -> list[str]:

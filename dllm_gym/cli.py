@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -127,6 +129,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Path of a policy or run, or another strategy; may be given several times."),
     ] = None,
+    strategies: Annotated[
+        str, typer.Option(help="With which heuristics to compare: none, short (8 settings) or full (52).")
+    ] = "full",
     task: TaskOption = "arithmetic",
     task_kwargs: TaskKwargsOption = "{}",
     backend: BackendOption = None,
@@ -144,18 +149,23 @@ def compare(
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare agents with every strategy over its parameter range, on the same problems."""
-    from dllm_gym.evaluation import as_agent, default_sweep
+    """Compare agents, and heuristics over their parameters, on the same problems."""
+    from dllm_gym.evaluation import as_agent, sweep
     from dllm_gym.evaluation import compare as run
 
-    agents = [as_agent(text) for text in agent or []]
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("decoding", total=len(default_sweep()) + len(agents))
+    if plot is not None:
+        from dllm_gym.evaluation.figures import picture_format
 
+        picture_format(plot)  # tells now what it could not draw at the end
+    agents = [as_agent(text) for text in agent or []]
+    rules = sweep(strategies)
+    with Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("decoding", total=len(rules) + len(agents))
         comparison = run(
             agents,
             episodes,
             split,
+            strategies=rules,
             seed=seed,
             on_result=lambda result: progress.update(bar, advance=1, description=escape(result.label)),
             keep=keep,
@@ -165,16 +175,17 @@ def compare(
     console.print(_table(rows))
     for gap in comparison.gaps():
         low, high = gap.difference_ci95
+        interval = "" if math.isnan(low) else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         console.print(
             f"{escape(gap.label)}: {100 * gap.accuracy:.1f} % at {gap.nfe_mean:.1f} steps, "
-            f"{100 * gap.difference:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}) "
+            f"{100 * gap.difference:+.1f} points{interval} "
             f"to the best mixture of strategies at the same number of steps",
             highlight=False,
         )
-    if plot is not None:
-        comparison.plot(plot)
-        console.print(f"plot: {plot}", highlight=False)
     _write_json(rows, json_file)
+    if plot is not None:  # last: whatever goes wrong with it, the results are there
+        comparison.plot(plot)
+        _say("plot", plot)
 
 
 @app.command()
@@ -242,11 +253,11 @@ def analyze(
     analysis = run([*new, *loaded], text_only=text_only)
     console.print(_order_table(analysis.profiles))
     rows = analysis.to_json()
-    analysis.plot(output / "analysis.png")
-    written += [output / "analysis.png", write_json(output / "analysis.json", rows)]
-    for path in written:
-        console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    written.append(write_json(output / "analysis.json", rows))
     _write_json(rows, json_file)
+    analysis.plot(output / "analysis.png")
+    for path in (*written, output / "analysis.png"):
+        _say("written", path)
 
 
 @app.command()
@@ -296,7 +307,7 @@ def play(
     for path, save in ((gif, save_gif), (mp4, save_mp4)):
         if seen is not None and path is not None:
             save(seen.pictures(), path, fps=speed, hold_last=2.5)
-            console.print(f"film: {path}", highlight=False, soft_wrap=True)
+            _say("film", path)
 
 
 @app.command()
@@ -351,7 +362,7 @@ def report(
             on_part=lambda part: status.update(escape(part)),
             **given,
         )
-    console.print(f"report: {path}", highlight=False, soft_wrap=True)
+    _say("report", path)
 
 
 @app.command()
@@ -673,6 +684,12 @@ def _order_table(profiles: Sequence[Profile]) -> Table:
     return table
 
 
+def _say(what: str, text: object) -> None:
+    """One line to standard error, however long; nothing in the text is markup."""
+    style = {"error": "bold red", "warning": "bold yellow"}.get(what)
+    console.print(Text.assemble((f"{what}:", style or ""), " ", " ".join(str(text).split())), soft_wrap=True)
+
+
 def _write_json(value: Any, target: str | None) -> None:
     if target == "-":
         print(json.dumps(value, ensure_ascii=False))
@@ -690,14 +707,11 @@ def main() -> None:
     for plugin in plugins():
         plugin.register_commands(app)
     try:
-        for number, argument in enumerate(sys.argv[1:], start=1):
-            check_text(argument, f"argument {number}")
-        app()
+        for at, argument in enumerate(sys.argv[1:], start=1):
+            check_text(argument, f"argument {at}")
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: _say("warning", message)
+            app()
     except (ValueError, OSError, ImportError) as error:
-        line = escape(" ".join(str(error).split()))
-        console.print(f"[bold red]error:[/bold red] {line}", highlight=False, soft_wrap=True)
+        _say("error", error)
         sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 _UNFINISHED = ".unfinished-"
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON spells it; two of them may be one character
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Whatever the system says while a file is written names that file: a full disk does not by itself.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {path}: {error.strerror or error}") from error
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
@@ -23,7 +38,7 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
         OSError: If it cannot be written; what was there before is still there.
     """
     path = Path(path)
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(
             dir=path.parent, prefix=f"{_UNFINISHED}{path.stem}-", suffix=path.suffix
@@ -38,8 +53,6 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 
@@ -108,6 +121,17 @@ def read_json(path: str | Path) -> Any:
         ValueError: See ``parse_json``.
     """
     return parse_json(Path(path).read_bytes(), str(path))
+
+
+def json_values(value: Any) -> Any:
+    """What JSON has of numbers and arrays: arrays become lists, NaN becomes null."""
+    if hasattr(value, "tolist"):
+        return json_values(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: json_values(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def is_finite(value: Any) -> bool:

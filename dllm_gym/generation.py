@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dllm_gym.backends import ASSETS, embedded_names
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
 from dllm_gym.evaluation.kept import Lines, lines_of
 from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
+from dllm_gym.trained import trained_length
 
 if TYPE_CHECKING:
     from dllm_gym.backends.base import Backend, Message
@@ -192,11 +192,9 @@ def _is_count(value: Any) -> bool:
 
 def _length_of(backend: str | Backend) -> int:
     """The longest completion the dLLM was trained on, as far as that is known."""
-    from dllm_gym.pretrain import trained_length
-
     if not isinstance(backend, str):
         return _LENGTH
-    return trained_length(ASSETS / backend if backend in embedded_names() else Path(backend)) or _LENGTH
+    return trained_length(backend) or _LENGTH
 
 
 def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:

@@ -30,6 +30,7 @@ from dllm_gym.backends import cpu, load_backend
 from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
+from dllm_gym.fields import ANYTHING, OBJECT, Field, check, check_fields, number, whole
 from dllm_gym.files import (
     read_json,
     read_state,
@@ -39,11 +40,19 @@ from dllm_gym.files import (
     write_state,
     write_text,
 )
-from dllm_gym.tasks import GenerativeTask, load_task, task_factory, task_names
+from dllm_gym.states import check_like, check_optimizer, restoring
+from dllm_gym.tasks import GenerativeTask, load_task
+from dllm_gym.trained import RECORD, variants
 
 _STATE = "training_state.pt"
-_STATE_FIELDS = ("config", "step", "seconds", "model", "optimizers", "generator")
-_RECORD = "pretraining.json"
+_STATE_FIELDS = {
+    "config": OBJECT,
+    "step": whole(),
+    "seconds": number(0),
+    "model": ANYTHING,
+    "optimizers": Field("a list of two", lambda value: isinstance(value, list) and len(value) == 2),
+    "generator": ANYTHING,
+}
 _MIN_T = 1e-3  # LLaDA's epsilon: t is drawn from [1e-3, 1], so that 1/t stays bounded
 
 
@@ -118,25 +127,7 @@ class PretrainConfig:
     @property
     def variants(self) -> list[dict[str, Any]]:
         """The task's parameters, one per member of the mixture."""
-        return self.task_kwargs if isinstance(self.task_kwargs, list) else [self.task_kwargs or {}]
-
-
-def trained_length(directory: str | Path) -> int | None:
-    """The longest completion that the dLLM in a directory was trained on, if this module trained it.
-
-    ``None`` also where its task is not registered, or is none that a dLLM can be trained on here.
-    """
-    path = Path(directory) / _RECORD
-    if not path.is_file():
-        return None
-    try:
-        config = PretrainConfig(**read_json(path)["config"])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not tell how the dLLM was trained: {error}") from None
-    # the record may be a stranger's: it must not get at tasks that look for their data elsewhere
-    if config.task not in task_names() or not hasattr(task_factory(config.task), "write"):
-        return None
-    return max(load_task(config.task, **variant).completion_length for variant in config.variants)
+        return variants(self.task_kwargs)
 
 
 def masked_cross_entropy(logits: Tensor, targets: Tensor, masked: Tensor, probability: Tensor) -> Tensor:
@@ -328,19 +319,25 @@ class Pretrainer:
 
     def _resume(self) -> None:
         remove_unfinished(self.directory)
-        state = read_state(self.directory / _STATE, _STATE_FIELDS)
-        before = asdict(PretrainConfig(**state["config"]))
+        path = self.directory / _STATE
+        state = read_state(path, _STATE_FIELDS)
+        check_fields(state, _STATE_FIELDS, str(path))
+        before = asdict(PretrainConfig()) | state["config"]
         different = [name for name, value in asdict(self.config).items() if before[name] != value]
         if different:
             raise ValueError(
                 f"{self.directory} holds a run with another configuration ({', '.join(different)}); "
                 "choose another directory or the same configuration"
             )
+        check(state["step"], whole(below=self.config.steps + 1), f"{path}: step")
+        check_like(state["model"], self.model.state_dict(), f"{path}, model")
+        for at, (optimizer, saved) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
+            check_optimizer(saved, optimizer, f"{path}, optimizers, {at}")
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.generator.set_state(state["generator"])
+        with restoring(f"{path}, generator"):
+            self.generator.set_state(state["generator"])
 
     def save_checkpoint(self) -> Path:
         """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""
@@ -366,7 +363,7 @@ class Pretrainer:
             "torch": torch.__version__,
             "metrics": metrics,
         }
-        write_json(self.directory / _RECORD, record)
+        write_json(self.directory / RECORD, record)
         write_text(self.directory / "README.md", _model_card(self.directory.name, record))
 
 
@@ -393,7 +390,7 @@ def _stages(config: PretrainConfig, name: str, seconds: float) -> list[dict[str,
         options["init_from"] = shlex.quote(config.init_from)
         if config.residual_context:
             options["residual_context"] = ""
-        parent = Path(config.init_from) / _RECORD
+        parent = Path(config.init_from) / RECORD
         if parent.is_file():
             earlier = read_json(parent)["stages"]
     flags = " ".join(f"--{key.replace('_', '-')} {value}".strip() for key, value in options.items())

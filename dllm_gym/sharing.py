@@ -244,7 +244,7 @@ def _clear_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 def _check_dllm(directory: Path) -> None:
     from dllm_gym.backends.tokenizing import failures_of
     from dllm_gym.backends.transformers_backend import TransformersBackend
-    from dllm_gym.pretrain import trained_length
+    from dllm_gym.trained import trained_length
 
     trained_length(directory)  # reads the record
     _check_claimed_size(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from functools import partial
@@ -21,7 +22,7 @@ from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_gym import bench, cli
-from dllm_gym.evaluation import default_sweep
+from dllm_gym.evaluation import sweep
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -336,7 +337,7 @@ def test_compare(run, tmp_path):
     assert (done.code, done.out) == (0, "")
     assert (tmp_path / "plots" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "rows.json").read_text())
-    assert [row["label"] for row in rows[:-2]] == [strategy.label for strategy in default_sweep()]
+    assert [row["label"] for row in rows[:-2]] == [strategy.label for strategy in sweep("full")]
     assert all(row.keys() >= RESULT_KEYS and row["episodes"] == 6 for row in rows)
     assert_finite(rows)
     assert [row["learned"] for row in rows] == [False] * (len(rows) - 2) + [True] * 2
@@ -362,11 +363,72 @@ def test_names_that_look_like_markup(run, tmp_path):
     assert "[x] (sample)" in run("evaluate", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]").err
 
 
+def test_results_are_there_whatever_happens_to_the_plot(run, tmp_path, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("dllm_gym.evaluation.Comparison.plot", broken)
+    monkeypatch.setattr("dllm_gym.evaluation.Analysis.plot", broken)
+    arguments = (*TOY, "--episodes", 2, "--agent", "confidence:k=2", "--json", tmp_path / "rows.json")
+    for command in (
+        ("compare", "--strategies", "none", "--plot", tmp_path / "a.png"),
+        ("analyze", "--output", tmp_path),
+    ):
+        done = run(*command, *arguments)
+        assert done.code == 1
+        assert "error: no ink" in done.words
+        (row,) = json.loads((tmp_path / "rows.json").read_text())
+        assert row["label"] == "confidence(k=2)"
+        (tmp_path / "rows.json").unlink()
+    assert json.loads((tmp_path / "analysis.json").read_text())
+
+
+def test_an_ending_that_is_no_picture_is_refused_before_anything_is_decoded(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("dllm_gym.evaluation.compare", lambda *_, **__: pytest.fail("decoded"))
+    done = run("compare", *TOY, "--agent", "confidence:k=2", "--plot", tmp_path / "a.txt")
+    assert done.code == 1
+    assert "no picture ends in .txt; known: " in done.words
+
+
+@pytest.mark.parametrize("name", ["$x$", "$\\frac{", "_under", "a^{b_"])
+def test_names_that_look_like_formulas(run, tmp_path, name):
+    save_network(tmp_path / name / "best")
+    picture, agent = tmp_path / "a.png", ("--agent", tmp_path / name)
+    done = run("compare", *TOY, "--episodes", 2, "--strategies", "short", *agent, "--plot", picture)
+    assert done.code == 0, done.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert run("analyze", *TOY, "--episodes", 2, *agent, "--output", tmp_path / "out").code == 0
+
+
+@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 53)])
+def test_compare_with_as_many_heuristics_as_wanted(run, name, count):
+    done = run("compare", *TOY, "--episodes", 1, "--strategies", name, "--agent", "random:k=3", "--json", "-")
+    assert (done.code, len(done.json)) == (0, count)
+    assert done.json[-1]["label"] == "random(k=3)"
+
+
+def test_compare_refuses_strategies_it_does_not_know(run):
+    done = run("compare", *TOY, "--strategies", "some")
+    assert done.code == 1
+    assert "unknown strategies 'some'; choose one of none, short, full" in done.words
+    assert "nobody to compare" in run("compare", *TOY, "--strategies", "none").words
+
+
+def test_one_problem_has_no_interval(run, tmp_path):
+    save_network(tmp_path / "a" / "best")
+    arguments = ("--episodes", 1, "--strategies", "short", "--agent", tmp_path / "a")
+    done = run("compare", *TOY, *arguments, "--json", "-")
+    assert done.code == 0
+    assert re.search(r"[+-][\d.]+ points to the best mixture", done.words)
+    assert done.json[-1]["envelope_gap_ci95"] == [None, None]
+    assert "NaN" not in done.out
+
+
 def test_compare_strategies_alone(run):
     done = run("compare", *TOY, "--episodes", 2, "--block-length", 3, "--json", "-")
     assert done.code == 0
     assert len(done.out.splitlines()) == 1
-    assert len(done.json) == len(default_sweep())
+    assert len(done.json) == len(sweep("full"))
     assert all(row["block_length"] == 3 for row in done.json)
 
 
@@ -590,6 +652,32 @@ def test_own_errors_are_not_hidden(run, monkeypatch):
         run("evaluate", "--agent", "random", *TOY)
 
 
+@pytest.mark.filterwarnings("default")
+def test_a_warning_is_one_line(run, monkeypatch):
+    monkeypatch.setattr("dllm_gym.evaluation.home._shown", lambda block: f"[red]{block}")
+    arguments = ("--task", "arithmetic", "--episodes", 1)
+    done = run("evaluate", "--agent", "policy:arithmetic-semi", *arguments)
+    assert done.code == 0
+    (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
+    assert line == (
+        "warning: arithmetic-semi (sample) was trained [red]8, not [red]None: expect less of it here"
+    )
+    assert "warning" not in run("evaluate", "--agent", "policy:arithmetic-full", *arguments).err
+
+
+def test_a_dllm_that_is_not_there(run, tmp_path, monkeypatch):
+    """A missing directory looks like a hub id."""
+    monkeypatch.chdir(tmp_path)
+    for command in (("evaluate", "--agent", "confidence"), ("generate", "hello")):
+        done = run(*command, "--backend", "runs/mine")
+        assert done.code == 1
+        assert (
+            "error: there is no directory runs/mine here, nor does a hub give a dLLM of that name: "
+            in done.words
+        )
+        assert len([line for line in done.err.splitlines() if line.strip()]) == 1
+
+
 # As installed -----------------------------------------------------------------------------------------------
 
 
@@ -605,6 +693,14 @@ def test_console_script(tmp_path):
     assert error.startswith("error: ")
     assert str(tmp_path / "file") in error
     assert "Traceback" not in done.stderr
+
+
+def test_the_package_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "dllm_gym", "list", "--json", "-"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "policy:arithmetic-full" in json.loads(done.stdout.splitlines()[-1])["policies"]
 
 
 # Play -------------------------------------------------------------------------------------------------------

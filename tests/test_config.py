@@ -30,6 +30,16 @@ def test_defaults_are_valid():
     assert config.num_envs % config.group_size == 0
 
 
+@pytest.mark.parametrize("name", ["ppo-full", "a2c-full"])
+@pytest.mark.parametrize("steps", [1, 9, 20_000, 800_000])
+def test_a_training_of_any_length_is_evaluated_ten_times(name, steps):
+    """``examples/ppo_against_a2c.py`` draws curves of them, of whatever ``--total-timesteps``."""
+    config = load_config(find_config(name)).updated(total_timesteps=steps)
+    assert min(steps, 5) <= steps // config.eval_interval <= 10
+    assert config.updated(eval_every=7).eval_interval == 7
+    assert load_config(find_config("grpo-full")).eval_interval == 100_000
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 import zlib
+from dataclasses import replace
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +25,14 @@ from dllm_gym.evaluation import (
     Comparison,
     EpisodeRecords,
     EvaluationResult,
+    PredictAgent,
     as_agent,
     compare,
-    default_sweep,
     evaluate,
+    sweep,
 )
 from dllm_gym.evaluation.statistics import envelope, envelope_gap, mean_interval, wilson_interval
+from dllm_gym.looking import film
 from dllm_gym.strategies import make_strategy
 from dllm_gym.tasks.arithmetic import ArithmeticTask
 
@@ -103,7 +108,7 @@ def test_mean_intervals():
     values = [1.0, 2.0, 3.0, 4.0]
     half = 1.959963984540054 * np.std(values, ddof=1) / 2
     assert mean_interval(values) == pytest.approx((2.5 - half, 2.5 + half))
-    assert mean_interval([3.0]) == (3.0, 3.0)
+    assert all(map(math.isnan, mean_interval([3.0])))  # one value does not tell how values vary
     assert mean_interval([2.0] * 9) == (2.0, 2.0)
     assert all(type(bound) is float for bound in mean_interval(np.array([1, 2])))
 
@@ -183,6 +188,18 @@ def test_the_gap_of_a_rule_to_itself_is_nothing():
     correct, nfe = decoders(np.random.default_rng(1), 100, (0.4,), (5,))
     gap, (low, high) = envelope_gap(correct[0], nfe[0], correct, nfe)
     assert (gap, low, high) == pytest.approx((0, 0, 0), abs=1e-12)
+
+
+def test_a_single_problem_gives_no_interval(where):
+    gap, interval = envelope_gap(np.ones(1), np.ones(1), np.zeros((2, 1)), np.ones((2, 1)))
+    assert gap == 1
+    assert all(map(math.isnan, interval))
+    found = compare([leftmost], 1, strategies=RULES, **where)
+    rows = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert rows[-1]["envelope_gap_ci95"] == [None, None]
+    for row in rows:
+        assert row["nfe_ci95"] == row["reward_ci95"] == [None, None]
+        assert row["accuracy_ci95"][0] < row["accuracy_ci95"][1]  # Wilson's is wide, as it should be
 
 
 def test_the_gap_is_reproducible_and_narrows_with_problems():
@@ -322,10 +339,38 @@ def test_an_agent_is_a_stable_baselines_model(where):
     result = evaluate(model, 3, **where)
     assert model.seen == {("confidence", "entropy", "mask")}  # what it was trained with, and nothing more
     assert model.asked == {True}
-    assert (result.agent, result.parameters) == ("SB3Like", {"deterministic": True})
+    assert (result.agent, result.parameters) == ("SB3Like", {"decoding": "deterministic"})
+    assert result.label == "SB3Like (deterministic)"  # a saved policy's label says sample
+    drawn = evaluate(PredictAgent(model, deterministic=False), 3, **where)
+    assert model.asked == {True, False}
+    assert (drawn.label, drawn.parameters) == ("SB3Like (sample)", {"decoding": "sample"})
     assert (result.records.nfe == 1).all()
     with pytest.raises(ValueError, match="unknown observation 'prompt'"):
         evaluate(SB3Like("mask", "prompt"), 3, **where)  # an observation this environment does not have
+
+
+class Remembering:
+    """A recurrent model as Stable-Baselines3 has them; it reveals one position more in every step."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def predict(self, observation, state=None, episode_start=None, deterministic=False):
+        mask = observation["action_mask"]
+        self.sizes.append(len(mask))
+        steps = np.zeros(len(mask), dtype=int) if state is None else state
+        assert len(steps) == len(episode_start) == len(mask)
+        steps = np.where(episode_start, 0, steps) + 1
+        return (mask.astype(bool) & (mask.cumsum(1) <= steps[:, None])).astype(np.int8), steps
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_recurrent_model_remembers_its_own_row_and_forgets_with_the_episode(where, batch_size):
+    agent = as_agent(Remembering())
+    for episodes in (7, 2, 7):  # the same agent again, in other batches
+        result = evaluate(agent, episodes, batch_size=batch_size, **where)
+        assert_same_records(result.records, evaluate(Growing(), episodes, **where).records)
+    assert [episode.info["nfe"] for episode in film([agent, Growing()], **where).episodes] == [5, 5]
 
 
 def test_an_agent_is_the_path_of_a_saved_policy(where, tmp_path):
@@ -730,21 +775,54 @@ def test_results_come_one_by_one(where):
     assert seen == list(found.results)
 
 
+@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 52)])
+def test_sweeps_have_names(where, name, count):
+    found = compare([leftmost], 1, strategies=name, **where)
+    assert len(found.results) == count + 1
+    assert found.learned == [False] * count + [True]
+    assert len(sweep(name)) == count
+
+
+def test_strategies_may_be_named(where):
+    found = compare([leftmost], 2, strategies=["confidence:k=2"], **where)
+    assert [result.label for result in found.results] == ["confidence(k=2)", "leftmost"]
+    assert found.learned == [False, True]
+
+
+def test_nobody_and_unknown_strategies_are_refused(where):
+    with pytest.raises(ValueError, match="unknown strategies 'all'; choose one of none, short, full"):
+        compare([leftmost], 2, strategies="all", **where)
+    with pytest.raises(ValueError, match="nobody to compare"):
+        compare([], 2, strategies="none", **where)
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "score", "backend", "label", "nfe", "completion", "envelope_gap"]
+)
+def test_a_metric_cannot_take_the_name_of_a_result(where, name):
+    class Metered(Coins):
+        def metrics(self, completion, problem):
+            return {name: 0.0}
+
+    with pytest.raises(ValueError, match=rf"task 'coins': no metric may be named {name}, every result"):
+        evaluate(leftmost, 2, **{**where, "task": Metered("test")})
+
+
 def test_without_strategies_there_is_no_envelope(where):
     found = compare([leftmost], 2, strategies=[], **where)
     assert found.gaps() == []
     assert "envelope_gap" not in found.to_json()[0]
 
 
-def test_the_default_sweep_has_every_rule_at_several_values():
+def test_the_full_sweep_has_every_rule_at_several_values():
     from dllm_gym.strategies import strategy_names
 
-    sweep = default_sweep()
-    names = [strategy.name for strategy in sweep]
+    rules = sweep("full")
+    names = [strategy.name for strategy in rules]
     # the released form of the factor rule is there for parity and reveals nearly the same
     assert set(names) == set(strategy_names()) - {"fast-dllm-factor-released"}
     assert all(names.count(name) >= 4 for name in set(names))
-    assert len({strategy.label for strategy in sweep}) == len(sweep)
+    assert len({strategy.label for strategy in rules}) == len(rules)
 
 
 def is_png(path):
@@ -766,6 +844,54 @@ def test_the_plot_is_a_picture(comparison, tmp_path):
     assert is_png(tmp_path / "pareto")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "pareto", "pareto.pdf"]
     assert comparison.plot() is not figure
+
+
+LABELS = ("$", "$x$ $\\frac{", "_hidden", "a_b^{c} \\n", "50 % \\$", "<b>&amp;", "[red]")
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_names_are_drawn_as_they_are(tmp_path, suffix):
+    results = [result_of(label, [3, 4], [0, 1]) for label in (*LABELS, *LABELS)]
+    found = Comparison(results, [False] * len(LABELS) + [True] * len(LABELS))
+    figure = found.plot(tmp_path / f"odd.{suffix}")
+    (legend,) = [axes.get_legend() for axes in figure.axes]
+    assert [text.get_text() for text in legend.get_texts()] == [*LABELS, *LABELS]
+    assert not any(text.get_parse_math() for text in legend.get_texts())
+    assert (tmp_path / f"odd.{suffix}").stat().st_size > 1000
+
+
+def test_environments_are_drawn_as_they_are(tmp_path):
+    result = replace(result_of("rule", [3], [1]), environment={
+        "task": "$\\frac{", "backend": "a$b$^{", "block_length": 8, "completion_length": 8
+    })  # fmt: skip
+    Comparison([result], [False]).plot(tmp_path / "odd.png")
+
+
+@pytest.mark.parametrize("name", ["plot.docx", "plot.json", "plot.p\u00fcng"])
+def test_an_ending_that_is_no_picture_is_refused(comparison, tmp_path, name):
+    with pytest.raises(ValueError, match=r"cannot draw .*plot.*: no picture ends in .*; known: .*pdf.*png"):
+        comparison.plot(tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def imports_of(path):
+    """The modules of this package that a module imports anywhere, inside functions and for types too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_no_module_of_evaluation_and_looking_is_imported_in_a_circle():
+    root = Path(dllm_gym.__file__).parent
+    paths = [path for room in ("evaluation", "looking") for path in sorted((root / room).glob("[!_]*.py"))]
+    modules = {".".join(("dllm_gym", *path.relative_to(root).with_suffix("").parts)): path for path in paths}
+    graph = {name: {one for one in imports_of(path) if one in modules} for name, path in modules.items()}
+    assert "dllm_gym.evaluation.results" in graph["dllm_gym.evaluation.plots"]
+    assert not [name for name in graph["dllm_gym.evaluation.results"] if "plot" in name or "figure" in name]
+    list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_plotting_leaves_pyplot_alone(comparison):
@@ -790,6 +916,12 @@ def test_all_wrong_and_all_right_can_be_plotted(success, episodes):
     low, high = result.accuracy_ci95
     assert 0 <= low <= success <= high <= 1
     Comparison([result, result], [False, True]).plot()
+
+
+def test_the_names_of_the_package_are_shown():
+    assert set(dllm_gym.__all__) <= set(dir(dllm_gym))
+    assert dir(dllm_gym) == sorted(dir(dllm_gym))
+    assert all(getattr(dllm_gym, name) is not None for name in dir(dllm_gym))
 
 
 def test_the_front_door():

@@ -431,7 +431,7 @@ def test_playing_on_a_terminal(terminal):
 def test_the_first_picture_needs_one_command_and_less_than_a_minute(tmp_path):
     root = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "agents")])}
-    command = [sys.executable, "-m", "dllm_gym.cli", "play", "--gif", "episode.gif"]
+    command = [sys.executable, "-m", "dllm_gym", "play", "--gif", "episode.gif"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

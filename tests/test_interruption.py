@@ -279,15 +279,19 @@ def test_an_evaluation_can_be_extended_but_not_mixed_with_another(tmp_path):
     with pytest.raises(ValueError, match="give output or record, not both"):
         run(record=True)
     lines = output.read_text().splitlines(keepends=True)
+    lie = json.dumps(not json.loads(lines[0])["is_success"])
     for old, new in (
         ('"nfe": ', '"nfe": -Infinity, "": '),
         ('"nfe": ', f'"nfe": {10**400}, "": '),
+        ('"nfe": ', '"nfe": -1, "": '),
+        ('"score": ', '"score": 1.5, "": '),
+        ('"is_success": ', f'"is_success": {lie}, "": '),
         ('"problem": ', '"problem": 7, "": '),
         ('"completion": "', '"completion": 1, "": "'),
         ('"is_success": ', '"is_success": 0, "": '),
     ):
         output.write_text(lines[0].replace(old, new))
-        with pytest.raises(ValueError, match=r"index \d (is no episode|has no completion)"):
+        with pytest.raises(ValueError, match=r"episodes\.jsonl, index \d(: \w+ must be| is no episode)"):
             run()
 
 
@@ -406,6 +410,34 @@ def test_a_limit_on_file_size_is_an_error_and_leaves_the_old_file(tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["state.pt"]
 
 
+@pytest.mark.parametrize("command", ["evaluate", "generate", "compare"])
+def test_a_full_disk_names_the_file_that_grows(tmp_path, command):
+    """As above, in the middle of a file that gets a line per episode."""
+    import resource
+
+    folder = tmp_path / "kept"
+    kept = folder / "lines.jsonl"
+    grow: dict[str, Callable[[], Any]] = {
+        "evaluate": lambda: evaluate("confidence:k=2", 200, output=kept, **TOY),
+        "generate": lambda: dllm_gym.generate(
+            ["1"] * 200, "confidence:k=2", "toy", completion_length=6, output=kept
+        ),
+        "compare": lambda: compare(["confidence:k=2"], 200, strategies="none", keep=folder, **TOY),
+    }
+
+    def work() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with pytest.raises(OSError, match=r"cannot write .*/kept/.*\.jsonl: File too large"):
+            grow[command]()
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    grow[command]()  # and when there is room it goes on
+
+
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"cannot write .*file/policy\.json: (File exists|Not a directory)"):
@@ -456,6 +488,122 @@ def test_a_training_state_of_another_version_is_refused(run):
         path.write_bytes(whole)
 
 
+def broken(state: Any) -> dict[str, Callable[[], Any]]:
+    """Ways to spoil a training state of grpo, in place."""
+    numbers = state["random"]["numpy"]
+    canvas, rows = state["episodes"]["env"]["engine"]["canvas"], state["episodes"]["env"]["engine"]["rows"]
+    predicted, steps = state["episodes"]["env"]["engine"]["predicted"], state["episodes"]["steps"]["history"]
+    groups, first = state["episodes"]["steps"], steps["forgotten"]
+    weights = next(iter(state["policy"].values()))
+    moments = state["optimizer"]["state"][0]
+    group = state["optimizer"]["param_groups"][0]
+    first_row = state["history"][0]
+
+    def put(place: Any, key: Any, value: Any) -> Callable[[], Any]:
+        return lambda: place.__setitem__(key, value)
+
+    return {
+        "timesteps must be": put(state, "timesteps", -5),
+        "updates must be": put(state, "updates", "3"),
+        "best_reward must be": put(state, "best_reward", float("nan")),
+        "seconds must be": put(state, "seconds", float("inf")),
+        "next_ticket must be": put(state, "next_ticket", 1.5),
+        "history must hold a list": put(state, "history", {"a": 1}),
+        "evaluation 1 must be an object": put(state["history"], 0, [[[[]]]]),
+        "evaluation 1: timesteps must be": put(first_row, "timesteps", -1),
+        "evaluation 1, sample lacks accuracy": lambda: first_row["sample"].pop("accuracy"),
+        "deterministic: accuracy must be a number": put(first_row["deterministic"], "accuracy", 7),
+        "policy must hold": put(state, "policy", [1, 2]),
+        "policy, .* must be torch.float32": put(state["policy"], next(iter(state["policy"])), torch.zeros(3)),
+        "policy, .* holds NaN": lambda: weights.fill_(float("nan")),
+        "reference must hold": put(state, "reference", {}),
+        "optimizer must hold": put(state, "optimizer", {}),
+        "param_groups, 0, lr must be a finite number": put(group, "lr", "fast"),
+        "param_groups, 0, params must hold": put(group, "params", []),
+        "optimizer, state, 0, exp_avg must be": put(moments, "exp_avg", torch.zeros(2)),
+        "optimizer, state must be of the parameters": put(state["optimizer"]["state"], 99, {}),
+        "random is no state of a random generator": put(state, "random", {"torch": torch.zeros(3)}),
+        "random is no state of a random generator: .*": put(numbers["state"], "key", "key"),
+        "episodes must hold": put(state, "episodes", {}),
+        "episode_starts must be torch.bool": put(state["episodes"], "episode_starts", torch.zeros(8)),
+        "current must lie from 0 to": lambda: state["episodes"]["current"].fill_(10**9),
+        "env must hold engine, ended": put(state["episodes"], "env", None),
+        "canvas, masked must be torch.bool": put(canvas, "masked", torch.zeros(8, 5, dtype=torch.bool)),
+        "completions must lie from 0 to": lambda: canvas["_completions"].fill_(10**6),
+        "steps must lie from 0 to 6": lambda: canvas["steps"].fill_(-1),
+        "canvas, _prompts must be": put(canvas, "_prompts", torch.zeros(3, 2)),
+        "indices must lie from 0": lambda: rows["indices"].fill_(-1),
+        "alphas holds NaN": lambda: rows["alphas"].fill_(float("nan")),
+        "no environment shows this": lambda: predicted["confidence"].fill_(2.0),
+        "problem_rngs must hold 8 values": put(state["episodes"]["env"]["engine"], "problem_rngs", []),
+        "history, steps must hold tensors": put(steps, "steps", {"confidence": torch.zeros(1)}),
+        "forgotten must be": put(steps, "forgotten", -1),
+        "started must lie from": lambda: steps["started"].fill_(10**6),
+        "groups: each must be": put(groups, "groups", [[0]]),
+        "groups, 0: row must be": put(groups, "groups", [[0, [[99, 0, 0, 0.0, 0.0, False]]]]),
+        "groups, 0: reward must be": put(
+            groups, "groups", [[0, [[0, first, first, float("inf"), 0.0, False]]]]
+        ),
+    }
+
+
+BROKEN = 39
+
+
+@pytest.mark.parametrize("at", range(BROKEN))
+def test_a_training_state_is_checked_field_by_field(stopped, at):
+    path = stopped / "training_state.pt"
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    ways = broken(state)
+    assert len(ways) == BROKEN
+    message, spoil = list(ways.items())[at]
+    spoil()
+    try:
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=rf"training_state\.pt.*{message}"):
+            train(config(), stopped, resume=True)
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, toys):
+    """A run in the middle of episodes, groups and an evaluation or two."""
+    directory = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dllm_agents.sb3.callbacks.pareto_figure", lambda *_: Figure(figsize=(0.1, 0.1)))
+        assert killed_after(26, lambda: train(config(), directory, save_every=0.0), patch)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("step must be a whole number of at least 0, below 2", {"step": 7}),
+        ("seconds must be", {"seconds": -1}),
+        ("config must be an object", {"config": 3}),
+        ("model must hold", {"model": {}}),
+        ("optimizers must be a list of two", {"optimizers": []}),
+        ("optimizers, 0 must hold state, param_groups", {"optimizers": [{}, {}]}),
+        ("generator is no state of a random generator", {"generator": [0]}),
+    ],
+)
+def test_a_pretraining_state_is_checked_field_by_field(tmp_path_factory, message, changes):
+    directory = tmp_path_factory.getbasetemp() / "pretraining"
+    small = PretrainConfig(**{**SMALL, "steps": 1})
+    if not directory.exists():
+        list(Pretrainer(small, directory).train())
+    path = directory / "training_state.pt"
+    whole = path.read_bytes()
+    try:
+        torch.save({**torch.load(path, weights_only=True), **changes}, path)
+        with pytest.raises(ValueError, match=rf"training_state\.pt.*{message}"):
+            Pretrainer(small, directory)
+    finally:
+        path.write_bytes(whole)
+
+
 def test_a_cut_pretraining_state_is_refused(tmp_path):
     list(Pretrainer(PretrainConfig(**{**SMALL, "steps": 1}), tmp_path).train())
     path = tmp_path / "training_state.pt"
@@ -480,14 +628,44 @@ def test_results_come_back_as_they_were(tmp_path):
     [
         ({"format_version": 2}, "no evaluation of format version 1"),
         ({"episodes": 6}, "6 episodes, but columns of"),
-        ({"episodes": "7"}, "episodes must be int, got '7'"),
-        ({"agent": None}, "agent must be str, got None"),
-        ({"columns": {}}, "no evaluation: 'problem'"),
-        ({"completion": [1] * 7}, "completion must be a list of texts"),
+        ({"episodes": "7"}, "episodes must be a whole number of at least 1, got '7'"),
+        ({"episodes": 0}, "episodes must be a whole number of at least 1, got 0"),
+        ({"agent": None}, "agent must be a text, got None"),
+        ({"seed": True}, "seed must be a whole number"),
+        ({"columns": {}}, "columns lacks problem, score, success, nfe, reward"),
+        ({"completion": [1] * 7}, "completion must be a list, each of it a text"),
+        ({"completion": ["a"]}, "7 episodes, but columns of .*'completion': 1"),
+        ({"environment": {"task": "toy"}}, "environment lacks backend, completion_length, block_length"),
+        ({"environment.completion_length": "6"}, "completion_length must be a whole number"),
+        ({"environment.block_length": 0}, "block_length must be a whole number of at least 1, got 0"),
+        ({"columns.score": [1.5] * 7}, "score must be a list, each of it a number from 0 to 1"),
+        ({"columns.score": [float("nan")] * 7}, "score must be a list, each of it a number from 0 to 1"),
+        (
+            {"columns.score": [0.5] * 7, "columns.success": [1.0] * 7},
+            "success must be 1 where",
+        ),
+        ({"columns.success": [0.5] * 7}, "success must be a list, each of it 0 or 1"),
+        ({"columns.nfe": [-3.0] * 7}, "nfe must be a list, each of it a whole number of at least 1"),
+        ({"columns.nfe": [2.5] * 7}, "nfe must be a list, each of it a whole number of at least 1"),
+        ({"columns.nfe": [0.0] * 7}, "nfe must be a list, each of it a whole number of at least 1"),
+        ({"columns.problem": [-1] * 7}, "problem must be a list, each of it a whole number of at least 0"),
+        ({"columns.problem": [10**30] * 7}, "problem must be a list, each of it a whole number"),
+        ({"columns.reward": ["a"] * 7}, "reward must be a list, each of it a finite number"),
+        ({"columns.accuracy": [0.0] * 7}, "no metric may be named accuracy"),
+        ({"columns.backend": [0.0] * 7}, "no metric may be named backend"),
+        ({"columns.mine": [True] * 7}, "mine must be a list, each of it a finite number"),
     ],
 )
 def test_results_that_do_not_fit_are_refused(tmp_path, changes, message):
     path = dllm_gym.evaluate("confidence:k=2", 7, **TOY).save(tmp_path / "result.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-    with pytest.raises(ValueError, match=message):
+    content = json.loads(path.read_text())
+    for key, value in changes.items():
+        *inside, name = key.split(".")
+        place = content
+        for outer in inside:
+            place = place[outer]
+        place[name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as raised:
         EvaluationResult.load(path)
+    assert str(path) in str(raised.value)

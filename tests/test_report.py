@@ -92,7 +92,7 @@ def run(tmp_path_factory, toys) -> Path:
         learning_rate=1e-2,
         algorithm_kwargs={"n_steps": 4, "batch_size": 32, "n_epochs": 1, "normalize_advantage": False},
         policy={"width": 16, "initial_bias": -1.0},
-        eval_every=64,
+        eval_every=32,
         eval_episodes=12,
     )
     command = "dllm-gym train ppo --output 'a & b'"
@@ -210,13 +210,97 @@ def test_what_is_no_run_and_no_comparison_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="neither a strategy nor the path"):
         report(tmp_path / "nothing")
     bad = tmp_path / "bad.json"
-    refused = {"{": "is not JSON", "[]": "a list of results", '[{"agent": 1}]': "lack accuracy"}
+    refused = {"{": "is not JSON", "[]": "a list of results", '[{"agent": 1}]': "result 1 lacks label, acc"}
     for text, words in refused.items():
         bad.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_comparison(bad)
         with pytest.raises(ValueError, match=words):  # before anything is decoded
             report(run, comparison=bad, on_part=lambda part: pytest.fail(part))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"agent": 3}, "result 2: agent must be a text, got 3"),
+        ({"accuracy": "0.5"}, "accuracy must be a number from 0 to 1, got '0.5'"),
+        ({"accuracy": 1.5}, "accuracy must be a number from 0 to 1, got 1.5"),
+        ({"accuracy_ci95": None}, "accuracy_ci95 must be a list of two finite numbers"),
+        ({"accuracy_ci95": [0.1]}, "accuracy_ci95 must be a list of two finite numbers"),
+        ({"accuracy_ci95": [[[]], {}]}, "accuracy_ci95 must be a list of two finite numbers"),
+        ({"nfe_mean": -1}, "nfe_mean must be a finite number of at least 0"),
+        ({"reward_mean": float("nan")}, "reward_mean must be a finite number"),
+        ({"episodes": 10**400}, "episodes must be a whole number"),
+        ({"learned": "yes"}, "learned must be true or false"),
+        ({"task": None}, "task must be a text"),
+        ({"block_length": 0}, "block_length must be a whole number of at least 1"),
+        ({"envelope_gap": "a"}, "envelope_gap must be a number from -1 to 1"),
+        ({"envelope_gap_ci95": 1}, "envelope_gap_ci95 must be a list of two finite numbers"),
+    ],
+)
+def test_a_damaged_comparison_is_refused_by_name(tmp_path, changes, words):
+    rows = dllm_gym.compare([lambda o: o["mask"]], 3, strategies=["confidence:k=2"], **TOY).to_json()
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps([rows[0], {**rows[1], **changes}]))
+    with pytest.raises(ValueError, match=re.escape(f"{path}, result 2: ") + ".*") as raised:
+        read_comparison(path)
+    assert words in str(raised.value)
+
+
+def test_a_comparison_of_one_problem_has_a_page_without_an_interval(tmp_path):
+    rows = dllm_gym.compare([lambda o: o["mask"]], 1, strategies=["confidence:k=2"], **TOY).to_json()
+    (tmp_path / "compare.json").write_text(json.dumps(rows))
+    path = report(
+        "confidence:k=1",
+        tmp_path / "a.html",
+        comparison=tmp_path / "compare.json",
+        episodes=2,
+        agents=[],
+        **TOY,
+    )
+    gap = f"{100 * rows[1]['envelope_gap']:+.1f}"
+    assert f"<td class=number>{gap}</td>" in Page(path).text
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"command": 3}, "command must be a text, got 3"),
+        ({"evaluations": {}}, "must hold a list of evaluations"),
+        ({"evaluations": [1]}, "evaluation 1 must be an object, got 1"),
+        (
+            {"evaluations": [{"timesteps": "a", "seconds": 1}]},
+            "evaluation 1: timesteps must be a whole number",
+        ),
+        (
+            {"evaluations": [{"timesteps": 1, "seconds": 1}]},
+            "evaluation 1, sample must be an object, got None",
+        ),
+        (
+            {"evaluations": [{"timesteps": 1, "seconds": 1, "sample": {"accuracy": 2}}]},
+            "evaluation 1, sample lacks nfe_mean, reward_mean, episodes",
+        ),
+    ],
+)
+def test_damaged_metrics_are_refused_by_name(run, tmp_path, changes, words):
+    folder = tmp_path / "copy"
+    shutil.copytree(run, folder)
+    path = folder / "metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    with pytest.raises(ValueError, match=re.escape(words)) as raised:
+        report(folder, episodes=2, on_part=lambda part: pytest.fail(part))
+    assert str(path) in str(raised.value)
+    # of a run that goes on the state tells
+    path.unlink()
+    state = torch.load(folder / "training_state.pt", weights_only=True)
+    torch.save({**state, "history": changes.get("evaluations", 3)}, folder / "training_state.pt")
+    with pytest.raises(ValueError, match=r"training_state\.pt, history"):
+        read_run(folder)
+    (folder / "training_state.pt").unlink()
+    note = {"checkpoint": "1", "seconds": 1.0, "history": changes.get("evaluations", 3)}
+    (folder / "checkpoint.json").write_text(json.dumps(note))
+    with pytest.raises(ValueError, match=r"checkpoint\.json, history"):
+        read_run(folder)
 
 
 def test_sample_episodes_stop_where_the_page_would_get_too_large(monkeypatch, tmp_path):

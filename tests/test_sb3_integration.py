@@ -12,7 +12,7 @@ import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecMonitor, VecVideoRecorder
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, VecVideoRecorder
 
 import dllm_gym
 from dllm_agents import make_sb3_env
@@ -322,8 +322,30 @@ def test_a_model_is_an_agent_for_dllm_gym():
         np.testing.assert_array_equal(result.records.nfe, results[0].records.nfe)
         np.testing.assert_array_equal(result.records.reward, results[0].records.reward)
     assert results[0].agent == "PPO"
-    assert results[0].parameters == {"deterministic": True}
+    assert results[0].parameters == {"decoding": "deterministic"}
+    assert results[0].label == "PPO (deterministic)"
     assert results[0].episodes == 30
+
+
+def test_a_model_sees_observations_as_its_normalizer_shows_them():
+    env = VecNormalize(make_sb3_env(8, **TOY), norm_obs_keys=["confidence", "progress"], norm_reward=False)
+    model = PPO("MultiInputPolicy", env, n_steps=8, batch_size=32, n_epochs=1, device="cpu", seed=0)
+    model.learn(256)
+    env.training = False
+    before = {key: (running.mean.copy(), running.count) for key, running in env.obs_rms.items()}
+
+    def by_hand(observation: Any) -> Any:
+        known = {key: observation[key] for key in model.observation_space.spaces}
+        return model.predict(env.normalize_obs(known), deterministic=True)[0]
+
+    found, expected = dllm_gym.evaluate(model, 30, **TOY), dllm_gym.evaluate(by_hand, 30, **TOY)
+    raw = dllm_gym.evaluate(lambda seen: model.predict(dict(seen), deterministic=True)[0], 30, **TOY)
+    np.testing.assert_array_equal(found.records.nfe, expected.records.nfe)
+    assert found.records.completion == expected.records.completion
+    assert (found.records.nfe != raw.records.nfe).any()  # or this test would say nothing
+    for key, (mean, count) in before.items():  # looking teaches the normalizer nothing
+        np.testing.assert_array_equal(env.obs_rms[key].mean, mean)
+        assert env.obs_rms[key].count == count
 
 
 def test_a_model_that_reads_more_observes_more():

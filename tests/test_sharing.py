@@ -211,7 +211,7 @@ def test_too_large_is_not_even_fetched(hub, tmp_path):
 def test_a_strangers_record_builds_no_other_task(tmp_path, monkeypatch):
     for name, content in changed(DLLM, "pretraining.json", config={"task": "gsm8k"}).items():
         (tmp_path / name).write_bytes(content)
-    monkeypatch.setattr("dllm_gym.pretrain.load_task", lambda *_, **__: pytest.fail("a task was built"))
+    monkeypatch.setattr("dllm_gym.trained.load_task", lambda *_, **__: pytest.fail("a task was built"))
     sharing._check_dllm(tmp_path)
 
 
@@ -278,7 +278,7 @@ def test_the_commands(hub, small, tmp_path):
     environment = os.environ | {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
     def run(*arguments):
-        command = [sys.executable, "-m", "dllm_gym.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "dllm_gym", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     pushed = run("push", small.parent, "me/mine", "--license", "mit")

@@ -180,6 +180,43 @@ def test_evaluations_in_tensorboard_are_those_in_metrics(finished):
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
+@pytest.mark.parametrize("changes", [{}, {"group_size": 1}, {"algorithm": "grpo"}, {"eval_every": None}])
+def test_nothing_is_evaluated_twice(tmp_path, changes):
+    """The last rollout ends where an evaluation is due, and so does the training."""
+    if changes.get("algorithm") == "grpo":
+        changes = {**changes, "algorithm_kwargs": {"n_steps": 4, "batch_size": 32}}
+    directory = train(tiny(**{"total_timesteps": 128, "eval_every": 32, **changes}), tmp_path / "run")
+    steps = [row["timesteps"] for row in read_metrics(directory)]
+    assert steps == sorted(set(steps))
+    assert steps[-1] >= 128
+    last, best = (read_description(directory / name)["metadata"]["validation"] for name in ("last", "best"))
+    assert last == read_metrics(directory)[-1]
+    assert best in read_metrics(directory)
+
+
+def test_an_evaluation_is_of_the_policy_after_the_update(tmp_path, monkeypatch):
+    seen = []
+    note = _Run._note
+
+    def compared(self: Any, results: Any) -> None:
+        seen.append((self.model.num_timesteps, self.model._n_updates))
+        note(self, results)
+
+    monkeypatch.setattr(_Run, "_note", compared)
+    train(tiny(group_size=1, eval_every=32, total_timesteps=96), tmp_path / "run")
+    assert seen == [(32, 2), (64, 4), (96, 6)]  # two passes each
+
+
+def test_policies_are_saved_whatever_happens_to_the_pictures(tmp_path, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", broken)
+    with pytest.raises(ValueError, match="no ink"):
+        train(tiny(), tmp_path / "run")
+    assert load_policy(tmp_path / "run" / "best").name == "policy"
+
+
 def test_pictures_of_every_evaluation(finished):
     events, rows = read_events(finished), read_metrics(finished)
     assert set(events.Tags()["images"]) == {"eval/pareto", "eval/reveal_order"}
@@ -289,7 +326,7 @@ def test_best_follows_the_reward_of_sampled_decoding(tmp_path, monkeypatch):
         note(self, {"sample": Result(reward, 1 - reward), "deterministic": Result(1 - reward, 1.0)})
 
     monkeypatch.setattr(_Run, "_note", given)
-    directory = train(tiny(group_size=1, eval_every=32, total_timesteps=96), tmp_path / "run")
+    directory = train(tiny(group_size=1, eval_every=32, total_timesteps=128), tmp_path / "run")
     assert [row["sample"]["reward_mean"] for row in read_metrics(directory)] == [0.2, 0.7, 0.5, 0.7]
     best = read_description(directory / "best")["metadata"]["validation"]
     assert best == read_metrics(directory)[1]

@@ -46,6 +46,7 @@ class LearnedPolicy:
         knobs: Values a conditioned policy is told instead of the environment's, such as
             ``{"target_steps": 8}``; names out of ``KNOBS``.
         ranges: What it was told in training, lowest and highest, by knob. It is not asked to extrapolate.
+        trained_in: The arguments of ``UnmaskEnv`` it was trained with, if they are known.
         name: Shown in tables and plots.
         seed: Row r draws from ``default_rng([seed, r])`` unless ``seed(rows, seeds)`` says otherwise.
 
@@ -53,6 +54,7 @@ class LearnedPolicy:
         label: Name and decoding, for legends.
         parameters: What distinguishes this agent from others of the same name, JSON-able.
         requires: The observation keys ``act`` reads.
+        trained_in: As given; whoever decodes with it elsewhere is warned.
 
     Raises:
         ValueError: For an unknown decoding, a temperature, beta or budget that is not positive, a beta with
@@ -71,6 +73,7 @@ class LearnedPolicy:
         harm: HarmScale | None = None,
         knobs: Mapping[str, float] | None = None,
         ranges: Mapping[str, tuple[float, float]] | None = None,
+        trained_in: Mapping[str, Any] | None = None,
         name: str = "policy",
         seed: int = 0,
     ) -> None:
@@ -91,6 +94,7 @@ class LearnedPolicy:
                 readable = ", ".join(key for key in KNOBS if key in network.config.requires) or "none"
                 raise ValueError(f"{name} has no knob {knob!r}; it has {readable}")
         self._ranges = dict(ranges or {})
+        self.trained_in = dict(trained_in or {})
         self.name = name
         for knob, value in self.knobs.items():
             self._check_trained(knob, value, value)

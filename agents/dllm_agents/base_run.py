@@ -16,12 +16,9 @@ from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer
-from dllm_agents.runs import CONFIG, METRICS
+from dllm_agents.runs import CONFIG, METRICS, REPORTED
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
-
-# What was trained, as far as it draws, and its deterministic counterpart.
-REPORTED = ("sample", "deterministic")
 
 
 class Run:

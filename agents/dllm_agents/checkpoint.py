@@ -110,20 +110,26 @@ def load_policy(
         description = read_description(directory)
         # files from before there was a choice do not say
         decoding = decoding or description.get("decoding")
-        options["ranges"] = _trained_ranges(description)
+        options["trained_in"] = trained_in = _trained_in(description)
+        options["ranges"] = _trained_ranges(trained_in)
         options["harm"] = _harm(description, directory / DESCRIPTION)
     network.eval()
     return LearnedPolicy(network, decoding=decoding or "sample", name=name, seed=seed, **options)
 
 
-def _trained_ranges(description: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
-    """Between which values each knob was drawn, for a policy that ``train`` saved."""
+def _trained_in(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the environment that a policy was trained in, if ``train`` saved it."""
     env: Any = description
     for key in ("metadata", "config", "env"):
         env = env.get(key) if isinstance(env, dict) else None
+    return env if isinstance(env, dict) else {}
+
+
+def _trained_ranges(env: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """Between which values each knob was drawn."""
     ranges = {}
     for knob in KNOBS:
-        ends = env.get(knob) if isinstance(env, dict) else None
+        ends = env.get(knob)
         if isinstance(ends, list) and len(ends) == 2 and all(map(is_finite, ends)):
             ranges[knob] = (float(ends[0]), float(ends[1]))
     return ranges

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,7 @@ WORKERS = (
     "num_learners", "num_cpus_per_learner", "num_gpus_per_learner",
 )  # fmt: skip
 
+_EVALUATIONS = 10  # of a training, where nothing is said
 _LARGEST_FILE = 2**16  # bytes; a hundred times what a configuration takes
 
 # What PyYAML raises, by itself and through what it calls: 2026-13-13 is no date, !!int "" has no first digit.
@@ -72,7 +74,7 @@ class TrainConfig:
         warm_start_steps: So many of ``total_timesteps`` go to that, in whole rounds.
         warm_start_kwargs: Arguments of ``SuccessModel``.
         expert_block_length: Confines the expert to one block after another.
-        eval_every: Environment steps between evaluations.
+        eval_every: Environment steps between evaluations; ``None``: a tenth of ``total_timesteps``.
         eval_episodes: Validation problems per evaluation.
         seed: Seeds weights, problems and sampling.
     """
@@ -98,16 +100,17 @@ class TrainConfig:
     warm_start: str | None = None
     warm_start_steps: int = 60_000
     warm_start_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    eval_every: int = 65_536
+    eval_every: int | None = None
     eval_episodes: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"unknown algorithm {self.algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
-        for name in ("num_envs", "group_size", "total_timesteps", "eval_every", "eval_episodes"):
-            value = getattr(self, name)
-            check_whole(name, value, 1)
+        for name in ("num_envs", "group_size", "total_timesteps", "eval_episodes"):
+            check_whole(name, getattr(self, name), 1)
+        if self.eval_every is not None:
+            check_whole("eval_every", self.eval_every, 1)
         for name in ("num_experts", "imitation_steps"):
             check_whole(name, getattr(self, name), 0)
         if self.decay not in DECAYS:
@@ -202,6 +205,11 @@ class TrainConfig:
                 f"num_envs {self.num_envs} must be a multiple of "
                 f"num_env_runners {self.workers['num_env_runners']}, which share them"
             )
+
+    @property
+    def eval_interval(self) -> int:
+        """Environment steps between evaluations."""
+        return self.eval_every or math.ceil(self.total_timesteps / _EVALUATIONS)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for YAML and JSON."""

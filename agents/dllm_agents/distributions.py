@@ -26,8 +26,9 @@ def masked_logits(logits: Tensor, action_mask: Tensor) -> Tensor:
 
 
 def bernoulli_bit_log_probs(logits: Tensor, action_mask: Tensor, actions: Tensor) -> Tensor:
-    """Log-probability of every bit, ``(B, L)``: log sigmoid(b^k) of a 1, log sigmoid(-b^k) of a 0; 0 outside C.
+    """Log-probability of every bit, ``(B, L)``; 0 outside C.
 
+    log sigmoid(b^k) of a 1 and log sigmoid(-b^k) of a 0.
     Exact: no clamp that would kill the gradient of saturated probabilities.
     """
     signed = torch.where(actions != 0, logits, -logits)

@@ -1,6 +1,6 @@
 """Several processes that train one policy, each on its own device with its own problems.
 
-``accelerate launch --num_processes 8 -m dllm_gym.cli train grpo ...`` starts them. Every process collects its
+``accelerate launch --num_processes 8 -m dllm_gym train grpo ...`` starts them. Every process collects its
 own groups; what an update needs is summed over all, so that they take the step that one process would take
 on everything they collected. In a program of one process these functions change nothing.
 """

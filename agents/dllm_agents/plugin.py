@@ -109,6 +109,9 @@ def _train(
         int | None, typer.Option(help="Processes that learn (rllib-ppo); overrides the configuration.")
     ] = None,
     alpha: Annotated[float | None, typer.Option(help="Overrides the configuration's env.alpha.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Environment steps between evaluations; overrides the configuration.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
 ) -> None:
@@ -125,8 +128,11 @@ def _train(
     path = directory / CONFIG if resume else find_config(name)
     if resume and not path.is_file():
         raise FileNotFoundError(f"nothing to resume in {directory}: no {CONFIG} there")
-    changes = {"seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes}
-    changes = {name: value for name, value in {**changes, "num_envs": num_envs}.items() if value is not None}
+    changes = {
+        "seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes, "num_envs": num_envs,
+        "eval_every": eval_every,
+    }  # fmt: skip
+    changes = {name: value for name, value in changes.items() if value is not None}
     resolved = load_config(path).updated(**changes)
     if alpha is not None:
         resolved = resolved.updated(env={**resolved.env, "alpha": alpha})

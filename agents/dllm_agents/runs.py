@@ -7,10 +7,15 @@ from typing import Any
 
 from dllm_agents.checkpoint import DESCRIPTION, read_description
 from dllm_agents.config import load_config
+from dllm_gym.fields import ANYTHING, OBJECT, SHARE, TEXT, check, check_fields, number, whole
 from dllm_gym.files import read_json, read_state
 
+# What was trained, as far as it draws, and its deterministic counterpart.
+REPORTED = ("sample", "deterministic")
 CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 RLLIB_STATE = "checkpoint.json"  # of rllib-ppo, which names a checkpoint of Ray's beside it
+
+_RESULT = {"accuracy": SHARE, "nfe_mean": number(0), "reward_mean": number(), "episodes": whole(1)}
 
 
 def read_run(directory: str | Path) -> dict[str, Any] | None:
@@ -29,17 +34,49 @@ def read_run(directory: str | Path) -> dict[str, Any] | None:
         return None
     config = load_config(directory / CONFIG)
     told = {"directory": directory, "environment": dict(config.env), "settings": config.settings()}
-    if (directory / METRICS).is_file():  # written at the end
-        try:
-            metrics = read_json(directory / METRICS)
-            return {**told, "command": metrics["command"], "evaluations": metrics["evaluations"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{directory / METRICS} holds no metrics of a training run: {error}") from error
+    path = directory / METRICS
+    if path.is_file():  # written at the end
+        metrics = check_fields(read_json(path), {"command": TEXT, "evaluations": ANYTHING}, str(path))
+        return {**told, **metrics, "evaluations": check_evaluations(metrics["evaluations"], str(path))}
     command, evaluations = "", []
     if (directory / "last" / DESCRIPTION).is_file():
-        command = read_description(directory / "last").get("metadata", {}).get("command", "")
+        place = f"{directory / 'last' / DESCRIPTION}, metadata"
+        metadata = read_description(directory / "last").get("metadata") or {}
+        check(metadata, OBJECT, place)
+        command = metadata.get("command", "")
+        check(command, TEXT, f"{place}: command")
     if (directory / STATE).is_file():
-        evaluations = read_state(directory / STATE, ["history"])["history"]
+        state = read_state(directory / STATE, ["history"])
+        evaluations = check_evaluations(state["history"], f"{directory / STATE}, history")
     elif (directory / RLLIB_STATE).is_file():
-        evaluations = read_json(directory / RLLIB_STATE)["history"]
+        evaluations = read_rllib_state(directory)["history"]
     return {**told, "command": command, "evaluations": evaluations}
+
+
+def read_rllib_state(directory: Path) -> dict[str, Any]:
+    """Of a run of ``rllib-ppo``: ``checkpoint``, from which it goes on, ``seconds`` and ``history`` so far.
+
+    Raises:
+        ValueError: If the file is damaged.
+    """
+    path = directory / RLLIB_STATE
+    fields = {"checkpoint": TEXT, "seconds": number(0), "history": ANYTHING}
+    state = check_fields(read_json(path), fields, str(path))
+    check_evaluations(state["history"], f"{path}, history")
+    return state
+
+
+def check_evaluations(rows: Any, place: str) -> list[dict[str, Any]]:
+    """The evaluations of a run, if that is what they are, in the order of training.
+
+    Raises:
+        ValueError: If they are not; ``place`` is for the message.
+    """
+    if not isinstance(rows, list):
+        raise ValueError(f"{place} must hold a list of evaluations, got {rows!r:.80}")
+    for at, row in enumerate(rows, start=1):
+        of_row = f"{place}, evaluation {at}"
+        check_fields(row, {"timesteps": whole(), "seconds": number(0)}, of_row)
+        for decoding in REPORTED:
+            check_fields(row.get(decoding), _RESULT, f"{of_row}, {decoding}")
+    return rows

@@ -21,7 +21,7 @@ from dllm_agents import parallel
 from dllm_agents.base_run import Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import DEFAULT_FEATURES, observed_by
-from dllm_agents.runs import STATE
+from dllm_agents.runs import STATE, check_evaluations
 from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state
@@ -31,12 +31,23 @@ from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.files import read_state, remove_unfinished, write_state
+from dllm_gym.fields import ANYTHING, Field, check_fields, number, whole
+from dllm_gym.files import is_finite, read_state, remove_unfinished, write_state
+from dllm_gym.states import check_like, check_optimizer
 
-_STATE_FIELDS = (
-    *("policy", "reference", "optimizer", "timesteps", "updates", "best_reward", "history", "seconds"),
-    *("next_ticket", "random", "episodes"),
-)
+_STATE_FIELDS = {
+    "policy": ANYTHING,
+    "reference": ANYTHING,
+    "optimizer": ANYTHING,
+    "timesteps": whole(),
+    "updates": whole(),
+    "best_reward": Field("a number, or minus infinity", lambda value: is_finite(value) or value == -math.inf),
+    "history": ANYTHING,
+    "seconds": number(0),
+    "next_ticket": whole(),
+    "random": ANYTHING,
+    "episodes": ANYTHING,
+}
 
 # (algorithm, whether in groups) -> class
 _CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
@@ -126,6 +137,7 @@ class _Run(Run):
         if resume:
             remove_unfinished(directory)
             state = read_state(directory / STATE, _STATE_FIELDS)
+            check_fields(state, _STATE_FIELDS, str(directory / STATE))
         self.model = self._build()
         if state is None:  # only now: a configuration that does not work leaves nothing behind
             self._begin_with_a_saved_policy()
@@ -161,11 +173,16 @@ class _Run(Run):
             imitate(self.model, self._expert, config.imitation_steps)
             self._saving.due = True
         evaluation = Evaluation(
-            config.env, config.eval_every, config.eval_episodes, self._note, self.history, config.settings()
+            config.env,
+            config.eval_interval,
+            config.eval_episodes,
+            self._note,
+            self.history,
+            config.settings(),
         )
         callbacks: list[BaseCallback] = []
         if self.is_first:
-            callbacks += [self._saving, RolloutMetrics(), evaluation]
+            callbacks += [RolloutMetrics(), evaluation, self._saving]  # a state has the evaluation in it
         if config.max_minutes is not None:
             callbacks.append(Deadline(config.max_minutes - self._elapsed() / 60))
         if self.progress:
@@ -248,8 +265,13 @@ class _Run(Run):
         write_state(self.directory / STATE, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        model = self.model
-        if state.get("reference") is not None:
+        model, path = self.model, self.directory / STATE
+        check_evaluations(state["history"], f"{path}, history")
+        own = model.policy.state_dict()
+        check_like(state["policy"], own, f"{path}, policy")
+        check_optimizer(state["optimizer"], model.policy.optimizer, f"{path}, optimizer")
+        if state["reference"] is not None:
+            check_like(state["reference"], own, f"{path}, reference")
             model.policy.load_state_dict(state["reference"])
             model._reference = copy.deepcopy(model.policy)  # type: ignore[attr-defined]
         model.policy.load_state_dict(state["policy"])
@@ -257,12 +279,12 @@ class _Run(Run):
         model.num_timesteps, model._n_updates = state["timesteps"], state["updates"]
         self.best_reward, self.history = state["best_reward"], state["history"]
         self.seconds = state["seconds"]
-        restore_random_state(state["random"])
+        restore_random_state(state["random"], f"{path}, random")
         tickets = getattr(model.env, "tickets", None)
         if tickets:
             tickets.next = state["next_ticket"]
         if state["episodes"] is not None and parallel.count() == 1:
-            restore_episodes(model, state["episodes"])
+            restore_episodes(model, state["episodes"], f"{path}, episodes")
 
 
 def learning_rate(config: TrainConfig) -> Callable[[float], float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm_agents.config import TrainConfig, find_config, load_config
-from dllm_gym.evaluation import default_sweep, strategies_of
+from dllm_gym.evaluation import strategies_of, sweep
 from dllm_gym.strategies import Strategy
 
 SEEDS = (0, 1, 2)
@@ -149,7 +149,7 @@ STRONG_RULES: dict[str, tuple[str, tuple[float, ...]]] = {
 def heuristics(environment: str) -> list[Strategy]:
     """The rule-based strategies an environment's policies are compared with."""
     if environment in ("full", "semi"):
-        return default_sweep()
+        return sweep("full")
     return strategies_of(STRONG_RULES)
 
 

@@ -16,7 +16,8 @@ from benchmarks.reproduce.claims import ALPHAS, CLAIMS, Claim, Evidence, Finding
 from benchmarks.reproduce.experiments import BETAS, DECODINGS, RUNS, TARGETS
 from benchmarks.reproduce.work import Workshop
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.evaluation.plots import pareto_figure, save_figure
+from dllm_gym.evaluation.figures import save_figure
+from dllm_gym.evaluation.plots import pareto_figure
 from dllm_gym.files import write_json, write_text
 
 NOTES = Path(__file__).parent / "notes.md"  # what was found out about claims that fail; written by hand

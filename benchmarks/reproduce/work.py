@@ -143,7 +143,7 @@ class Workshop:
         folder = f"{environment}-{_digest(ENVIRONMENTS[environment])}"
         return self.directory / "evaluations" / folder / f"{name}.json"
 
-    def _run(self, commands: list[tuple[str, list[str]]], module: str = "dllm_gym.cli") -> None:
+    def _run(self, commands: list[tuple[str, list[str]]], module: str = "dllm_gym") -> None:
         """Runs commands, ``jobs`` at a time; one that fails stops everything after those still running."""
         waiting, running = list(commands), list[tuple[str, subprocess.Popen[bytes], Path, float]]()
         done = 0

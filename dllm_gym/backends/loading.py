@@ -34,10 +34,12 @@ def read_config(source: str | Path) -> Fields:
     """``config.json`` of a checkpoint.
 
     Raises:
-        FileNotFoundError: If a directory has none.
+        FileNotFoundError: If a directory has none, or there is neither a directory nor a model on the hub.
         ValueError: If it holds no JSON object, or if there is a LoRA adapter, beside a model or alone.
     """
-    if optional_file(source, "adapter_config.json") is not None:
+    with _hub(source):
+        adapter = optional_file(source, "adapter_config.json")
+    if adapter is not None:
         raise ValueError(
             f"{source} holds a LoRA adapter (adapter_config.json), which is not applied here: merge it into "
             "its model by peft's merge_and_unload(), save that by save_pretrained() and load the result"
@@ -49,8 +51,23 @@ def read_config(source: str | Path) -> Fields:
     if not path.is_file():
         from huggingface_hub import hf_hub_download
 
-        path = Path(hf_hub_download(str(source), "config.json"))
+        with _hub(source):
+            path = Path(hf_hub_download(str(source), "config.json"))
     return Fields(path)
+
+
+@contextmanager
+def _hub(source: str | Path) -> Iterator[None]:
+    """What cannot be had from a hub may have been meant as a directory."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise
+        reason = str(error).partition("\n")[0]
+        raise FileNotFoundError(
+            f"there is no directory {source} here, nor does a hub give a dLLM of that name: {reason}"
+        ) from error
 
 
 def read_generation_config(source: str | Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from dllm_gym.envs.canvas import BoolArray, Canvas, IntArray
 from dllm_gym.envs.rendering import Frame
 from dllm_gym.envs.rewards import Reward, find_reward
 from dllm_gym.tasks import Problem, Task, load_task
+from dllm_gym.trained import warn_if_untrained
 
 Observation = dict[str, NDArray[Any]]
 
@@ -84,6 +85,8 @@ class Engine:
             backend = _embedded(self.task.name)
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
+        if isinstance(task, str) and isinstance(backend, str):
+            warn_if_untrained(backend, self.task)
         length = self.task.completion_length if completion_length is None else completion_length
         self.length = _positive("completion_length", length)
         if self.length < (shortest := getattr(self.task, "shortest_completion", 1)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,9 +22,10 @@ class Agent(Protocol):
 
     Besides ``act`` an agent may have ``requires`` (names of further observations it reads), ``label``,
     ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
-    keeps state) and ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
-    episode makes results independent of the batch size), and ``fingerprint`` (a text that tells it from every
-    other agent, if its results may be kept).
+    keeps state), ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
+    episode makes results independent of the batch size), ``fingerprint`` (a text that tells it from every
+    other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was trained
+    with: elsewhere there is a warning).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:
@@ -43,20 +44,48 @@ class FunctionAgent:
 
 
 class PredictAgent:
-    """A model with Stable-Baselines3's ``predict(observation, deterministic=...)``."""
+    """A model of Stable-Baselines3's, or of anybody who has its ``predict``.
+
+    Observations go through the model's ``VecNormalize``, if it was trained with one. What a recurrent model
+    remembers is kept per row and forgotten when a row starts an episode.
+
+    Args:
+        model: Has ``predict(observation, state=, episode_start=, deterministic=)``, which returns actions and
+            the next state, and ``observation_space``, as far as it is to get only the observations in there.
+        deterministic: Whether to take the model's most probable actions, or to draw from torch's global
+            generator.
+    """
 
     def __init__(self, model: Any, deterministic: bool = True) -> None:
         self._model, self._deterministic = model, deterministic
-        spaces = getattr(getattr(model, "observation_space", None), "spaces", {})
-        self._keys = tuple(spaces)
+        self._keys = tuple(getattr(getattr(model, "observation_space", None), "spaces", ()))
         self.requires = self._keys
-        self.name = self.label = type(model).__name__
-        self.parameters = {"deterministic": deterministic}
+        normalizer = getattr(model, "get_vec_normalize_env", lambda: None)()
+        self._normalize = (lambda known: known) if normalizer is None else normalizer.normalize_obs
+        self._state: Any = None
+        self._rows = 0
+        self._starting: set[int] = set()
+        decoding = "deterministic" if deterministic else "sample"
+        self.name = type(model).__name__
+        self.label = f"{self.name} ({decoding})"
+        self.parameters = {"decoding": decoding}
+
+    def reset(self, rows: Sequence[int]) -> None:
+        """Forgets what was remembered of ``rows``, which start an episode."""
+        self._starting.update(int(row) for row in rows)
 
     def act(self, observation: Observation) -> NDArray[Any]:
         """The model's actions; it gets only the observations it was trained with."""
         known = {key: observation[key] for key in self._keys} if self._keys else dict(observation)
-        return np.asarray(self._model.predict(known, deterministic=self._deterministic)[0])
+        rows = len(observation["action_mask"])
+        if rows != self._rows:  # another batch
+            self._state, self._rows = None, rows
+        starts = np.isin(np.arange(rows), list(self._starting))
+        self._starting.clear()
+        actions, self._state = self._model.predict(
+            self._normalize(known), state=self._state, episode_start=starts, deterministic=self._deterministic
+        )
+        return np.asarray(actions)
 
 
 def as_agent(agent: Any) -> Agent:

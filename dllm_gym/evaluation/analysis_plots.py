@@ -8,12 +8,11 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dllm_gym.evaluation.analysis import MAX_K, Profile
+from dllm_gym.evaluation.figures import literal_texts, new_figure
+from dllm_gym.evaluation.profiles import MAX_K, Profile
 from dllm_gym.evaluation.statistics import Reliability
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; markers and dashes repeat them.
@@ -31,14 +30,14 @@ Style = dict[str, Any]
 Panel = Callable[[Any, Sequence[Profile], Sequence[Style]], None]
 
 
+@literal_texts()
 def analysis_figure(profiles: Sequence[Profile]) -> Any:
     """Draws the profiles; panels without data for any of them are left out."""
     panels = _panels(profiles)
     heat_rows, rows = ceil(len(profiles) / _COLUMNS), ceil(len(panels) / _COLUMNS)
     heights = [3.1 * heat_rows, 2.6 * rows + 0.3]
-    figure: Any = Figure(figsize=(14.0, sum(heights)), dpi=100, layout="constrained")
+    figure = new_figure(14.0, sum(heights))
     figure.get_layout_engine().set(h_pad=0.08)
-    FigureCanvasAgg(figure)
     top, bottom = figure.subfigures(2, 1, height_ratios=heights)
     _heat_maps(top, profiles)
     styles = [_style(at) for at in range(len(profiles))]
@@ -55,22 +54,21 @@ def analysis_figure(profiles: Sequence[Profile]) -> Any:
     return figure
 
 
+@literal_texts()
 def heat_map_figure(profiles: Sequence[Profile]) -> Any:
     """When which position is revealed, a heat map for each profile."""
     columns = min(_COLUMNS, len(profiles))
-    size = (3.6 * columns + 1.2, 3.1 * ceil(len(profiles) / columns))
-    figure: Any = Figure(figsize=size, dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(3.6 * columns + 1.2, 3.1 * ceil(len(profiles) / columns))
     _heat_maps(figure, profiles)
     return figure
 
 
+@literal_texts()
 def panel_figures(profiles: Sequence[Profile]) -> list[Any]:
     """One figure per question that ``analysis_figure`` answers, without a legend: see ``colour``."""
     figures: list[Any] = []
     for panel in _panels(profiles):
-        figure = Figure(figsize=(4.6, 3.0), dpi=100, layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(4.6, 3.0)
         _draw(figure.add_subplot(), panel, profiles, [_style(at) for at in range(len(profiles))])
         figures.append(figure)
     return figures

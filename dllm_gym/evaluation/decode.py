@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
+from dllm_gym.evaluation.home import warn_if_abroad
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def decode(
     Yields:
         Episodes in the order they finish.
     """
+    warn_if_abroad(agent, engine)
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
     lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.envs.engine import Engine
-from dllm_gym.files import is_finite, parse_json
+from dllm_gym.fields import FLAG, SHARE, TEXT, check_fields, number, whole
+from dllm_gym.files import naming, parse_json
 
 _BEGIN = b'{"index": '  # of every line
 
@@ -75,8 +76,8 @@ class Lines:
         begun = content[len(whole) :]
         if begun[: len(_BEGIN)] != _BEGIN[: len(begun)]:
             raise ValueError(f"{path} ends with something else than a line of results; give another file")
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            place = f"{path}, line {number}"
+        for at, line in enumerate(whole.split(b"\n")[:-1], start=1):
+            place = f"{path}, line {at}"
             value = parse_json(line, place)
             index = value.get("index") if isinstance(value, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or value.get("run") is None:
@@ -86,14 +87,19 @@ class Lines:
                     f"{place} was written with other settings; give another file or the same ones"
                 )
             self.found[index] = value
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            file.truncate(len(whole))
+        with naming(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.truncate(len(whole))
 
     def add(self, index: int, content: Mapping[str, Any]) -> None:
-        """Appends a line, which is there for good when this returns."""
+        """Appends a line, which is there for good when this returns.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
         line = json.dumps({"index": index, "run": self._run, **content}, ensure_ascii=False)
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write(line.encode() + b"\n")
 
 
@@ -113,11 +119,18 @@ def episodes_found(lines: Lines, metric_names: Sequence[str]) -> dict[int, Mappi
     Raises:
         ValueError: If there is anything else.
     """
-    numbers = ("reward", "score", "nfe", *metric_names)
+    fields = {
+        "problem": whole(),
+        "reward": number(),
+        "score": SHARE,
+        "nfe": whole(1),
+        "is_success": FLAG,
+        "completion": TEXT,
+        **dict.fromkeys(metric_names, number()),
+    }
     for index, content in lines.found.items():
-        fits = content.get("problem") == index >= 0 and all(is_finite(content.get(name)) for name in numbers)
-        if not fits or not isinstance(content.get("is_success"), bool):
-            raise ValueError(f"{lines.path}, index {index} is no episode; give another file")
-        if not isinstance(content.get("completion"), str):
-            raise ValueError(f"{lines.path}, index {index} has no completion; give another file")
+        place = f"{lines.path}, index {index}"
+        found = check_fields(content, fields, place)
+        if found["problem"] != index or found["is_success"] != (found["score"] == 1):
+            raise ValueError(f"{place} is no episode: its problem or its score is another one")
     return dict(lines.found)

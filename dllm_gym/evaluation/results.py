@@ -1,8 +1,8 @@
-"""What an evaluation found, and the tables, JSON and plots made of it."""
+"""What an evaluation of one agent found, in memory, as JSON and in a file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,20 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dllm_gym.evaluation.recording import Recording
-from dllm_gym.evaluation.statistics import Interval, envelope_gap, mean_interval, wilson_interval
-from dllm_gym.files import read_json, write_json
+from dllm_gym.evaluation.statistics import Interval, mean_interval, wilson_interval
+from dllm_gym.fields import OBJECT, SHARE, TEXT, Field, check, check_fields, list_of, number, whole
+from dllm_gym.files import is_finite, json_values, read_json, write_json
 
 _FORMAT_VERSION = 1
-_OWN_COLUMNS = ("problem", "score", "success", "nfe", "reward")
-_KINDS = {
-    "agent": str,
-    "parameters": dict,
-    "label": str,
-    "environment": dict,
-    "episodes": int,
-    "seed": int,
-    "columns": dict,
+_FIELDS = {
+    "agent": TEXT,
+    "parameters": OBJECT,
+    "label": TEXT,
+    "environment": OBJECT,
+    "episodes": whole(1),
+    "seed": whole(),
+    "columns": OBJECT,
 }
+_ENVIRONMENT = {"task": TEXT, "backend": TEXT, "completion_length": whole(1), "block_length": whole(1)}
+_INFO = ("completion", "is_success", "empty_actions", "ignored_actions")  # of an episode, besides its columns
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class EvaluationResult:
     def save(self, path: str | Path) -> Path:
         """Writes everything but the recording as JSON, per-episode results included, atomically."""
         records = self.records
-        columns = {name: getattr(records, name) for name in _OWN_COLUMNS} | dict(records.metrics)
+        columns = {name: getattr(records, name) for name in _COLUMNS} | dict(records.metrics)
         content = {
             "format_version": _FORMAT_VERSION,
             "agent": self.agent,
@@ -128,128 +130,81 @@ class EvaluationResult:
         version = content.get("format_version", 1) if isinstance(content, dict) else None
         if version != _FORMAT_VERSION:
             raise ValueError(f"{path} holds no evaluation of format version {_FORMAT_VERSION}")
-        try:
-            fields = {name: _of_kind(kind, name, content) for name, kind in _KINDS.items()}
-            columns = {name: _column(name, values) for name, values in fields.pop("columns").items()}
-            own = {name: columns.pop(name) for name in _OWN_COLUMNS}
-            completion = content.get("completion", [])
-            sizes = {name: len(values) for name, values in {**own, **columns}.items()}
-            if completion:
-                sizes["completion"] = len(completion)
-            wrong = {name: size for name, size in sizes.items() if size != fields["episodes"] or not size}
-            if wrong:
-                raise ValueError(f"{fields['episodes']} episodes, but columns of {wrong}")
-            if not isinstance(completion, list) or not all(isinstance(text, str) for text in completion):
-                raise ValueError("completion must be a list of texts")
-            problem = own.pop("problem").astype(np.int64)
-            records = EpisodeRecords(problem, **own, metrics=columns, completion=completion)
-            return cls(**fields, records=records)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} holds no evaluation: {error}") from None
+        fields = check_fields(content, _FIELDS, str(path))
+        check_fields(fields["environment"], _ENVIRONMENT, f"{path}, environment")
+        columns = fields.pop("columns")
+        lists = {name: list_of(kind) for name, kind in _COLUMNS.items()}
+        own = check_fields(columns, lists, f"{path}, columns")
+        metrics = {name: values for name, values in columns.items() if name not in _COLUMNS}
+        check_metric_names(metrics, fields["environment"], str(path))
+        for name, values in metrics.items():
+            check(values, list_of(number()), f"{path}, columns: {name}")
+        completion = content.get("completion", [])
+        check(completion, list_of(TEXT), f"{path}: completion")
+        sizes = {name: len(values) for name, values in columns.items()}
+        if completion:
+            sizes["completion"] = len(completion)
+        wrong = {name: size for name, size in sizes.items() if size != fields["episodes"]}
+        if wrong:
+            raise ValueError(f"{path}: {fields['episodes']} episodes, but columns of {wrong}")
+        if [score == 1 for score in own["score"]] != [bool(success) for success in own["success"]]:
+            raise ValueError(f"{path}, columns: success must be 1 where the score is 1, and 0 elsewhere")
+        problem = np.array(own.pop("problem"), dtype=np.int64)
+        records = EpisodeRecords(
+            problem,
+            **{name: np.array(values, dtype=np.float64) for name, values in own.items()},
+            metrics={name: np.array(values, dtype=np.float64) for name, values in metrics.items()},
+            completion=completion,
+        )
+        return cls(**fields, records=records)
 
     def to_json(self) -> dict[str, Any]:
         """The result as a flat JSON object."""
-        return {
-            "agent": self.agent,
-            "parameters": dict(self.parameters),
-            "label": self.label,
-            **self.environment,
-            "episodes": self.episodes,
-            "seed": self.seed,
-            "accuracy": self.accuracy,
-            "accuracy_ci95": list(self.accuracy_ci95),
-            "nfe_mean": self.nfe_mean,
-            "nfe_ci95": list(self.nfe_ci95),
-            "reward_mean": self.reward_mean,
-            "reward_ci95": list(mean_interval(self.records.reward)),
-            **{name: float(values.mean()) for name, values in self.records.metrics.items()},
-        }
+        summary: dict[str, Any] = json_values(
+            {
+                "agent": self.agent,
+                "parameters": dict(self.parameters),
+                "label": self.label,
+                **self.environment,
+                "episodes": self.episodes,
+                "seed": self.seed,
+                **{name: measure(self) for name, measure in _MEASURES.items()},
+                **{name: values.mean() for name, values in self.records.metrics.items()},
+            }
+        )
+        return summary
 
 
-def _of_kind(kind: type, name: str, content: Mapping[str, Any]) -> Any:
-    value = content[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{name} must be {kind.__name__}, got {value!r:.80}")
-    return value
+# What an episode's numbers must be, see ``EpisodeRecords``; whole ones may be written as 3.0.
+_COLUMNS = {
+    "problem": whole(),
+    "score": SHARE,
+    "success": Field("0 or 1", lambda value: is_finite(value) and value in (0, 1)),
+    "nfe": Field("a whole number of at least 1", lambda n: number(1).fits(n) and n == int(n)),
+    "reward": number(),
+}
+_MEASURES: dict[str, Callable[[EvaluationResult], Any]] = {
+    "accuracy": lambda result: result.accuracy,
+    "accuracy_ci95": lambda result: result.accuracy_ci95,
+    "nfe_mean": lambda result: result.nfe_mean,
+    "nfe_ci95": lambda result: result.nfe_ci95,
+    "reward_mean": lambda result: result.reward_mean,
+    "reward_ci95": lambda result: mean_interval(result.records.reward),
+}
+_IN_COMPARISON = ("learned", "envelope_accuracy", "envelope_gap", "envelope_gap_ci95")
 
 
-def _column(name: str, values: Any) -> NDArray[np.float64]:
-    if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-        raise ValueError(f"column {name!r} must be a list of numbers")
-    column = np.array(values, dtype=np.float64)
-    if not np.isfinite(column).all():
-        raise ValueError(f"column {name!r} holds NaN or infinite values")
-    return column
+def check_metric_names(names: Iterable[str], environment: Mapping[str, Any], place: str) -> None:
+    """A task's metrics stand beside other values, in infos, tables and JSON: they must not take their names.
 
+    Args:
+        names: Of the metrics.
+        environment: What the episodes are decoded in, by name.
+        place: Where they were found, for the message.
 
-@dataclass(frozen=True)
-class Gap:
-    """How far a learned policy lies above the strategies' envelope at its own number of steps."""
-
-    label: str
-    nfe_mean: float
-    accuracy: float
-    envelope: float
-    difference: float
-    difference_ci95: Interval
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Several agents on the same problems.
-
-    Attributes:
-        results: One per agent.
-        learned: Which of them are not rule-based strategies.
+    Raises:
+        ValueError: If one does.
     """
-
-    results: Sequence[EvaluationResult]
-    learned: Sequence[bool]
-
-    def gaps(self) -> list[Gap]:
-        """Every learned agent against the upper envelope of the strategies, paired by problem."""
-        rules = [r for r, learned in zip(self.results, self.learned, strict=True) if not learned]
-        if not rules:
-            return []
-        correct = np.stack([r.records.success for r in rules])
-        nfe = np.stack([r.records.nfe for r in rules])
-        gaps = []
-        for result, learned in zip(self.results, self.learned, strict=True):
-            if learned:
-                gap, interval = envelope_gap(result.records.success, result.records.nfe, correct, nfe)
-                gaps.append(
-                    Gap(result.label, result.nfe_mean, result.accuracy, result.accuracy - gap, gap, interval)
-                )
-        return gaps
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
-        gaps = iter(self.gaps())
-        rows = []
-        for result, learned in zip(self.results, self.learned, strict=True):
-            row = {**result.to_json(), "learned": learned}
-            gap = next(gaps, None) if learned else None
-            if gap is not None:
-                row |= {
-                    "envelope_accuracy": gap.envelope,
-                    "envelope_gap": gap.difference,
-                    "envelope_gap_ci95": list(gap.difference_ci95),
-                }
-            rows.append(row)
-        return rows
-
-    def plot(self, path: str | Path | None = None) -> Any:
-        """Accuracy against steps, a line per strategy and a star per learned agent.
-
-        Args:
-            path: Where to write the picture (PNG, PDF, ...); ``None`` writes nothing.
-
-        Returns:
-            The matplotlib ``Figure``.
-        """
-        from dllm_gym.evaluation.plots import pareto_figure, save_figure
-
-        figure = pareto_figure(self.results, self.learned)
-        if path is not None:
-            save_figure(figure, path)
-        return figure
+    taken = sorted({*names} & {*_FIELDS, *environment, *_COLUMNS, *_INFO, *_MEASURES, *_IN_COMPARISON})
+    if taken:
+        raise ValueError(f"{place}: no metric may be named {', '.join(taken)}, every result has that already")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Interval = tuple[float, float]
+Interval = tuple[float, float]  # (NaN, NaN) where there is too little to tell
 FloatArray = NDArray[np.float64]
 
 _Z95 = 1.959963984540054
@@ -25,9 +25,11 @@ def wilson_interval(successes: float, trials: int) -> Interval:
 
 
 def mean_interval(values: Sequence[float] | FloatArray) -> Interval:
-    """95 % normal interval of a mean; the mean itself if there is only one value."""
+    """95 % normal interval of a mean; NaN for a single value, which says nothing of how values vary."""
     array = np.asarray(values, dtype=float)
-    half = _Z95 * array.std(ddof=1) / math.sqrt(len(array)) if len(array) > 1 else 0.0
+    if len(array) < 2:
+        return math.nan, math.nan
+    half = _Z95 * array.std(ddof=1) / math.sqrt(len(array))
     return float(array.mean() - half), float(array.mean() + half)
 
 
@@ -70,7 +72,8 @@ def envelope_gap(
     """How far a decoder's accuracy lies above the envelope of others at its own mean steps.
 
     The 95 % interval is a paired percentile bootstrap over problems: every resample recomputes all
-    accuracies, all mean steps and the envelope.
+    accuracies, all mean steps and the envelope. With a single problem every resample is that problem: then
+    the interval is NaN.
 
     Args:
         correct: ``(N,)`` 0/1 per problem.
@@ -92,6 +95,8 @@ def envelope_gap(
     gaps = [
         a - envelope(s, o, at) for a, at, o, s in zip(own_accuracy, own_steps, accuracies, steps, strict=True)
     ]
+    if n < 2:
+        return float(gaps[0]), (math.nan, math.nan)
     low, high = np.quantile(gaps[1:], [0.025, 0.975])
     return float(gaps[0]), (float(low), float(high))
 

@@ -13,6 +13,7 @@ from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.rendering import Frame, beside_or_below, render_rgb
 from dllm_gym.evaluation.agents import Observation, as_agent
 from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.home import warn_if_abroad
 
 Frames = tuple[Frame, ...]  # what is to see at one time, a frame for each agent
 
@@ -68,6 +69,8 @@ def film(
     observe = [observe] if isinstance(observe, str) else list(observe)
     observe += [key for agent in team for key in getattr(agent, "requires", ())]
     engine = Engine(len(team), split=split, observe=tuple(dict.fromkeys(observe)), **env_kwargs)
+    for agent in team:
+        warn_if_abroad(agent, engine)
     labels = [str(getattr(agent, "label", type(agent).__name__)) for agent in team]
     frames: list[Frames] = []
 

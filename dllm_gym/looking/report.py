@@ -18,18 +18,19 @@ import numpy as np
 import dllm_gym
 from dllm_gym.envs.rendering import Frame, grid_columns, token_text
 from dllm_gym.evaluation import (
-    SHORT_SWEEP,
     Comparison,
     EvaluationResult,
     Profile,
     as_agent,
     evaluate,
     profile,
-    strategies_of,
+    sweep,
 )
 from dllm_gym.evaluation.analysis_plots import colour, heat_map_figure, panel_figures
-from dllm_gym.evaluation.plots import learning_figures, pareto_figure, svg_element
-from dllm_gym.files import write_text
+from dllm_gym.evaluation.figures import svg_element
+from dllm_gym.evaluation.plots import learning_figures, pareto_figure
+from dllm_gym.fields import FLAG, INTERVAL, SHARE, TEXT, check_fields, number, whole
+from dllm_gym.files import read_json, write_text
 from dllm_gym.looking.film import Film, film
 from dllm_gym.plugins import plugins
 from dllm_gym.strategies.base import Strategy
@@ -37,10 +38,21 @@ from dllm_gym.strategies.base import Strategy
 _OF_EACH_KIND = 3  # sample episodes that are right, and as many that are wrong
 _MOST_DATA = 500_000  # characters of sample episodes; the first one is always there
 _COMPARISON = "compare.json"
-_NEEDED = (
-    "agent", "label", "accuracy", "accuracy_ci95", "nfe_mean", "reward_mean", "episodes", "learned",
-    "task", "backend", "completion_length", "block_length",
-)  # fmt: skip
+_NEEDED = {
+    "agent": TEXT,
+    "label": TEXT,
+    "accuracy": SHARE,
+    "accuracy_ci95": INTERVAL,
+    "nfe_mean": number(0),
+    "reward_mean": number(),
+    "episodes": whole(1),
+    "learned": FLAG,
+    "task": TEXT,
+    "backend": TEXT,
+    "completion_length": whole(1),
+    "block_length": whole(1),
+}
+_GAP = {"envelope_gap": number(-1, 1), "envelope_gap_ci95": INTERVAL}  # of learned ones, if there are rules
 
 
 def report(
@@ -93,7 +105,7 @@ def report(
     if rows is None:
         tell("comparing with a few strategies")
         there = [getattr(agent, "label", "") for agent in team]
-        rules = [rule for rule in strategies_of(SHORT_SWEEP) if rule.label not in there]
+        rules = [rule for rule in sweep("short") if rule.label not in there]
         others = [evaluate(rule, episodes, split, seed=seed, **environment) for rule in rules]
         learned = [not isinstance(agent, Strategy) for agent in team]
         rows = Comparison([*results, *others], learned + [False] * len(others)).to_json()
@@ -113,17 +125,16 @@ def read_comparison(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is something else.
+        ValueError: If it is something else; names the result and the field.
     """
-    try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+    rows = read_json(path)
+    if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path} is not what compare --json writes, a list of results")
-    missing = sorted({key for row in rows for key in _NEEDED if key not in row})
-    if missing:
-        raise ValueError(f"{path} is not what compare --json writes: its results lack {', '.join(missing)}")
+    for at, row in enumerate(rows, start=1):
+        place = f"{path}, result {at}"
+        check_fields(row, _NEEDED, place)
+        if "envelope_gap" in row:
+            check_fields(row, _GAP, place)
     return rows
 
 
@@ -283,7 +294,8 @@ def _gap(row: Mapping[str, Any]) -> str:
     if "envelope_gap" not in row:
         return ""
     low, high = row["envelope_gap_ci95"]
-    return f"{100 * row['envelope_gap']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    interval = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{100 * row['envelope_gap']:+.1f}{interval}"
 
 
 def _order(profiles: Sequence[Profile]) -> str:

@@ -20,17 +20,17 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.base_run import REPORTED, Run, begin_with, refuse_unknown
+from dllm_agents.base_run import Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.rllib.config import ppo_config
 from dllm_agents.rllib.module import learned_network, set_network
 from dllm_agents.rllib.runner import ENDS
-from dllm_agents.runs import RLLIB_STATE
+from dllm_agents.runs import REPORTED, RLLIB_STATE, read_rllib_state
 from dllm_agents.spaces import network_for
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult, evaluate
-from dllm_gym.files import read_json, write_json
+from dllm_gym.files import write_json
 
 # What RLlib says of an update -> what it is called in TensorBoard, here as after training with SB3.
 _UPDATE = {
@@ -94,7 +94,7 @@ class RLlibRun(Run):
             while self.timesteps < config.total_timesteps and self._elapsed() < deadline:
                 self._log_iteration(self.algorithm.train())
                 bar.update(self.timesteps - bar.n)
-                if self.timesteps // config.eval_every > evaluated // config.eval_every:
+                if self.timesteps // config.eval_interval > evaluated // config.eval_interval:
                     evaluated = self.timesteps
                     self._evaluate()
         if evaluated < self.timesteps:
@@ -155,7 +155,7 @@ class RLlibRun(Run):
                 shutil.rmtree(old)
 
     def _restore(self) -> None:
-        state = read_json(self.directory / self.STATE)
+        state = read_rllib_state(self.directory)
         name = Path(state["checkpoint"]).name  # of this directory, whatever the note says
         self.algorithm.restore_from_path((self.directory / "checkpoints" / name).resolve())
         self.seconds, self.history = state["seconds"], state["history"]

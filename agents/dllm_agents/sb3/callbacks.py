@@ -16,10 +16,10 @@ from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import obs_as_tensor
 
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.base_run import REPORTED
+from dllm_agents.runs import REPORTED
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.rendering import render_ansi
-from dllm_gym.evaluation import SHORT_SWEEP, EvaluationResult, compare, evaluate, profile, strategies_of
+from dllm_gym.evaluation import EvaluationResult, compare, evaluate, profile
 from dllm_gym.evaluation.analysis_plots import heat_map_figure
 from dllm_gym.evaluation.plots import pareto_figure
 from dllm_gym.looking import Film, film
@@ -70,7 +70,7 @@ class Evaluation(BaseCallback):
 
     Args:
         env_kwargs: Arguments of ``UnmaskEnv``; the split is always ``validation``.
-        every: Environment steps between evaluations.
+        every: Environment steps between evaluations, which come when a rollout begins.
         episodes: Problems per evaluation.
         on_evaluation: Called with (decoding -> result) after every evaluation.
         history: The evaluations so far, as in ``metrics.json``; read whenever a picture is drawn.
@@ -99,14 +99,15 @@ class Evaluation(BaseCallback):
             metrics = {f"eval/{name}_{of}": 0.0 for of in REPORTED for name in ("reward", "accuracy", "nfe")}
             plain = {name: _plain(value) for name, value in self._settings.items()}
             self.logger.record("hparams", HParam(plain, metrics), exclude=_NO_STDOUT)
-        rules = strategies_of(SHORT_SWEEP)
         episodes = min(128, self._episodes)
-        self._rules = list(compare([], episodes, "validation", strategies=rules, **self._env_kwargs).results)
+        rules = compare([], episodes, "validation", strategies="short", **self._env_kwargs)
+        self._rules = list(rules.results)
 
     def _on_step(self) -> bool:
         return True
 
-    def _on_rollout_end(self) -> None:
+    def _on_rollout_start(self) -> None:
+        # here the update that follows a rollout is done; after the last one, whoever trains evaluates
         if self.num_timesteps >= self._next:
             self._next += self._every * math.ceil((self.num_timesteps - self._next + 1) / self._every)
             self.evaluate()
@@ -126,11 +127,13 @@ class Evaluation(BaseCallback):
             )
             for name, decoding in zip(REPORTED, (own, "deterministic"), strict=True)
         }
+        earlier = list(self._history)
+        self._on_evaluation(results)  # first: whatever goes wrong with the pictures, the policies are saved
         for decoding, result in results.items():
             self.logger.record(f"eval/accuracy_{decoding}", result.accuracy)
             self.logger.record(f"eval/nfe_{decoding}", result.nfe_mean)
             self.logger.record(f"eval/reward_{decoding}", result.reward_mean)
-        for tag, figure in evaluation_figures(self._rules, results, self._history).items():
+        for tag, figure in evaluation_figures(self._rules, results, earlier).items():
             self.logger.record(tag, Figure(figure, close=False), exclude=_NO_STDOUT)
         agent = LearnedPolicy(network, decoding=own)
         filmed = range(min(_FILMED, results["sample"].episodes))
@@ -138,7 +141,6 @@ class Evaluation(BaseCallback):
         text = "\n\n".join([_sample(results["sample"]), *map(_decoding, films)])
         self.logger.record("eval/sample", text, exclude=("stdout", "log"))
         self.logger.dump(self.num_timesteps)
-        self._on_evaluation(results)
         return results
 
 

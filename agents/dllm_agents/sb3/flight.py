@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from dllm_agents.sb3.flight_checks import check_flight
 from dllm_agents.sb3.groups import GroupRolloutBuffer
 from dllm_agents.sb3.success import EpisodeBuffer
+from dllm_gym.states import restoring
 
 
 def random_state() -> dict[str, Any]:
@@ -25,12 +27,17 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Puts the random generators of the process where they were."""
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    np.random.set_state(as_arrays(state["numpy"]))  # noqa: NPY002
+def restore_random_state(state: Any, place: str) -> None:
+    """Puts the random generators of the process where they were.
+
+    Raises:
+        ValueError: For what is no state of theirs; ``place`` is for the message.
+    """
+    with restoring(place):
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        np.random.set_state(as_arrays(state["numpy"]))  # noqa: NPY002
 
 
 def episodes_in_flight(model: OnPolicyAlgorithm) -> dict[str, Any] | None:
@@ -53,13 +60,22 @@ def episodes_in_flight(model: OnPolicyAlgorithm) -> dict[str, Any] | None:
     return tensors
 
 
-def restore_episodes(model: OnPolicyAlgorithm, tensors: dict[str, Any]) -> None:
-    """Puts ``model`` in the middle of the episodes that ``episodes_in_flight`` told of."""
-    flight: dict[str, Any] = as_arrays(tensors)
+def restore_episodes(model: OnPolicyAlgorithm, tensors: Any, place: str) -> None:
+    """Puts ``model`` in the middle of the episodes that ``episodes_in_flight`` told of.
+
+    Raises:
+        ValueError: For what it cannot be in the middle of; ``place`` is for the message.
+    """
     env: Any = model.env
     adapter = env.unwrapped
     vector = adapter.env.unwrapped
-    model._last_obs = adapter.show(vector.restore(flight["env"]))
+    check_flight(model, tensors, as_tensors(vector.state()), place)
+    flight: dict[str, Any] = as_arrays(tensors)
+    with restoring(f"{place}, env"):
+        observation = vector.restore(flight["env"])
+    if not vector.observation_space.contains(observation):
+        raise ValueError(f"{place}, env: no environment shows this, be it a confidence of 2 or the like")
+    model._last_obs = adapter.show(observation)
     model._last_episode_starts = flight["episode_starts"]
     env.episode_lengths[:] = vector.engine.canvas.steps  # VecMonitor's; no reward before the end
     buffer: Any = model.rollout_buffer

@@ -66,9 +66,9 @@ class MaskedBernoulliDistribution(BernoulliDistribution):
 class BitsDistribution(MaskedBernoulliDistribution):
     """The same, with a likelihood for every bit instead of one for all.
 
-    Algorithms with a likelihood ratio then clip every bit for itself, as multi-agent ones do whose agents share
-    a reward (IPPO, arXiv 2011.09533). The ratio of a whole action, a product over as many as L bits, leaves the
-    clip range although no single decision changed much, and takes all of them out of the update.
+    Algorithms with a likelihood ratio then clip every bit for itself, as multi-agent ones do whose agents
+    share a reward (IPPO, arXiv 2011.09533). The ratio of a whole action, a product over as many as L bits,
+    leaves the clip range although no single decision changed much, and takes all out of the update.
     """
 
     def log_prob(self, actions: Tensor) -> Tensor:

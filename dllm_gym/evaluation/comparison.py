@@ -1,0 +1,159 @@
+"""Agents and strategies on the same problems: results, the gap between them, table and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dllm_gym.evaluation.agents import as_agent
+from dllm_gym.evaluation.kept import kept_file
+from dllm_gym.evaluation.results import EvaluationResult
+from dllm_gym.evaluation.running import evaluate
+from dllm_gym.evaluation.statistics import Interval, envelope_gap
+from dllm_gym.evaluation.sweeps import sweep
+from dllm_gym.files import json_values, remove_unfinished
+from dllm_gym.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far a learned policy lies above the strategies' envelope at its own number of steps.
+
+    Attributes:
+        label: The policy's.
+        nfe_mean: Its mean steps.
+        accuracy: Its accuracy.
+        envelope: Accuracy of the best mixture of strategies with as many steps.
+        difference: ``accuracy - envelope``.
+        difference_ci95: Its 95 % interval; NaN if there was one problem only.
+    """
+
+    label: str
+    nfe_mean: float
+    accuracy: float
+    envelope: float
+    difference: float
+    difference_ci95: Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several agents on the same problems.
+
+    Attributes:
+        results: One per agent.
+        learned: Which of them are not rule-based strategies.
+    """
+
+    results: Sequence[EvaluationResult]
+    learned: Sequence[bool]
+
+    def gaps(self) -> list[Gap]:
+        """Every learned agent against the upper envelope of the strategies, paired by problem."""
+        rules = [r for r, learned in zip(self.results, self.learned, strict=True) if not learned]
+        if not rules:
+            return []
+        correct = np.stack([r.records.success for r in rules])
+        nfe = np.stack([r.records.nfe for r in rules])
+        gaps = []
+        for result, learned in zip(self.results, self.learned, strict=True):
+            if learned:
+                gap, interval = envelope_gap(result.records.success, result.records.nfe, correct, nfe)
+                gaps.append(
+                    Gap(result.label, result.nfe_mean, result.accuracy, result.accuracy - gap, gap, interval)
+                )
+        return gaps
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
+        gaps = iter(self.gaps())
+        rows = []
+        for result, learned in zip(self.results, self.learned, strict=True):
+            row = {**result.to_json(), "learned": learned}
+            gap = next(gaps, None) if learned else None
+            if gap is not None:
+                row |= {
+                    "envelope_accuracy": gap.envelope,
+                    "envelope_gap": gap.difference,
+                    "envelope_gap_ci95": json_values(gap.difference_ci95),
+                }
+            rows.append(row)
+        return rows
+
+    def plot(self, path: str | Path | None = None) -> Any:
+        """Accuracy against steps, a line per strategy and a star per learned agent.
+
+        Args:
+            path: Where to write the picture (PNG, PDF, ...); ``None`` writes nothing.
+
+        Returns:
+            The matplotlib ``Figure``.
+        """
+        from dllm_gym.evaluation.figures import save_figure
+        from dllm_gym.evaluation.plots import pareto_figure
+
+        figure = pareto_figure(self.results, self.learned)
+        if path is not None:
+            save_figure(figure, path)
+        return figure
+
+
+def compare(
+    agents: Iterable[Any],
+    episodes: int = 1000,
+    split: str = "test",
+    *,
+    strategies: str | Iterable[Any] = "full",
+    on_result: Callable[[EvaluationResult], None] | None = None,
+    keep: str | Path | None = None,
+    **kwargs: Any,
+) -> Comparison:
+    """Evaluates agents and strategies on the same problems.
+
+    Args:
+        agents: Whatever ``as_agent`` takes, any number.
+        episodes: As in ``evaluate``, like the arguments that follow.
+        split: See there.
+        strategies: Rule-based strategies to compare with; learned agents are measured by their envelope.
+            ``full`` is eight rules over their parameters, 52 settings; ``short`` eight settings of two rules;
+            ``none`` none; or give strategies, or names of them.
+        on_result: Called with every result as soon as it is there.
+        keep: A directory that gets every episode as soon as it is finished, and every result. What is there
+            of the same agent under the same arguments is taken instead of evaluating again: an interrupted
+            comparison goes on. A dLLM is known by its name or path only. Agents without ``fingerprint`` are
+            always evaluated.
+        **kwargs: Further arguments of ``evaluate``.
+
+    Returns:
+        All results, the gaps between learned agents and the strategies' envelope, table and plot.
+
+    Raises:
+        ValueError: For nobody to compare or unknown strategies; if results are to be kept with a recording
+            or under arguments that are more than plain values; and what ``evaluate`` raises.
+    """
+    rules = sweep(strategies) if isinstance(strategies, str) else [as_agent(rule) for rule in strategies]
+    everyone = [*rules, *(as_agent(agent) for agent in agents)]
+    if not everyone:
+        raise ValueError("nobody to compare: give at least one agent, or strategies")
+    results = []
+    if keep is not None:
+        remove_unfinished(keep)
+    for agent in everyone:
+        file = None if keep is None else kept_file(Path(keep), agent, episodes, split, kwargs)
+        unfinished = None if file is None else file.with_suffix(".jsonl")
+        if file is not None and file.is_file():
+            result = EvaluationResult.load(file)
+        else:
+            result = evaluate(agent, episodes, split, output=unfinished, **kwargs)
+            if file is not None:
+                result.save(file)
+        if unfinished is not None:  # a kill may have left it beside the result
+            unfinished.unlink(missing_ok=True)
+        results.append(result)
+        if on_result is not None:
+            on_result(result)
+    return Comparison(results, [not isinstance(agent, Strategy) for agent in everyone])
