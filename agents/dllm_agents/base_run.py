@@ -15,10 +15,13 @@ import yaml
 from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config
+from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.runs import CONFIG, METRICS, REPORTED
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
+
+_ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 class Run:
@@ -91,6 +94,7 @@ class Run:
         timesteps: int,
         network: UnmaskTransformer,
         decoding: str = "sample",
+        harm: HarmScale | None = None,
     ) -> None:
         """Notes an evaluation, by decoding, and saves the last policy and the best one."""
         row: dict[str, Any] = {"timesteps": timesteps, "seconds": round(self._elapsed(), 1)}
@@ -105,7 +109,7 @@ class Run:
         metadata = {"command": self.command, "config": self.config.to_dict(), "validation": row}
         reward = results["sample"].reward_mean
         for name in ("last", "best") if reward > self.best_reward else ("last",):
-            save_policy(self.directory / name, network, metadata, decoding=decoding)
+            save_policy(self.directory / name, network, metadata, decoding=decoding, harm=harm)
         self.best_reward = max(reward, self.best_reward)
 
 
@@ -154,7 +158,7 @@ def refuse_unknown(
         name: None
         for taker in takers
         for name, parameter in inspect.signature(taker).parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD and name not in own
+        if parameter.kind not in _ANY_NUMBER and name not in own
     }
     unknown = [name for name in given if name not in known]
     if unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecMonitor
 
 from dllm_agents import parallel
 from dllm_agents.base_run import Run, begin_with, refuse_unknown
@@ -25,13 +26,15 @@ from dllm_agents.runs import STATE, check_evaluations
 from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state
-from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
+from dllm_agents.sb3.grouped import GroupA2C, GroupedRollouts, GroupPPO
 from dllm_agents.sb3.grpo import GRPO, expert_agent
 from dllm_agents.sb3.imitation import imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
+from dllm_agents.sb3.success import SuccessModel
+from dllm_agents.schedules import Pace, learning_rate
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.fields import ANYTHING, Field, check_fields, number, whole
+from dllm_gym.fields import ANYTHING, FLAG, SHARE, Field, check_fields, number, whole
 from dllm_gym.files import is_finite, read_state, remove_unfinished, write_state
 from dllm_gym.states import check_like, check_optimizer
 
@@ -47,6 +50,8 @@ _STATE_FIELDS = {
     "next_ticket": whole(),
     "random": ANYTHING,
     "episodes": ANYTHING,
+    "warming": FLAG,
+    "begun": SHARE,
 }
 
 # (algorithm, whether in groups) -> class
@@ -56,6 +61,8 @@ _CLASSES: dict[tuple[str, bool], type[OnPolicyAlgorithm]] = {
     ("ppo", True): GroupPPO,
     ("a2c", False): A2C,
     ("a2c", True): GroupA2C,
+    ("success", False): SuccessModel,
+    ("success", True): SuccessModel,
 }
 
 
@@ -109,6 +116,7 @@ def train(
 
 # Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
 _OWN_OF_ENV = ("group_size", "num_experts", "render_mode")
+_OWN_OF_WARM_START = ("policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
 _OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
 _OWN_OF_ALGORITHM = (
     "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
@@ -117,7 +125,7 @@ _OWN_OF_ALGORITHM = (
 
 
 class _Run(Run):
-    """One training run with Stable-Baselines3."""
+    """One training run with Stable-Baselines3: perhaps a warm start, then the algorithm."""
 
     STATE = STATE
 
@@ -138,7 +146,12 @@ class _Run(Run):
             remove_unfinished(directory)
             state = read_state(directory / STATE, _STATE_FIELDS)
             check_fields(state, _STATE_FIELDS, str(directory / STATE))
-        self.model = self._build()
+        self.pace = Pace(config.max_minutes, self._elapsed)
+        self.env = self._make_env()
+        self.main = self._build()
+        self.warm = self._build_warm_start()
+        self.env.seed(self._env_seed())  # Stable-Baselines3 gave it its own, the same in every process
+        self.model: OnPolicyAlgorithm = self.main if self.warm is None else self.warm
         if state is None:  # only now: a configuration that does not work leaves nothing behind
             self._begin_with_a_saved_policy()
             self._seed_other_processes()  # which waits until all have seen that there was no run
@@ -164,9 +177,8 @@ class _Run(Run):
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
         config, self._started = self.config, time.monotonic()
-        self.model.set_logger(
-            configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
-        )
+        self._logger = configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
+        self.model.set_logger(self._logger)
         self._saving = Saving(self._save_state, self._save_every)
         begun_at = self.model.num_timesteps
         if begun_at < config.imitation_steps:
@@ -189,48 +201,87 @@ class _Run(Run):
             callbacks.append(Progress(config.total_timesteps))
         rounds, total_rounds = (getattr(self.model, name, None) for name in ("rounds", "total_rounds"))
         if begun_at < config.total_timesteps and (total_rounds is None or rounds < total_rounds):
-            remaining = max(config.total_timesteps - self.model.num_timesteps, 0)  # 0 after mere imitation
-            self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
+            if self.model is self.warm:
+                self._go_on(config.warm_start_steps, callbacks)
+                if self.warm.num_timesteps >= config.warm_start_steps:  # no deadline was first
+                    self._end_warm_start()
+            if self.model is self.main:
+                self._go_on(config.total_timesteps, callbacks)
             if self.is_first:
                 evaluation.evaluate()
                 self._save_state()
         if self.is_first:
             self._write_metrics()
-        self.model.logger.close()
+        self._logger.close()
 
-    def _build(self) -> OnPolicyAlgorithm:
+    def _go_on(self, until: int, callbacks: list[BaseCallback]) -> None:
+        """Trains the model of this phase to so many environment steps in all, or to the deadline."""
+        self.model.set_logger(self._logger)
+        remaining = max(until - self.model.num_timesteps, 0)  # 0 after mere imitation
+        self.model.learn(remaining, CallbackList(callbacks), reset_num_timesteps=False)
+
+    def _end_warm_start(self) -> None:
+        """The algorithm begins with the success model's policy, and all rows with new episodes."""
+        self.main.policy.load_state_dict(self.model.policy.state_dict())
+        self.main.num_timesteps = self.model.num_timesteps
+        by_steps = self.main.num_timesteps / self.config.total_timesteps
+        # a schedule of rounds knows nothing of the steps before
+        in_rounds = getattr(self.main, "total_rounds", None) is not None
+        self.pace.begun = self.pace.of_all(0.0 if in_rounds else by_steps)
+        self.model = self.main
+        self._saving.due = True
+
+    def _env_seed(self) -> int:
+        return self.config.seed + parallel.rank() * _rows_of_one_process(self.config)
+
+    def _make_env(self) -> VecMonitor:
         config = self.config
-        algorithm = _CLASSES[config.algorithm, config.group_size > 1]
-        num_envs = _rows_of_one_process(config)
         refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
         refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
-        refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, [algorithm], _OWN_OF_ALGORITHM)
         self._expert: Any = None
         if config.expert is not None:
             self._expert = expert_agent(config.expert, config.expert_block_length)
-        seed = config.seed + parallel.rank() * num_envs
-        env = make_sb3_env(
-            num_envs,
-            seed=seed,
+        return make_sb3_env(
+            _rows_of_one_process(config),
+            seed=self._env_seed(),
             group_size=config.group_size,
             num_experts=config.num_experts,
             **{"split": "train", "observe": self._observed(), **config.env},
         )
+
+    def _build_warm_start(self) -> SuccessModel | None:
+        config = self.config
+        if config.warm_start is None:
+            return None
+        refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [SuccessModel], _OWN_OF_WARM_START)
+        policy = {**config.policy, "sampler": "bernoulli", "optimizer_class": "AdamW"}
+        return SuccessModel(
+            UnmaskPolicy,
+            self.env,
+            policy_kwargs=_with_optimizer(policy),
+            seed=config.seed,
+            device=self.main.device,
+            **config.warm_start_kwargs,
+        )
+
+    def _build(self) -> OnPolicyAlgorithm:
+        config = self.config
+        algorithm = _CLASSES[config.algorithm, config.group_size > 1]
+        takers = [algorithm, *(algorithm.__bases__ if issubclass(algorithm, GroupedRollouts) else ())]
+        refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
         steering: dict[str, Any] = {}
         if config.num_experts:
             steering = {"expert": config.expert, "expert_block_length": config.expert_block_length}
-        model = algorithm(
+        return algorithm(
             UnmaskPolicy,
-            env,
-            learning_rate=learning_rate(config),
+            self.env,
+            learning_rate=learning_rate(config, self.pace),
             policy_kwargs=_with_optimizer(config.policy),
             seed=config.seed,
             device="cpu" if not torch.cuda.is_available() else "auto",
             **steering,
             **config.algorithm_kwargs,
         )
-        env.seed(seed)  # Stable-Baselines3 gave it its own, the same in every process
-        return model
 
     def _observed(self) -> tuple[str, ...]:
         """What the policy's features and the expert read besides the observations that are always there."""
@@ -240,7 +291,8 @@ class _Run(Run):
     def _note(self, results: Mapping[str, EvaluationResult]) -> None:
         """Remembers an evaluation and saves the last policy and the best one; the state follows."""
         policy: Any = self.model.policy
-        self._remember(results, self.model.num_timesteps, policy.network, policy.decoding)
+        harm = self.model.harm if isinstance(self.model, SuccessModel) else None
+        self._remember(results, self.model.num_timesteps, policy.network, policy.decoding, harm)
         self._saving.due = True
 
     def _save_state(self) -> None:
@@ -261,10 +313,17 @@ class _Run(Run):
             "random": random_state(),
             # of several processes each would have its own: there all rows begin anew
             "episodes": episodes_in_flight(self.model) if parallel.count() == 1 else None,
+            "warming": self.model is self.warm,
+            "begun": self.pace.begun,
         }
         write_state(self.directory / STATE, state)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
+        if not state["warming"]:
+            self.model = self.main
+        elif self.warm is None:
+            raise ValueError(f"{self.directory / STATE} is of a warm start, which this run has none of")
+        self.pace.begun = state["begun"]
         model, path = self.model, self.directory / STATE
         check_evaluations(state["history"], f"{path}, history")
         own = model.policy.state_dict()
@@ -285,21 +344,6 @@ class _Run(Run):
             tickets.next = state["next_ticket"]
         if state["episodes"] is not None and parallel.count() == 1:
             restore_episodes(model, state["episodes"], f"{path}, episodes")
-
-
-def learning_rate(config: TrainConfig) -> Callable[[float], float]:
-    """The learning rate as a function of the share of training that remains."""
-    first, last = config.learning_rate, config.final_learning_rate
-
-    def rate(remaining: float) -> float:
-        done = min(1.0 - remaining, 1.0)  # the last rollout may go beyond the end
-        if done < config.warmup:
-            return first * done / config.warmup
-        at = (done - config.warmup) / (1.0 - config.warmup)
-        fall = at if config.decay == "linear" else (1.0 - math.cos(math.pi * at)) / 2
-        return first + (last - first) * fall
-
-    return rate
 
 
 def _rows_of_one_process(config: TrainConfig) -> int:

@@ -99,9 +99,6 @@ class Evaluation(BaseCallback):
             metrics = {f"eval/{name}_{of}": 0.0 for of in REPORTED for name in ("reward", "accuracy", "nfe")}
             plain = {name: _plain(value) for name, value in self._settings.items()}
             self.logger.record("hparams", HParam(plain, metrics), exclude=_NO_STDOUT)
-        episodes = min(128, self._episodes)
-        rules = compare([], episodes, "validation", strategies="short", **self._env_kwargs)
-        self._rules = list(rules.results)
 
     def _on_step(self) -> bool:
         return True
@@ -133,6 +130,10 @@ class Evaluation(BaseCallback):
             self.logger.record(f"eval/accuracy_{decoding}", result.accuracy)
             self.logger.record(f"eval/nfe_{decoding}", result.nfe_mean)
             self.logger.record(f"eval/reward_{decoding}", result.reward_mean)
+        if not self._rules:
+            episodes = min(128, self._episodes)
+            rules = compare([], episodes, "validation", strategies="short", **self._env_kwargs)
+            self._rules = list(rules.results)
         for tag, figure in evaluation_figures(self._rules, results, earlier).items():
             self.logger.record(tag, Figure(figure, close=False), exclude=_NO_STDOUT)
         agent = LearnedPolicy(network, decoding=own)

@@ -168,7 +168,7 @@ def _pattern(model: OnPolicyAlgorithm, key: str, tensor: Tensor, count: int) -> 
     spaces: Any = model.observation_space
     if key in spaces:
         one = torch.from_numpy(np.zeros(spaces[key].shape, spaces[key].dtype))
-    elif key in ("values", "log_probs"):
+    elif key == "values" or (key == "log_probs" and tensor.ndim == 2):
         one = torch.zeros((), dtype=torch.float32)
     else:
         shape = model.action_space.shape if key == "actions" else tensor.shape[2:]

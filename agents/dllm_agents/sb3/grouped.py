@@ -21,6 +21,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from dllm_agents import parallel
+from dllm_agents.config import check_whole
 from dllm_agents.sb3.groups import GroupRolloutBuffer
 from dllm_agents.sb3.tickets import Tickets
 
@@ -31,12 +32,31 @@ class GroupedRollouts(OnPolicyAlgorithm):
     The environment must come from ``make_sb3_env(group_size=...)``. A rollout is ``n_steps`` steps of all
     rows; what is learned from are the groups that completed in it. In several processes all numbers of
     steps and groups are those of all together.
+
+    Args:
+        *args: The algorithm's own.
+        baseline: See ``GroupRolloutBuffer``, like the arguments that follow.
+        scale: See there.
+        learn_from: See there.
+        **kwargs: The algorithm's own.
     """
 
     rollout_buffer: GroupRolloutBuffer  # type: ignore[assignment]
     expert: Any = None  # who plays the expert episodes, if there are any
     groups_per_rollout: int = 1
     total_rounds: int | None = None
+
+    def __init__(
+        self,
+        *args: Any,
+        baseline: str = "leave-one-out",
+        scale: str = "batch",
+        learn_from: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        grouping = {"baseline": baseline, "scale": scale, "learn_from": learn_from}
+        kwargs["rollout_buffer_kwargs"] = {**grouping, **(kwargs.get("rollout_buffer_kwargs") or {})}
+        super().__init__(*args, **kwargs)
 
     @property
     def rounds(self) -> int:
@@ -141,4 +161,18 @@ class GroupPPO(GroupedRollouts, PPO):
 
 
 class GroupA2C(GroupedRollouts, A2C):
-    """A2C (arXiv 1602.01783) with a leave-one-out baseline per problem; takes A2C's arguments."""
+    """A2C (arXiv 1602.01783) with a leave-one-out baseline per problem; takes A2C's arguments.
+
+    Args:
+        *args: A2C's.
+        batch_size: Steps per update; ``None``: all of a rollout, as A2C does.
+        **kwargs: A2C's, and those of ``GroupedRollouts``.
+    """
+
+    def __init__(self, *args: Any, batch_size: int | None = None, **kwargs: Any) -> None:
+        if batch_size is not None:
+            check_whole("batch_size", batch_size, 1)
+        kwargs["rollout_buffer_kwargs"] = {
+            **(kwargs.get("rollout_buffer_kwargs") or {}), "batch_size": batch_size,
+        }  # fmt: skip
+        super().__init__(*args, **kwargs)

@@ -86,6 +86,7 @@ class GroupRolloutBuffer(BaseBuffer):
             to learn from them.
         learn_from: So many episodes of a group, those with the largest advantages in size, are handed out
             (compare the down-sampling of PODS, arXiv 2504.13818); equals are drawn; ``None``: all.
+        batch_size: Steps per batch where ``get`` is not told; ``None``: all.
 
     Raises:
         ValueError: For an unknown baseline or scale, or a ``learn_from`` that is no whole number from 1 on.
@@ -105,6 +106,7 @@ class GroupRolloutBuffer(BaseBuffer):
         scale: str = "batch",
         drop_flat: bool = False,
         learn_from: int | None = None,
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs=n_envs)
         for name, value, choices in (("baseline", baseline, BASELINES), ("scale", scale, SCALES)):
@@ -113,7 +115,7 @@ class GroupRolloutBuffer(BaseBuffer):
         if learn_from is not None:
             check_whole("learn_from", learn_from, 1)
         self.group_size, self.baseline, self.scale, self.drop_flat = group_size, baseline, scale, drop_flat
-        self.learn_from = learn_from
+        self.learn_from, self.batch_size = learn_from, batch_size
         self._history = History(n_envs)
         self._groups: dict[int, list[Episode]] = {}
         self._samples: dict[str, NDArray[Any]] = {}
@@ -199,11 +201,12 @@ class GroupRolloutBuffer(BaseBuffer):
         return total
 
     def get(self, batch_size: int | None = None) -> Generator[GroupSamples, None, None]:
-        """Yields the samples once, shuffled, in batches of ``batch_size`` (``None``: all at once)."""
+        """Yields the samples once, shuffled, in batches of ``batch_size`` (``None``: the buffer's own)."""
         size = len(self.returns) if self._samples else 0
         order = torch.randperm(size).numpy()
-        for first in range(0, size, batch_size or max(size, 1)):
-            yield self._get_samples(order[first : first + (batch_size or size)])
+        of_batch = batch_size or self.batch_size or max(size, 1)
+        for first in range(0, size, of_batch):
+            yield self._get_samples(order[first : first + of_batch])
 
     def _get_samples(  # type: ignore[override]  # SB3 types it for flat observations
         self, batch_inds: NDArray[np.int64], env: Any = None

@@ -174,12 +174,11 @@ class GRPO(GroupedRollouts):
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
-            rollout_buffer_kwargs={
-                "baseline": baseline,
-                "scale": scale,
-                "learn_from": learn_from,
-                "drop_flat": kl_coef == 0 and ent_coef == 0,  # else they have something to say
-            },
+            baseline=baseline,
+            scale=scale,
+            learn_from=learn_from,
+            # flat groups have something to say to the other two terms
+            rollout_buffer_kwargs={"drop_flat": kl_coef == 0 and ent_coef == 0},
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             policy_kwargs=policy_kwargs,
