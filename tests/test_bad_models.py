@@ -18,7 +18,7 @@ from dllm_gym.backends import CallableBackend
 from dllm_gym.backends.base import Prediction
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.envs.engine import Engine
-from dllm_gym.envs.unmask import UnmaskVectorEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 from dllm_gym.tasks import Problem
 
 SIZE, LENGTH = ToyBackend.vocab_size, ToyTask.completion_length

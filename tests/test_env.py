@@ -243,7 +243,9 @@ def test_action_as_a_list():
     ("action", "message"),
     [
         (np.ones(5, np.int8), r"shape \(6,\), got int8 of \(5,\)"),
-        (np.ones((2, 6), np.int8), r"shape \(1, 6\), got int8 of \(2, 6\)"),
+        (np.ones((2, 6), np.int8), r"shape \(6,\), got int8 of \(2, 6\)"),
+        (np.ones((1, 6), np.int8), r"shape \(6,\), got int8 of \(1, 6\)"),
+        ([[1], [1, 0]], r"0/1 numbers of shape \(6,\), got \[\[1\], \[1, 0\]\]"),
         (1, r"shape \(6,\), got int64 of \(\)"),
         (np.array(["1"] * 6), r"0/1 numbers of shape \(6,\), got <U1 of \(6,\)"),
         (np.ones(6, complex), r"0/1 numbers of shape \(6,\), got complex128"),
@@ -438,8 +440,11 @@ def test_stepping_without_an_episode():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"problm": 3}, r"unknown reset options \['problm'\]; known: problem"),
-        ({"reset_mask": np.array([True])}, r"unknown reset options \['reset_mask'\]; known: problem"),
+        ({"problm": 3}, r"unknown reset options \['problm'\]; known: problem, alpha"),
+        (
+            {"reset_mask": np.array([True])},
+            r"unknown reset options \['reset_mask'\]; known: problem",
+        ),
         ({"problem": -1}, r"problem index -1 is out of range"),
         ({"problem": 50}, r"problem index 50 is out of range"),
         ({"problem": 1.5}, r"problem must be an index .* got 1.5"),

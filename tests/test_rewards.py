@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy_backend import ScriptedBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS, additive, correctness, multiplicative, multiplicative_paper
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 ALPHAS = [0, 0.5, 1, 2]
 every_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS.keys())

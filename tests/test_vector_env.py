@@ -14,7 +14,8 @@ from packaging.version import Version
 from toy_backend import MASK, ScriptedBackend, ToyBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha", "target_steps")

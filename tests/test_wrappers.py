@@ -18,7 +18,8 @@ from toy_backend import ToyBackend, ToyTask
 import dllm_gym
 import dllm_gym.envs.wrappers
 from dllm_gym import MultiBinaryToMultiDiscrete, VectorMultiBinaryToMultiDiscrete
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 LENGTH = 6
 

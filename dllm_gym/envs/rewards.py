@@ -74,8 +74,18 @@ def find_reward(reward: str | Reward, length: int, alphas: Sequence[float]) -> t
     except TypeError as error:
         raise ValueError(f"reward {name} must take score, steps, length and alpha: {error}") from None
     for score, steps, alpha in product((0.0, 1.0), (1.0, float(length)), alphas):
-        paid: object = reward(score, steps, length, alpha)
-        if not isinstance(paid, Real) or not math.isfinite(paid):
-            seen = f"score {score:g}, steps {steps:g}, length {length}, alpha {alpha:g}"
-            raise ValueError(f"reward {name} must give a finite number, got {paid!r} for {seen}")
+        pay(name, reward, score, steps, length, alpha)
     return name, reward
+
+
+def pay(name: str, reward: Reward, score: float, steps: float, length: int, alpha: float) -> float:
+    """What an episode earns by a reward function.
+
+    Raises:
+        ValueError: If it gives no finite number.
+    """
+    paid: object = reward(score, steps, length, alpha)
+    if not isinstance(paid, Real) or not math.isfinite(paid):
+        seen = f"score {score:g}, steps {steps:g}, length {length}, alpha {alpha:g}"
+        raise ValueError(f"reward {name} must give a finite number, got {paid!r} for {seen}")
+    return float(paid)
