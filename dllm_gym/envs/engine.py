@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from functools import lru_cache
 from inspect import signature
 from typing import Any, Never
 
@@ -22,7 +21,7 @@ from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import STATISTICS, Memory
 from dllm_gym.envs import checks
 from dllm_gym.envs.canvas import Canvas
-from dllm_gym.envs.checks import LEAST_ALPHA, LEAST_TARGET, not_negative, number_or_range, one_of, positive
+from dllm_gym.envs.checks import not_negative, one_of, positive
 from dllm_gym.envs.observations import (
     REVEALED_CONFIDENCE,
     VIEWS,
@@ -31,8 +30,9 @@ from dllm_gym.envs.observations import (
     observation_keys,
     observation_space,
 )
+from dllm_gym.envs.problems import Problems
 from dllm_gym.envs.rendering import Frame
-from dllm_gym.envs.rewards import Reward, find_reward, pay
+from dllm_gym.envs.rewards import Prices, Reward
 from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
 from dllm_gym.tasks import Problem, Task, load_task
 
@@ -44,9 +44,10 @@ class Engine(PerRow):
     """N episodes of one task on one frozen dLLM.
 
     The arguments are those of ``UnmaskEnv``, which documents them. All is decided when it is made but for
-    ``alpha`` and ``target_steps``. Copies (``copy.deepcopy``) share dLLM and task: these never change.
+    the ``prices``. Copies (``copy.deepcopy``) share dLLM and task: these never change.
 
     Attributes:
+        prices: What steps cost: alpha, target_steps and the reward.
         problem_rngs: Per row, the generator that draws problems.
         noise_rngs: Per row, the generator that token noise is seeded from.
         seeds: Per row, what these were seeded with; the environments write it down here.
@@ -107,11 +108,9 @@ class Engine(PerRow):
             )
         attention_block = getattr(self.backend, "attention_block", None)
         self.block_length = checks.block_length(block_length, self.length, attention_block)
-        self._alpha = number_or_range("alpha", alpha, LEAST_ALPHA)
-        self._target_steps = number_or_range("target_steps", target_steps, LEAST_TARGET)
         self.temperature = not_negative("temperature", temperature)
         self.on_empty = one_of("on_empty", on_empty, ON_EMPTY)
-        self.reward, self._price = find_reward(reward, self.length, self._alpha)
+        self.prices = Prices(reward, self.length, alpha, target_steps)
         self.metric_names = tuple(self.task.metrics("", self.task.problem(0)))
         if reward_metric is not None:
             one_of("reward_metric", reward_metric, self.metric_names)
@@ -155,14 +154,14 @@ class Engine(PerRow):
         self.action_space = spaces.MultiBinary(self.length)
         self.indices: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.problems: list[Problem | None] = [None] * num_rows
+        self._problems = Problems(self.task, self.backend)
         self.empty_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.ignored_actions: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.problem_rngs = [np.random.default_rng(row) for row in range(num_rows)]
         self.noise_rngs = [np.random.default_rng([row, 1]) for row in range(num_rows)]
         self.seeds = [0] * num_rows
         self.ended: BoolArray = np.ones(num_rows, dtype=bool)
-        self.alphas = np.full(num_rows, self._alpha[0])
-        self.targets = np.full(num_rows, self._target_steps[0])
+        self.alphas, self.targets = np.zeros(num_rows), np.ones(num_rows)
         self._token_generators = [
             torch.Generator(self.backend.device) if self.temperature > 0 else None for _ in range(num_rows)
         ]
@@ -171,57 +170,25 @@ class Engine(PerRow):
         for name in self._statistics:
             shape = (num_rows, self.length, *sizes.get(name, ()))
             self._predicted[name] = np.zeros(shape, dtype=np.float32)
-        self._prepare()
-
-    def _prepare(self) -> None:
-        # the rows of a group are given the same problem one soon after the other
-        self._draw = lru_cache(maxsize=256)(self._problem_and_prompt)
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses what would look set: only properties and methods of the class can be after it is made."""
         if self._made and not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
-                f"{name!r} cannot be set: an environment is what it was made to be, "
-                "but for alpha and target_steps"
+                f"{name!r} of an engine cannot be set; what may change between episodes is "
+                "prices.alpha and prices.target_steps"
             )
         super().__setattr__(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_draw"}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__dict__ |= state
-        self._prepare()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         memo |= {id(shared): shared for shared in (self.backend, self.task)}
         copied: Engine = object.__new__(type(self))
         memo[id(self)] = copied
-        copied.__setstate__(deepcopy(self.__getstate__(), memo))
+        copied.__dict__ |= deepcopy(self.__dict__, memo)
         return copied
 
-    # What may change between episodes
-
-    @property
-    def alpha(self) -> float | tuple[float, float]:
-        """Of the episodes that start from now on: a number, or the range it is drawn from."""
-        return _shown(self._alpha)
-
-    @alpha.setter
-    def alpha(self, value: float | Sequence[float]) -> None:
-        ends = number_or_range("alpha", value, LEAST_ALPHA)
-        find_reward(self._price, self.length, ends)
-        self._alpha = ends
-
-    @property
-    def target_steps(self) -> float | tuple[float, float]:
-        """Of the episodes that start from now on: a number, or the range it is drawn from."""
-        return _shown(self._target_steps)
-
-    @target_steps.setter
-    def target_steps(self, value: float | Sequence[float]) -> None:
-        self._target_steps = number_or_range("target_steps", value, LEAST_TARGET)
+    # Episodes
 
     def draw_problem(self, row: int) -> int:
         """The index of the next problem for a row; replace it to hand out problems in another way."""
@@ -233,8 +200,6 @@ class Engine(PerRow):
         Asked after ``draw_problem``, and only if there is a range. Replace it to draw in another way.
         """
         return self.problem_rngs[row].random(2)
-
-    # Episodes
 
     def start(
         self,
@@ -257,7 +222,7 @@ class Engine(PerRow):
         if problems is None:
             problems = [self.draw_problem(row) for row in rows.tolist()]
         indices = [int(index) for index in problems]
-        drawn = [self._draw(index) for index in indices]
+        drawn = [self._problems.at(index) for index in indices]
         if self._memory is not None:
             self._memory.forget(rows)
         self.indices[rows] = indices
@@ -266,7 +231,8 @@ class Engine(PerRow):
         self.canvas.start(rows, [prompt for _, prompt in drawn])
         for row, (problem, _) in zip(rows.tolist(), drawn, strict=True):
             self.problems[row] = problem
-            self._draw_prices(row)
+            knobs = self.draw_knobs(row) if self.prices.are_drawn else (0.0, 0.0)
+            self.alphas[row], self.targets[row] = self.prices.at(*knobs)
             if self.temperature > 0:
                 seed = int(self.noise_rngs[row].integers(2**63))
                 self._token_generators[row].manual_seed(seed)
@@ -275,44 +241,13 @@ class Engine(PerRow):
         if targets is not None:
             self.targets[rows] = targets
 
-    def _draw_prices(self, row: int) -> None:
-        ranges = self._alpha, self._target_steps
-        drawn = self.draw_knobs(row) if any(low < high for low, high in ranges) else np.zeros(2)
-        self.alphas[row], self.targets[row] = map(_log_uniform, ranges, drawn.tolist())
-
-    def _problem_and_prompt(self, index: int) -> tuple[Problem, list[int]]:
-        try:
-            problem = self.task.problem(index)
-        except IndexError as error:
-            raise ValueError(str(error)) from None
-        return problem, self.encode(problem)
-
     def prompt(self, index: int) -> list[int]:
         """Token ids of what stands before the completion of a problem.
 
         Raises:
-            ValueError: If the task has no such problem, and for what ``encode`` refuses.
+            ValueError: If the task has no such problem, and for what ``Problems.encode`` refuses.
         """
-        return self._draw(int(index))[1]
-
-    def encode(self, problem: Problem) -> list[int]:
-        """Token ids of what stands before a completion: the prompt, and the beginning given to the answer.
-
-        Raises:
-            ValueError: If the dLLM has no such tokens, or its mask token is among them.
-        """
-        ids = self.backend.encode_prompt(problem.prompt)
-        if problem.prefix:
-            ids = [*ids, *self.backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
-        foreign = sorted({i for i in ids if not 0 <= i < self.backend.vocab_size})
-        if foreign:
-            raise ValueError(
-                f"the tokenizer makes the ids {foreign} of {problem.prompt!r}, "
-                f"the dLLM has tokens 0 to {self.backend.vocab_size - 1}: they do not belong together"
-            )
-        if self.backend.mask_token_id in ids:
-            raise ValueError(f"the prompt {problem.prompt!r} contains the dLLM's mask token")
-        return ids
+        return self._problems.at(int(index))[1]
 
     @property
     def remembers(self) -> bool:
@@ -344,7 +279,7 @@ class Engine(PerRow):
         """
         super().restore(state, rows)
         for row in rows.tolist():
-            self.problems[row] = self._draw(int(self.indices[row]))[0]
+            self.problems[row], _ = self._problems.at(int(self.indices[row]))
 
     def act(self, rows: IntArray, actions: BoolArray) -> BoolArray:
         """Applies actions ``(R, L)``, checked by ``as_bits``, to some rows; says which of these changed."""
@@ -440,11 +375,8 @@ class Engine(PerRow):
             raise ValueError(f"task {self.task.name} must score 0 to 1, got {score} for {completion!r}")
         metrics = self.task.metrics(completion, problem)
         info = self._account(row, score, completion, metrics)
-        steps = info["nfe"]
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
-        target = self.targets[row]
-        priced_steps = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
-        return pay(self.reward, self._price, paid_for, priced_steps, self.length, self.alphas[row]), info
+        return self.prices.pay(paid_for, info["nfe"], self.alphas[row], self.targets[row]), info
 
     def unfinished(self, row: int) -> dict[str, Any]:
         """A row's info with the keys of the end of an episode before there is one: nothing is right yet."""
@@ -474,9 +406,9 @@ class Engine(PerRow):
             "split": self.task.split,
             "completion_length": self.length,
             "block_length": self.block_length,
-            "alpha": _json_values(self.alpha),
-            "target_steps": _json_values(self.target_steps),
-            "reward": self.reward,
+            "alpha": _json_values(self.prices.alpha),
+            "target_steps": _json_values(self.prices.target_steps),
+            "reward": self.prices.reward,
             "reward_metric": self.reward_metric,
             "on_empty": self.on_empty,
             "temperature": self.temperature,
@@ -540,12 +472,3 @@ def _end_tokens(backend: Backend) -> frozenset[int]:
 def _json_values(value: Any) -> Any:
     """The value as JSON has it: tuples are lists; paths, devices and the like become text."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _log_uniform(ends: tuple[float, float], at: float) -> float:
-    low, high = ends
-    return low if low == high else low * (high / low) ** float(at)
-
-
-def _shown(ends: tuple[float, float]) -> float | tuple[float, float]:
-    return ends[0] if ends[0] == ends[1] else ends

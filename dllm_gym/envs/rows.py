@@ -80,10 +80,11 @@ def _check(name: str, kept: Any, taken: Any, count: int) -> None:
         for inner, values in kept.items():
             _check(inner, values, _entry(taken, inner), count)
     elif isinstance(kept, np.ndarray):
-        shape, dtype = np.shape(taken), getattr(taken, "dtype", type(taken))
-        if dtype != kept.dtype or shape[1:] != kept.shape[1:] or shape[0] not in (1, count):
-            wanted = f"{kept.dtype} of {(count, *kept.shape[1:])} or {(1, *kept.shape[1:])}"
-            raise ValueError(f"the state does not fit: {name} must be {wanted}, got {dtype} of {shape}")
+        fitting = [(rows, *kept.shape[1:]) for rows in (count, 1)]
+        if not isinstance(taken, np.ndarray) or taken.dtype != kept.dtype or taken.shape not in fitting:
+            seen = f"{taken.dtype} of {taken.shape}" if isinstance(taken, np.ndarray) else repr(taken)
+            wanted = f"{kept.dtype} of {fitting[0]} or {fitting[1]}"
+            raise ValueError(f"the state does not fit: {name} must be {wanted}, got {seen}")
     elif not isinstance(taken, list) or len(taken) not in (1, count):
         raise ValueError(f"the state does not fit: {name} must be a list of {count} or 1, got {taken!r}")
     elif any((old is None) != (new is None) for old, new in zip(kept, taken, strict=False)):

@@ -31,20 +31,20 @@ class Shell:
         Raises:
             ValueError: If set to anything that the constructor would refuse.
         """
-        return self.engine.alpha
+        return self.engine.prices.alpha
 
     @alpha.setter
     def alpha(self, value: float | Sequence[float]) -> None:
-        self.engine.alpha = value
+        self.engine.prices.alpha = value
 
     @property
     def target_steps(self) -> float | tuple[float, float]:
         """Likewise, the number of steps to aim at."""
-        return self.engine.target_steps
+        return self.engine.prices.target_steps
 
     @target_steps.setter
     def target_steps(self, value: float | Sequence[float]) -> None:
-        self.engine.target_steps = value
+        self.engine.prices.target_steps = value
 
     def _set(self, name: str, value: Any) -> None:
         if name not in _MAY_CHANGE:
