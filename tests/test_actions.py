@@ -62,7 +62,7 @@ every_path = pytest.mark.parametrize("path", PATHS)
 @every_path
 @pytest.mark.parametrize("kind", NO_BITS)
 def test_what_is_no_bit_is_refused(path, kind):
-    with pytest.raises(ValueError, match="an action must (hold only 0 and 1|be 0/1 numbers)"):
+    with pytest.raises(ValueError, match=r"an action must (hold only 0 and 1|be 0/1 numbers)"):
         PATHS[path](NO_BITS[kind])
 
 

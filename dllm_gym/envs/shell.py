@@ -12,7 +12,7 @@ from dllm_gym.envs.rendering import render_ansi, render_rgb
 from dllm_gym.envs.rows import BoolArray
 
 METADATA = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
-_MAY_CHANGE = ("alpha", "target_steps", "render_mode", "np_random")
+_MAY_CHANGE = ("alpha", "target_steps")
 
 
 class Shell:
@@ -49,8 +49,8 @@ class Shell:
     def _set(self, name: str, value: Any) -> None:
         if name not in _MAY_CHANGE:
             raise AttributeError(
-                f"{name!r} cannot be set; what may change is {', '.join(_MAY_CHANGE)}, "
-                "and everything else is decided when an environment is made"
+                f"{name!r} cannot be set: but for {' and '.join(_MAY_CHANGE)}, "
+                "everything is decided when an environment is made"
             )
         setattr(self, name, value)
 

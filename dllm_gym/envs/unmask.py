@@ -303,7 +303,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
         return self._observation()
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        """Sets ``alpha``, ``target_steps``, ``render_mode`` or ``np_random``, also through wrappers.
+        """Sets ``alpha`` or ``target_steps`` of the episodes that start from now on; wrappers hand it on.
 
         Raises:
             AttributeError: For everything else, ``force`` or not: it would look set.

@@ -203,7 +203,7 @@ class UnmaskVectorEnv(Shell, gym.vector.VectorEnv[Observation, Action, NDArray[A
         return chosen.astype(np.int64)
 
     def set_attr(self, name: str, value: Any) -> None:
-        """Sets ``alpha``, ``target_steps``, ``render_mode`` or ``np_random``, for all rows at once.
+        """Sets ``alpha`` or ``target_steps`` of the episodes that start from now on, in all rows.
 
         Raises:
             AttributeError: For everything else: it would look set.

@@ -145,10 +145,10 @@ class UnmaskPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         **unsupported: Any,
     ) -> None:
-        if unsupported or use_sde:
-            names = ", ".join([*unsupported, *(["use_sde"] if use_sde else [])])
+        unsupported |= {"use_sde": True} if use_sde else {}
+        if unsupported:
             raise ValueError(
-                f"{names} would change nothing: UnmaskPolicy is one UnmaskTransformer; it accepts "
+                f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; it accepts "
                 "features, width, heads, mlp_width, layers, initial_bias, sampler, critic, optimizer_class "
                 "and optimizer_kwargs"
             )
