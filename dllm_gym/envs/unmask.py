@@ -39,7 +39,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106, section 3).
 
     ## Action Space
-    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there.
+    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there. Arrays,
+    sequences and tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such as
+    logits or probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
     Bits outside the observation's `action_mask` are ignored and counted in `info["ignored_actions"]`.
     An action that selects nothing is counted in `info["empty_actions"]` and follows `on_empty`.
     Random legal actions: `env.action_space.sample(mask=2 * info["action_mask"])`.
@@ -91,24 +93,32 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
     With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
     is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
-    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier.
+    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier. Both
+    may change between episodes: `reset(options={"alpha": 3.0, "target_steps": 8})` is about one episode,
+    `env.unwrapped.alpha = 3.0` or `env.set_wrapper_attr("alpha", 3.0)` about all that start from then on (a
+    range is accepted here, too). Nothing else can be set after an environment is made: `set_wrapper_attr`
+    refuses other names.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
     ## Starting State
     A problem of the task's `split`, drawn by the environment's generator, and a completion of `L` masks.
-    `reset(options={"problem": index})` picks the problem.
+    `reset(options={"problem": index})` picks the problem. `state()` and `restore(state)` go back to any
+    moment of an episode, also of another environment made alike (`docs/planning.md`); `copy.deepcopy`,
+    `pickle` and `cloudpickle` copy an environment at any moment, and the copy is independent of it.
 
     ## Episode End
     *Terminated* when every position is revealed, when `L` steps are used (the budget is part of the
     task, so this is no truncation), or, with `stop_at_eos`, once an end token and everything before it
-    are revealed. Never truncated. What is scored is the text before the first end token.
+    are revealed. Never truncated, unless you say so by `max_episode_steps` in `gym.make` or `gym.make_vec`;
+    then the reward, which comes at the end, is 0. What is scored is the text before the first end token.
 
     ## Information
     `reset` returns `problem` (its index), `prompt` and `action_mask`; `step` returns `action_mask`
     (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (steps used; each is one
     forward of the dLLM), `completion` (text), `problem`, `empty_actions`, `ignored_actions` and the
-    task's own metrics.
+    task's own metrics. Libraries that want the same keys all the time get them by the wrapper
+    `dllm_gym.FullInfo`.
 
     ## Arguments
     ```python
@@ -146,7 +156,8 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     - `view="completion"`: every position is shown; `"block"`: the active block only.
     - `stop_at_eos=False`: see Episode End.
     - `group_size=1`: in the vector environment, that many consecutive sub-environments get the same
-      sequence of problems.
+      sequence of problems. A single environment, and one made of single ones (`vectorization_mode="sync"`),
+      takes 1 only.
     - `render_mode=None`: `"ansi"` or `"rgb_array"`.
 
     ## Vectorized environment
@@ -157,6 +168,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
       `SameStep` wastes no step and suits training; a row that finishes starts its next problem in the
       same forward. `Disabled` leaves finished rows alone until
       `reset(options={"reset_mask": mask, "problem": indices})`.
+    - `max_episode_steps=None`: truncates episodes after so many steps.
 
     ## References
     - M. Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106.

@@ -148,9 +148,9 @@ class UnmaskPolicy(ActorCriticPolicy):
         unsupported |= {"use_sde": True} if use_sde else {}
         if unsupported:
             raise ValueError(
-                f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; it accepts "
-                "features, width, heads, mlp_width, layers, initial_bias, sampler, critic, optimizer_class "
-                "and optimizer_kwargs"
+                f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; "
+                "it accepts features, width, heads, mlp_width, layers, initial_bias, sampler, critic, "
+                "optimizer_class and optimizer_kwargs"
             )
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
