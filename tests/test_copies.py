@@ -138,7 +138,7 @@ def test_a_copy_before_the_first_reset(way):
         {"reward": deadline, "reward_metric": "written"},
         {"render_mode": "ansi"},
     ],
-    ids=str,
+    ids=lambda kwargs: next(iter(kwargs)),
 )
 def test_copies_of_the_batched_environments_own_options(way, kwargs):
     original = begun(SAME_STEP, kwargs, 5, 3)
