@@ -223,6 +223,15 @@ def test_an_engine_is_what_it_was_made_to_be(name):
         setattr(made().unwrapped.engine, name, 5.0)
 
 
+@pytest.mark.parametrize("name", ["alhpa", "reward", "length"])
+def test_prices_take_no_other_names(name):
+    prices = made().unwrapped.engine.prices
+    with pytest.raises(AttributeError, match=f"'{name}'"):
+        setattr(prices, name, 5.0)
+    prices.alpha = 3.0
+    assert prices.alpha == 3.0
+
+
 def test_a_generator_is_set_by_gymnasiums_own_property():
     env = made()
     env.set_wrapper_attr("np_random", np.random.default_rng(8))

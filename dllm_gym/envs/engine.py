@@ -213,8 +213,8 @@ class Engine(PerRow):
         Args:
             rows: ``(R,)``, where.
             problems: ``(R,)``; ``None`` takes those that ``draw_problem`` says.
-            alphas: ``(R,)``, alpha of these episodes; ``None`` is what ``alpha`` says.
-            targets: ``(R,)``, likewise for ``target_steps``.
+            alphas: ``(R,)``, alpha of these episodes; ``None`` is what ``prices`` say.
+            targets: ``(R,)``, likewise target_steps.
 
         Raises:
             ValueError: If a problem index is outside the task; then no episode is started.

@@ -102,12 +102,11 @@ class Prices:
         alpha: See there.
         target_steps: See there.
 
-    Attributes:
-        reward: The reward's name.
-
     Raises:
         ValueError: For what ``UnmaskEnv`` refuses; also if ``alpha`` or ``target_steps`` is set to it.
     """
+
+    __slots__ = ("_alpha", "_function", "_length", "_reward", "_target_steps")  # and no misspelt ones
 
     def __init__(
         self,
@@ -118,8 +117,13 @@ class Prices:
     ) -> None:
         self._length = length
         self._alpha = number_or_range("alpha", alpha, LEAST_ALPHA)
-        self.reward, self._function = find_reward(reward, length, self._alpha)
+        self._reward, self._function = find_reward(reward, length, self._alpha)
         self.target_steps = target_steps
+
+    @property
+    def reward(self) -> str:
+        """The reward's name."""
+        return self._reward
 
     @property
     def alpha(self) -> float | tuple[float, float]:
