@@ -14,7 +14,12 @@ from dllm_gym.registration import ENV_ID, register_envs
 
 if TYPE_CHECKING:
     from dllm_gym.backends import load_backend, register_backend
-    from dllm_gym.envs.wrappers import MultiBinaryToMultiDiscrete, VectorMultiBinaryToMultiDiscrete
+    from dllm_gym.envs.wrappers import (
+        FullInfo,
+        MultiBinaryToMultiDiscrete,
+        VectorFlattenObservation,
+        VectorMultiBinaryToMultiDiscrete,
+    )
     from dllm_gym.evaluation import Recording, analyze, compare, evaluate
     from dllm_gym.generation import generate
     from dllm_gym.sharing import pull, push
@@ -24,8 +29,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ENV_ID",
+    "FullInfo",
     "MultiBinaryToMultiDiscrete",
     "Recording",
+    "VectorFlattenObservation",
     "VectorMultiBinaryToMultiDiscrete",
     "analyze",
     "compare",
@@ -42,7 +49,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "FullInfo": "dllm_gym.envs.wrappers",
     "MultiBinaryToMultiDiscrete": "dllm_gym.envs.wrappers",
+    "VectorFlattenObservation": "dllm_gym.envs.wrappers",
     "VectorMultiBinaryToMultiDiscrete": "dllm_gym.envs.wrappers",
     "Recording": "dllm_gym.evaluation",
     "analyze": "dllm_gym.evaluation",

@@ -25,7 +25,8 @@ from gymnasium.vector import AutoresetMode
 from dllm_gym.backends import Backend, load_backend
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.envs.engine import Engine
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 from dllm_gym.strategies import make_strategy
 
 EPISODE_STEPS = 8  # as many as a good policy takes, so that restarts weigh what they weigh in practice

@@ -13,5 +13,5 @@ def register_envs() -> None:
         gym.register(
             ENV_ID,
             entry_point="dllm_gym.envs.unmask:UnmaskEnv",
-            vector_entry_point="dllm_gym.envs.unmask:UnmaskVectorEnv",
+            vector_entry_point="dllm_gym.envs.vector:UnmaskVectorEnv",
         )

@@ -17,8 +17,8 @@ import dllm_gym
 from dllm_gym.backends import CallableBackend
 from dllm_gym.backends.base import Prediction
 from dllm_gym.backends.transformers_backend import TransformersBackend
-from dllm_gym.envs.engine import Engine
-from dllm_gym.envs.unmask import UnmaskVectorEnv
+from dllm_gym.envs.problems import Problems
+from dllm_gym.envs.vector import UnmaskVectorEnv
 from dllm_gym.tasks import Problem
 
 SIZE, LENGTH = ToyBackend.vocab_size, ToyTask.completion_length
@@ -152,11 +152,12 @@ def test_a_tokenizer_of_another_model_is_named(ids):
 
 
 def test_a_prefix_is_checked_like_the_prompt():
-    engine = Engine(1, backend=model(favouring(3)), task=ToyTask())
-    assert engine.encode(Problem(prompt="1", reference="", prefix="23")) == [1, 2, 3]
-    engine.backend.tokenizer = Strange([MASK])
+    backend = model(favouring(3))
+    problems = Problems(ToyTask(), backend)
+    assert problems.encode(Problem(prompt="1", reference="", prefix="23")) == [1, 2, 3]
+    backend.tokenizer = Strange([MASK])
     with pytest.raises(ValueError, match="contains the dLLM's mask token"):
-        engine.encode(Problem(prompt="1", reference="", prefix="x"))
+        problems.encode(Problem(prompt="1", reference="", prefix="x"))
 
 
 def test_a_checkpoint_whose_tokenizer_knows_more_than_the_model(tmp_path):

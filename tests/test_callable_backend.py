@@ -11,7 +11,8 @@ from toy_backend import ToyTask
 import dllm_gym
 from dllm_gym.backends import Backend, CallableBackend
 from dllm_gym.backends.base import predict_from_logits
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 MASK, EOS, PAD, SIZE = 10, 11, 12, 13
 

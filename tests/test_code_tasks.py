@@ -407,7 +407,7 @@ def test_scores_of_one_step_are_worked_out_together_and_once(mbpp_file, monkeypa
     rows = np.arange(4)
     engine.start(rows, [0, 1, 0, 1])
     engine.predict(rows)
-    engine.act(rows, np.ones((4, 2)))
+    engine.act(rows, np.ones((4, 2), dtype=bool))
     assert engine.canvas.finished().all()
     for row, (reward, info) in enumerate(engine.outcomes(rows)):
         right = info["completion"].split("+ ")[1].startswith(str(11 + row % 2))

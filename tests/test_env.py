@@ -224,13 +224,21 @@ def test_action_dtypes(dtype):
     assert observation["tokens"].tolist() == [3, MASK, MASK, 1, MASK, MASK]
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.int64, torch.float32, torch.bfloat16])
 def test_action_tensors(dtype):
     env = scripted()
     env.reset(seed=0)
     observation = env.step(torch.tensor([1, 0, 0, 1, 0, 0], dtype=dtype))[0]
     assert observation["tokens"].tolist() == [3, MASK, MASK, 1, MASK, MASK]
     assert env.step(torch.ones(6, requires_grad=True))[2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_action_on_a_gpu():
+    env = scripted()
+    env.reset(seed=0)
+    action = torch.tensor([1.0, 0, 0, 1, 0, 0], device="cuda", requires_grad=True)
+    assert env.step(action)[0]["tokens"].tolist() == [3, MASK, MASK, 1, MASK, MASK]
 
 
 def test_action_as_a_list():
@@ -243,7 +251,9 @@ def test_action_as_a_list():
     ("action", "message"),
     [
         (np.ones(5, np.int8), r"shape \(6,\), got int8 of \(5,\)"),
-        (np.ones((2, 6), np.int8), r"shape \(1, 6\), got int8 of \(2, 6\)"),
+        (np.ones((2, 6), np.int8), r"shape \(6,\), got int8 of \(2, 6\)"),
+        (np.ones((1, 6), np.int8), r"shape \(6,\), got int8 of \(1, 6\)"),
+        ([[1], [1, 0]], r"0/1 numbers of shape \(6,\), got \[\[1\], \[1, 0\]\]"),
         (1, r"shape \(6,\), got int64 of \(\)"),
         (np.array(["1"] * 6), r"0/1 numbers of shape \(6,\), got <U1 of \(6,\)"),
         (np.ones(6, complex), r"0/1 numbers of shape \(6,\), got complex128"),
@@ -438,14 +448,25 @@ def test_stepping_without_an_episode():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"problm": 3}, r"unknown reset options \['problm'\]; known: problem"),
-        ({"reset_mask": np.array([True])}, r"unknown reset options \['reset_mask'\]; known: problem"),
+        ({"problm": 3}, r"unknown reset options \['problm'\]; known: problem, alpha"),
+        (
+            {"reset_mask": np.array([True])},
+            r"unknown reset options \['reset_mask'\]; known: problem",
+        ),
         ({"problem": -1}, r"problem index -1 is out of range"),
         ({"problem": 50}, r"problem index 50 is out of range"),
         ({"problem": 1.5}, r"problem must be an index .* got 1.5"),
         ({"problem": "3"}, r"problem must be an index .* got '3'"),
         ({"problem": True}, r"problem must be an index .* got True"),
         ({"problem": [3, 4]}, r"problem must be an index .* got \[3, 4\]"),
+        (5, r"reset options must be a dict with any of problem, alpha, target_steps; got 5"),
+        ([("problem", 1)], r"reset options must be a dict .* got \[\('problem', 1\)\]"),
+        ({1: 2}, r"unknown reset options \['1'\]"),
+        ({"alpha": -1}, r"alpha must be a finite number of at least 0, .* got -1"),
+        ({"alpha": np.inf}, r"alpha must be a finite number of at least 0, .* got inf"),
+        ({"alpha": "high"}, r"alpha must be a finite number .* got 'high'"),
+        ({"alpha": (0.1, 10.0)}, r"alpha must be .* of shape \(1,\), got \(0.1, 10.0\)"),
+        ({"target_steps": 0.5}, r"target_steps must be a finite number of at least 1, .* got 0.5"),
     ],
 )
 def test_wrong_reset_options(options, message):

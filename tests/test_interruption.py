@@ -127,7 +127,7 @@ def test_a_training_that_stops_anywhere_ends_with_the_same_bits(tmp_path, monkey
 def test_rows_begin_anew_where_the_dllm_remembers(tmp_path, monkeypatch):
     """Keys and values of every row are not saved: such a run goes on, with new episodes."""
     remembering = config(env={**TOY}, total_timesteps=256)
-    monkeypatch.setattr("dllm_gym.envs.engine.Engine.state", lambda self: None)
+    monkeypatch.setattr("dllm_gym.envs.engine.Engine.remembers", True)
     directory = tmp_path / "run"
     assert killed_after(18, lambda: train(remembering, directory, save_every=0.0), monkeypatch)
     train(remembering, directory, resume=True)

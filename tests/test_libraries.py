@@ -61,10 +61,25 @@ def rewards(printed: str) -> list[float]:
     return [float(number) for number in re.findall(r"reward (\d\.\d+)", printed)]
 
 
-@pytest.mark.parametrize("title", ["Stable-Baselines3", "Any other library"])
-def test_snippets_of_the_page_run(title, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("title", "needed"),
+    [
+        ("Stable-Baselines3", "stable_baselines3"),
+        ("sb3-contrib", "sb3_contrib"),
+        ("Any other library", "gymnasium"),
+    ],
+)
+def test_snippets_of_the_page_run(title, needed, monkeypatch, tmp_path):
+    pytest.importorskip(needed)
     monkeypatch.chdir(tmp_path)
     exec(compile(snippets(title), "docs/libraries.md", "exec"), {})  # our own text
+
+
+def test_minari_records_infos(monkeypatch, tmp_path):
+    pytest.importorskip("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
+    (tmp_path / "record.py").write_text(snippets("Minari"), encoding="utf-8")
+    assert run_alone(tmp_path, tmp_path / "record.py").startswith("[0 1 2")
 
 
 # One file ---------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from toy_backend import ToyBackend, ToyTask
 import dllm_gym
 from dllm_gym.backends import load_backend, register_backend
 from dllm_gym.envs.engine import Engine
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import dllm_gym
 from dllm_gym.backends import load_backend
 from dllm_gym.backends.memory import residual_context
-from dllm_gym.envs.unmask import UnmaskVectorEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 BLOCKWISE = sorted(name for name, case in CASES.items() if case.attention_block is not None)
 EMBEDDED = ("tiny-arithmetic", "tiny-arithmetic-dream")

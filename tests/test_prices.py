@@ -15,7 +15,8 @@ from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 
 import dllm_gym
 from dllm_gym.envs.rewards import REWARDS
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -15,7 +15,8 @@ from gymnasium.vector import AutoresetMode
 from toy_backend import ToyBackend, ToyTask
 
 import dllm_gym
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 from dllm_gym.registration import register_envs
 
 
@@ -243,9 +244,9 @@ def test_unknown_autoreset_mode(mode):
         toys(autoreset_mode=mode)
 
 
-@pytest.mark.parametrize("num_envs", [0, -1])
+@pytest.mark.parametrize("num_envs", [0, -1, 2.5, True, None])
 def test_too_few_environments(num_envs):
-    with pytest.raises(ValueError, match=f"num_envs must be at least 1, got {num_envs}"):
+    with pytest.raises(ValueError, match=f"num_envs must be a whole number of at least 1, got {num_envs}"):
         toys(num_envs)
 
 

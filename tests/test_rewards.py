@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy_backend import ScriptedBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS, additive, correctness, multiplicative, multiplicative_paper
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 ALPHAS = [0, 0.5, 1, 2]
 every_reward = pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS.keys())
@@ -161,3 +162,30 @@ def test_a_function_gets_the_alpha_its_episode_drew_and_the_metric_asked_for():
 def test_a_function_that_is_no_reward_is_refused_at_the_door(reward, message):
     with pytest.raises(ValueError, match=message):
         UnmaskEnv(**scripted(reward=reward, alpha=(0.5, 2)))
+
+
+@pytest.mark.parametrize("paid", [np.nan, np.inf, None, "0.5", 1j])
+def test_a_function_that_fails_in_play_only_is_refused_there(paid):
+    def sometimes(score, steps, length, alpha):
+        return 0.5 if steps in (1, length) else paid
+
+    for make in (UnmaskEnv, UnmaskVectorEnv):
+        env = make(backend=ScriptedBackend([4, 0, 0, 0, 0, 0]), task=ToyTask(), reward=sometimes)
+        env.reset(seed=0)
+        first, second = np.eye(2, dtype=np.int8).repeat(3, axis=1)
+        several = second.shape if make is UnmaskEnv else (1, 6)
+        env.step(first.reshape(several))
+        with pytest.raises(ValueError, match=r"reward sometimes must give a finite number, got .* steps 2,"):
+            env.step(second.reshape(several))
+
+
+@pytest.mark.parametrize("score", [np.nan, -0.5, 1.5])
+def test_scores_out_of_range_are_refused(score):
+    class Strange(ToyTask):
+        def score(self, completion, problem):
+            return score
+
+    env = UnmaskEnv(backend=ScriptedBackend([4, 0, 0, 0, 0, 0]), task=Strange())
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"task toy must score 0 to 1, got {score} for '400000'"):
+        env.step(np.ones(6))

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.distributions import kl_divergence
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecMonitor
 from toy_unmask import ToyUnmaskVectorEnv
 
@@ -181,6 +182,39 @@ def test_optimizer_arguments_are_sb3s():
     assert isinstance(policy.optimizer, torch.optim.AdamW)
     assert policy.optimizer.param_groups[0]["weight_decay"] == 0.1
     assert policy.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+REFUSED = {
+    "net_arch": [64, 64],
+    "activation_fn": torch.nn.ReLU,
+    "ortho_init": True,
+    "features_extractor_class": FlattenExtractor,
+    "features_extractor_kwargs": {},
+    "share_features_extractor": False,
+    "normalize_images": False,
+    "log_std_init": 0.0,
+    "squash_output": False,
+    "widht": 16,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_arguments_that_would_change_nothing_are_refused_by_name(name):
+    message = rf"{name} would change nothing: .* it accepts features, width, .*optimizer_kwargs"
+    with pytest.raises(ValueError, match=message):
+        PPO(UnmaskPolicy, make_env(), policy_kwargs={name: REFUSED[name]})
+    with pytest.raises(ValueError, match="use_sde would change nothing"):
+        make_policy(use_sde=True)
+
+
+def test_arguments_that_are_accepted_arrive():
+    sizes = {"width": 16, "heads": 1, "layers": 2, "mlp_width": 8, "initial_bias": -1.0}
+    settings = {**sizes, "critic": False, "sampler": "dpls", "optimizer_class": torch.optim.SGD}
+    policy = PPO(UnmaskPolicy, make_env(), policy_kwargs=settings).policy
+    assert isinstance(policy.optimizer, torch.optim.SGD)
+    assert {name: getattr(policy.network_config, name) for name in sizes} == sizes
+    assert policy.network.value_head is None
+    assert isinstance(policy.action_dist, DPLSDistribution)
 
 
 def test_starts_with_the_papers_bias_and_plain_torch_initialisation():

@@ -175,6 +175,8 @@ def test_attributes_and_methods_of_sub_environments():
     assert env.get_attr("truncate") == [True, True, False]
     env.set_attr("truncate", False)
     assert env.get_attr("truncate") == [False] * 3
+    with pytest.raises(AttributeError, match="has no attribute 'truncat' that could be set"):
+        env.set_attr("truncat", True)
     env.reset()
     assert env.env_method("_observe", indices=2)[0].tolist() == [0.0, 0.0]
     assert not env.has_attr("nothing_like_it")
@@ -193,6 +195,8 @@ def test_attributes_and_methods_of_a_batched_environment():
     assert env.env_is_wrapped(Monitor) == [False] * 3
     assert len(env.env_method("render")) == 3
     assert not env.has_attr("nothing_like_it")
+    with pytest.raises(AttributeError, match="'nothing_like_it'"):
+        env.set_attr("nothing_like_it", 1)
 
 
 def test_wrapped_sub_environments_are_recognised():

@@ -166,7 +166,7 @@ def test_what_a_server_cannot_serve_is_refused():
     with pytest.raises(ValueError, match="unknown revealed_confidence 'two'; choose one of one, model"):
         BlockWriter(FULL, MASK, revealed_confidence="two")
     logits, tokens, masked = random_block(1)
-    with pytest.raises(ValueError, match=r"actions of shape \(3, 1\), not \(3, 8\)"):
+    with pytest.raises(ValueError, match=r"of shape \(3, 8\), got float32 of \(3, 1\)"):
         BlockWriter(lambda o: o["progress"], MASK).write(logits, tokens, masked, [0, 0, 0])
     logits[1, 2, 3] = torch.nan
     with pytest.raises(ValueError, match=r"NaN or infinite logits in rows \[1\]"):

@@ -648,7 +648,7 @@ def test_resume_goes_on_to_the_end(tmp_path, monkeypatch):
 def test_resume_goes_on_with_the_next_problem(tmp_path, monkeypatch, remembers):
     """Of the next group, where the dLLM remembers earlier steps: there all rows begin anew."""
     if remembers:
-        monkeypatch.setattr("dllm_gym.envs.engine.Engine.state", lambda self: None)
+        monkeypatch.setattr("dllm_gym.envs.engine.Engine.remembers", True)
     directory, config = tmp_path / "run", tiny()
     train_until(config, directory, 1, monkeypatch)
     before = torch.load(directory / "training_state.pt", weights_only=True)["next_ticket"]

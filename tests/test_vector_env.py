@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import TimeLimit
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +15,8 @@ from packaging.version import Version
 from toy_backend import MASK, ScriptedBackend, ToyBackend, ToyTask
 
 from dllm_gym.envs.rewards import REWARDS
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha", "target_steps")
@@ -60,12 +62,22 @@ def assert_same(one, other, atol=0.0):
 # Batched = one by one -------------------------------------------------------------------------------------
 
 
+class Limited(TimeLimit):
+    """Gymnasium's, saying at its end too what an episode came to."""
+
+    def step(self, action):
+        *rest, terminated, truncated, info = super().step(action)
+        if truncated and not terminated:
+            info = {**self.unwrapped.engine.outcomes(np.array([0]))[0][1], **info}
+        return *rest, terminated, truncated, info
+
+
 class Twins:
     """The batched environment and its one-by-one twin, treated alike and compared each time."""
 
-    def __init__(self, num_envs, mode, atol=0.0, **kwargs):
-        self.ours = UnmaskVectorEnv(num_envs, autoreset_mode=mode, **kwargs)
-        singles = [lambda: UnmaskEnv(**kwargs)] * num_envs
+    def __init__(self, num_envs, mode, atol=0.0, limit=None, **kwargs):
+        self.ours = UnmaskVectorEnv(num_envs, autoreset_mode=mode, max_episode_steps=limit, **kwargs)
+        singles = [lambda: Limited(UnmaskEnv(**kwargs), limit) if limit else UnmaskEnv(**kwargs)] * num_envs
         self.theirs = SyncVectorEnv(singles, autoreset_mode=mode)
         self.atol = atol
         assert self.ours.observation_space == self.theirs.observation_space
@@ -112,6 +124,10 @@ def draw_options(rng, partial):
         options["reset_mask"] = partial
     if rng.random() < 0.5:
         options["problem"] = int(rng.integers(50))
+    if rng.random() < 0.3:
+        options["alpha"] = float(rng.random() * 3)
+    if rng.random() < 0.3:
+        options["target_steps"] = int(rng.integers(1, 9))
     return options or None
 
 
@@ -135,7 +151,7 @@ def walk(twins, rng, steps, first_seed):
             some = over | (rng.random(num_envs) < 0.3)
             if some.any():
                 twins.reset(seed=draw_seed(rng, num_envs), options=draw_options(rng, some))
-        over = twins.step(draw_actions(rng, num_envs, length))[2]
+        over = np.logical_or(*twins.step(draw_actions(rng, num_envs, length))[2:4])
         episodes += over.sum()
     return episodes
 
@@ -165,6 +181,29 @@ def test_equals_single_environments_step_by_step(mode, num_envs, kwargs, first_s
     twins = Twins(num_envs, mode, backend=ToyBackend(), task=ToyTask(), **kwargs)
     first_seed = first_seed if isinstance(first_seed, int) else first_seed[:num_envs]
     walk(twins, np.random.default_rng(rng_seed), steps=20, first_seed=first_seed)
+
+
+@every_mode
+@settings(max_examples=20)
+@given(
+    limit=st.integers(1, 6), on_empty=st.sampled_from(["best", "noop"]), first_seed=seeds,
+    rng_seed=st.integers(0, 2**32),
+)  # fmt: skip
+def test_truncates_as_single_environments_with_a_time_limit_do(mode, limit, on_empty, first_seed, rng_seed):
+    twins = Twins(4, mode, limit=limit, backend=ToyBackend(), task=ToyTask(), on_empty=on_empty)
+    walk(twins, np.random.default_rng(rng_seed), 12, first_seed)
+
+
+def test_a_truncated_episode_is_paid_nothing_and_accounted_for():
+    env = gym.make_vec("DLLMUnmask-v0", num_envs=2, max_episode_steps=2, autoreset_mode="SameStep")
+    env.reset(seed=0)
+    env.step(everyone(2, 0, length=48))
+    *_, rewards, terminations, truncations, infos = env.step(everyone(2, 1, length=48))
+    assert (rewards.tolist(), terminations.any(), truncations.all()) == ([0.0, 0.0], False, True)
+    assert infos["final_info"]["nfe"].tolist() == [2, 2]
+    assert infos["final_obs"][0]["mask"].sum() == 46
+    with pytest.raises(ValueError, match="max_episode_steps must be a whole number of at least 1, got 0"):
+        toys(max_episode_steps=0)
 
 
 @every_mode
@@ -506,6 +545,16 @@ def test_wrong_reset_masks(mask, error, message):
         ({"options": {"problem": [1, 2, 50]}}, r"problem index 50 is out of range"),
         ({"options": {"problem": -1}}, r"problem index -1 is out of range"),
         ({"seed": [1, 2]}, r"got 2 seeds for 3 environments"),
+        ({"seed": "x"}, r"seed must be a whole number, or one or None for each of 3 environments, got 'x'"),
+        ({"seed": "123"}, r"seed must be a whole number, .* got '123'"),
+        ({"seed": 1.5}, r"seed must be a whole number, .* got 1.5"),
+        ({"seed": [1, "x", 2]}, r"seed must be a whole number, .* got \[1, 'x', 2\]"),
+        ({"options": 5}, r"reset options must be a dict with any of reset_mask, problem, alpha, .* got 5"),
+        ({"options": {"alpha": [1.0, 2.0]}}, r"alpha must be .* of shape \(3,\), got \[1.0, 2.0\]"),
+        (
+            {"options": {"target_steps": [1, 2, np.nan]}},
+            r"target_steps must be a finite number of",
+        ),
     ],
 )
 def test_a_wrong_reset_is_refused_and_starts_nothing(arguments, message):

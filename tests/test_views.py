@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from toy_backend import ToyBackend, ToyTask
 
 from dllm_gym.backends import load_backend
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 
 def toy(rows=None, **kwargs):

@@ -1,4 +1,4 @@
-"""``MultiBinaryToMultiDiscrete``: the same environment behind another action space."""
+"""The wrappers: other action spaces, flat observations, infos that stay alike, and the same environment."""
 
 import doctest
 
@@ -6,19 +6,26 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector.utils import batch_space, iterate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecFrameStack, VecMonitor
 from toy_backend import ToyBackend, ToyTask
 
 import dllm_gym
 import dllm_gym.envs.wrappers
+from dllm_agents import make_sb3_env
+from dllm_agents.sb3 import GymVecEnv
 from dllm_gym import MultiBinaryToMultiDiscrete, VectorMultiBinaryToMultiDiscrete
-from dllm_gym.envs.unmask import UnmaskEnv, UnmaskVectorEnv
+from dllm_gym.envs.unmask import UnmaskEnv
+from dllm_gym.envs.vector import UnmaskVectorEnv
 
 LENGTH = 6
 
@@ -187,3 +194,112 @@ def test_spec_names_the_wrapper():
 def test_examples_in_the_docstrings():
     assert doctest.testmod(dllm_gym.envs.wrappers).attempted > 5
     assert doctest.testmod(dllm_gym.envs.wrappers).failed == 0
+
+
+# Flat observations -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_flat_observations_are_gymnasiums_row_by_row(mode):
+    observe = ("tokens", "top_k", "alpha")
+    flat = dllm_gym.VectorFlattenObservation(toys(3, autoreset_mode=mode, observe=observe))
+    plain = toys(3, autoreset_mode=mode, observe=observe)
+    single = plain.single_observation_space
+    assert flat.single_observation_space == spaces.utils.flatten_space(single)
+    assert flat.observation_space.shape == (3, flat.single_observation_space.shape[0])
+
+    def rows(observations):
+        return [spaces.utils.flatten(single, row) for row in iterate(plain.observation_space, observations)]
+
+    observations, infos = flat.reset(seed=0)
+    expected, expected_infos = plain.reset(seed=0)
+    np.testing.assert_array_equal(observations, rows(expected))
+    assert observations in flat.observation_space
+    assert_same(infos, expected_infos)
+    rng, finals = np.random.default_rng(0), 0
+    for _ in range(12):
+        actions = rng.random((3, 6)) < 0.5
+        ours, theirs = flat.step(actions), plain.step(actions)
+        np.testing.assert_array_equal(ours[0], rows(theirs[0]))
+        assert ours[0].dtype == flat.observation_space.dtype
+        assert_same(ours[1:4], theirs[1:4])
+        for row in np.flatnonzero(theirs[4].get("_final_obs", np.zeros(3))):
+            finals += 1
+            last = spaces.utils.flatten(single, theirs[4]["final_obs"][row])
+            np.testing.assert_array_equal(ours[4]["final_obs"][row], last)
+        if mode is AutoresetMode.DISABLED and ours[2].any():
+            flat.reset(options={"reset_mask": ours[2]})
+            plain.reset(options={"reset_mask": ours[2]})
+    assert (finals > 3) == (mode is AutoresetMode.SAME_STEP)
+
+
+def test_frames_of_flat_observations_are_stacked():
+    envs = dllm_gym.VectorFlattenObservation(toys(2, autoreset_mode="SameStep"))
+    env = VecFrameStack(VecMonitor(GymVecEnv(envs)), n_stack=3)
+    width = envs.single_observation_space.shape[0]
+    first = env.reset()
+    second, _, _, _ = env.step(np.eye(6, dtype=np.int8)[:2])
+    assert first.shape == second.shape == (2, 3 * width)
+    np.testing.assert_array_equal(second[:, width : 2 * width], first[:, 2 * width :])
+    *_, infos = env.step(np.ones((2, 6), dtype=np.int8))
+    assert infos[0]["terminal_observation"].shape == (3 * width,)
+    PPO("MlpPolicy", env, n_steps=8, batch_size=16, n_epochs=1, device="cpu").learn(32)
+
+
+def test_other_observations_are_refused():
+    envs = gym.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    with pytest.raises(ValueError, match=r"observations must be a Dict of Box and MultiBinary, got Box"):
+        dllm_gym.VectorFlattenObservation(envs)
+
+
+# Infos -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+@pytest.mark.parametrize("on_empty", ["best", "noop"])
+def test_full_infos_have_the_same_keys_and_types_all_the_time(limit, on_empty):
+    env = gym.make("DLLMUnmask-v0", max_episode_steps=limit, on_empty=on_empty, task="sudoku")
+    env = dllm_gym.FullInfo(env)
+    _, first = env.reset(seed=0)
+    rng, over, steps, infos = np.random.default_rng(0), False, 0, [first]
+    while not over:
+        assert (infos[-1]["nfe"], infos[-1]["is_success"], infos[-1]["score"]) == (steps, False, 0.0)
+        *_, terminated, truncated, info = env.step(rng.random(16) < 0.15)
+        infos.append(info)
+        steps, over = steps + 1, terminated or truncated
+    assert truncated == (limit is not None)
+    for info in infos:
+        assert info.keys() == first.keys() >= {"prompt", "problem", "action_mask", "cell_accuracy"}
+        assert {key: type(value) for key, value in info.items()} == {
+            key: type(value) for key, value in first.items()
+        }
+        assert (info["problem"], info["prompt"]) == (first["problem"], first["prompt"])
+    assert infos[-1]["nfe"] == steps
+    task = env.unwrapped.engine.task
+    assert infos[-1]["score"] == task.score(infos[-1]["completion"], task.problem(first["problem"]))
+    assert infos[-1]["completion"]
+
+
+def test_full_infos_change_nothing_that_is_there():
+    plain, full = toy(), dllm_gym.FullInfo(toy())
+    plain.reset(seed=0)
+    full.reset(seed=0)
+    for action in np.eye(6, dtype=np.int8):
+        info, more = plain.step(action)[-1], full.step(action)[-1]
+        assert_same(info, {key: more[key] for key in info})
+
+
+def test_monitors_find_their_keywords_at_a_time_limit():
+    env = gym.make("DLLMUnmask-v0", max_episode_steps=2, completion_length=8)
+    env = Monitor(dllm_gym.FullInfo(env), info_keywords=("is_success", "score", "nfe"))
+    env.reset(seed=0)
+    nothing = np.zeros(8, dtype=np.int8)
+    env.step(nothing)
+    assert env.step(nothing)[-1]["episode"]["nfe"] == 2
+    envs = make_sb3_env(2, completion_length=8, max_episode_steps=2)
+    envs.reset()
+    envs.step(np.zeros((2, 8)))
+    *_, dones, infos = envs.step(np.zeros((2, 8)))
+    assert dones.all()
+    assert [info["TimeLimit.truncated"] for info in infos] == [True, True]
+    assert [info["episode"]["nfe"] for info in infos] == [2, 2]

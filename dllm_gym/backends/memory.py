@@ -262,15 +262,22 @@ class ResidualMemory:
 
     def __init__(self, backend: Computing, start: str, num_rows: int, length: int) -> None:
         self.backend, self.start, self.length = backend, start, length
-        self._embeddings = backend.model.get_input_embeddings()
-        self._mask: Tensor = self._embeddings.weight[backend.mask_token_id]  # (H,)
-        self._context = self._mask.detach().repeat(num_rows, length, 1)  # (N, L, H)
+        self._context = self._mask.repeat(num_rows, length, 1)  # (N, L, H)
         self._begun = np.zeros(num_rows, dtype=bool)
+
+    @property
+    def _embeddings(self) -> Any:  # the model's: copies of an environment do not copy them
+        return self.backend.model.get_input_embeddings()
+
+    @property
+    def _mask(self) -> Tensor:  # (H,)
+        mask: Tensor = self._embeddings.weight[self.backend.mask_token_id]
+        return mask.detach()
 
     @torch.inference_mode()
     def forget(self, rows: NDArray[np.int64]) -> None:
         """The episodes of these rows begin."""
-        self._context[rows] = self._mask.detach()
+        self._context[rows] = self._mask
         self._begun[rows] = False
 
     @torch.inference_mode()

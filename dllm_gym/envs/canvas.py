@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-BoolArray = NDArray[np.bool_]
-IntArray = NDArray[np.int64]
-
-_STATE = (
-    *("_block_of", "_prompts", "_prompt_lengths", "_completions"),
-    *("masked", "just_revealed", "steps"),
-)
+from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
 
 
-class Canvas:
+class Canvas(PerRow):
     """Episodes in flight, one per row; any row can be started afresh while the others go on.
 
-    A row is a left-padded prompt followed by ``completion_length`` positions that start as mask
-    tokens. Prompts are padded to the longest seen so far; ``model_input`` trims what no row needs.
+    A row is a prompt followed by ``completion_length`` positions that start as mask tokens.
 
     Attributes:
         masked: ``(N, L)`` bool, positions not yet revealed.
@@ -40,6 +31,11 @@ class Canvas:
             first one of the completion may be shorter.
     """
 
+    per_row = (
+        *("_block_of", "_prompts", "_completions"),
+        *("masked", "just_revealed", "steps"),
+    )
+
     def __init__(
         self,
         num_rows: int,
@@ -57,32 +53,16 @@ class Canvas:
         self._rows = np.arange(num_rows)
         self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
         self._block_of = block_numbers(completion_length, block_length, np.zeros(num_rows, dtype=np.int64))
-        self._prompts = np.full((num_rows, 0), pad_token_id, dtype=np.int64)  # (N, P)
-        self._prompt_lengths = np.zeros(num_rows, dtype=np.int64)
+        self._prompts: list[IntArray] = [np.zeros(0, dtype=np.int64)] * num_rows  # of their own lengths
         self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
         self.masked: BoolArray = np.ones((num_rows, completion_length), dtype=bool)
         self.just_revealed: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Everything about the episodes in flight, copied."""
-        return {name: getattr(self, name).copy() for name in _STATE}
-
-    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Goes on where ``state`` was taken, on a canvas of the same sizes."""
-        for name in _STATE:
-            setattr(self, name, state[name].copy())
-
     def start(self, rows: IntArray, prompts: Sequence[Sequence[int]]) -> None:
         """Gives some rows ``(R,)`` a prompt each and an empty completion."""
-        lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)  # (R,)
-        missing = int(lengths.max(initial=0)) - self._prompts.shape[1]
-        if missing > 0:
-            self._prompts = np.pad(self._prompts, ((0, 0), (missing, 0)), constant_values=self._pad_token_id)
-        self._prompts[rows] = self._pad_token_id
         for row, prompt in zip(rows.tolist(), prompts, strict=True):
-            self._prompts[row, self._prompts.shape[1] - len(prompt) :] = prompt
-        self._prompt_lengths[rows] = lengths
+            self._prompts[row] = np.array(prompt, dtype=np.int64)
         offsets = self.block_offsets(rows)
         self._block_of[rows] = block_numbers(self.completion_length, self._block_length, offsets)
         self._completions[rows] = self._mask_token_id
@@ -92,7 +72,7 @@ class Canvas:
 
     def block_offsets(self, rows: IntArray) -> IntArray:
         """``(R,)``: how many tokens of the prompt are in the first block of the completion, for some rows."""
-        lengths: IntArray = self._prompt_lengths[rows]
+        lengths = self._lengths(rows)
         return lengths % self._block_length if self._blocks_from_prompt else np.zeros_like(lengths)
 
     def in_active_block(self) -> BoolArray:
@@ -138,12 +118,18 @@ class Canvas:
 
     def model_input(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         """Tokens and attention mask ``(R, P + L)`` of some rows, P their longest prompt."""
-        lengths = self._prompt_lengths[rows]
+        lengths = self._lengths(rows)
         longest = int(lengths.max(initial=0))
-        first = self._prompts.shape[1] - longest
-        tokens = np.concatenate([self._prompts[rows, first:], self._completions[rows]], axis=1)
-        real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]  # (R, P + L)
+        tokens = np.full((len(rows), longest + self.completion_length), self._pad_token_id)  # (R, P + L)
+        for line, row, length in zip(tokens, rows.tolist(), lengths.tolist(), strict=True):
+            line[longest - length : longest] = self._prompts[row]
+        tokens[:, longest:] = self._completions[rows]
+        real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]
         return tokens, real.astype(np.int64)
+
+    def _lengths(self, rows: IntArray) -> IntArray:
+        """``(R,)``: how long the prompts of some rows are."""
+        return np.array([len(self._prompts[row]) for row in rows.tolist()], dtype=np.int64)
 
 
 def block_numbers(length: int, block_length: int, offset: IntArray) -> IntArray:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from numbers import Real
 
+from dllm_gym.envs.checks import LEAST_ALPHA, LEAST_TARGET, number_or_range
+
 Reward = Callable[[float, float, int, float], float]  # (r, n, L, alpha) -> what the episode earns
 
 
@@ -74,8 +76,94 @@ def find_reward(reward: str | Reward, length: int, alphas: Sequence[float]) -> t
     except TypeError as error:
         raise ValueError(f"reward {name} must take score, steps, length and alpha: {error}") from None
     for score, steps, alpha in product((0.0, 1.0), (1.0, float(length)), alphas):
-        paid: object = reward(score, steps, length, alpha)
-        if not isinstance(paid, Real) or not math.isfinite(paid):
-            seen = f"score {score:g}, steps {steps:g}, length {length}, alpha {alpha:g}"
-            raise ValueError(f"reward {name} must give a finite number, got {paid!r} for {seen}")
+        pay(name, reward, score, steps, length, alpha)
     return name, reward
+
+
+def pay(name: str, reward: Reward, score: float, steps: float, length: int, alpha: float) -> float:
+    """What an episode earns by a reward function.
+
+    Raises:
+        ValueError: If it gives no finite number.
+    """
+    paid: object = reward(score, steps, length, alpha)
+    if not isinstance(paid, Real) or not math.isfinite(paid):
+        seen = f"score {score:g}, steps {steps:g}, length {length}, alpha {alpha:g}"
+        raise ValueError(f"reward {name} must give a finite number, got {paid!r} for {seen}")
+    return float(paid)
+
+
+class Prices:
+    """What the steps of an episode cost; alpha and target_steps may change between episodes.
+
+    Args:
+        reward: As in ``UnmaskEnv``, like the arguments that follow.
+        length: L.
+        alpha: See there.
+        target_steps: See there.
+
+    Raises:
+        ValueError: For what ``UnmaskEnv`` refuses; also if ``alpha`` or ``target_steps`` is set to it.
+    """
+
+    __slots__ = ("_alpha", "_function", "_length", "_reward", "_target_steps")  # and no misspelt ones
+
+    def __init__(
+        self,
+        reward: str | Reward,
+        length: int,
+        alpha: float | Sequence[float],
+        target_steps: float | Sequence[float],
+    ) -> None:
+        self._length = length
+        self._alpha = number_or_range("alpha", alpha, LEAST_ALPHA)
+        self._reward, self._function = find_reward(reward, length, self._alpha)
+        self.target_steps = target_steps
+
+    @property
+    def reward(self) -> str:
+        """The reward's name."""
+        return self._reward
+
+    @property
+    def alpha(self) -> float | tuple[float, float]:
+        """The step price: a number, or the range each episode draws its own from."""
+        return _shown(self._alpha)
+
+    @alpha.setter
+    def alpha(self, value: float | Sequence[float]) -> None:
+        ends = number_or_range("alpha", value, LEAST_ALPHA)
+        find_reward(self._function, self._length, ends)  # which tries it on them
+        self._alpha = ends
+
+    @property
+    def target_steps(self) -> float | tuple[float, float]:
+        """The number of steps to aim at, likewise."""
+        return _shown(self._target_steps)
+
+    @target_steps.setter
+    def target_steps(self, value: float | Sequence[float]) -> None:
+        self._target_steps = number_or_range("target_steps", value, LEAST_TARGET)
+
+    @property
+    def are_drawn(self) -> bool:
+        """Whether there is a range to draw from."""
+        return any(low < high for low, high in (self._alpha, self._target_steps))
+
+    def at(self, alpha: float, target: float) -> tuple[float, float]:
+        """Alpha and target_steps at two numbers in [0, 1), log-uniformly between the ends of their ranges."""
+        return _log_uniform(self._alpha, alpha), _log_uniform(self._target_steps, target)
+
+    def pay(self, score: float, steps: int, alpha: float, target: float) -> float:
+        """What an episode earns with alpha and target_steps its own."""
+        priced = max(steps / target, target / steps)  # the default target, 1, leaves them as they are
+        return pay(self.reward, self._function, score, priced, self._length, alpha)
+
+
+def _log_uniform(ends: tuple[float, float], at: float) -> float:
+    low, high = ends
+    return low if low == high else low * (high / low) ** float(at)
+
+
+def _shown(ends: tuple[float, float]) -> float | tuple[float, float]:
+    return ends[0] if ends[0] == ends[1] else ends

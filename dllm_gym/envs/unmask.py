@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from operator import index
-from typing import Any
+from typing import Any, Never
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.utils.seeding import np_random
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend
-from dllm_gym.envs.canvas import BoolArray, IntArray
-from dllm_gym.envs.engine import Engine, Observation
-from dllm_gym.envs.rendering import render_ansi, render_rgb
+from dllm_gym.envs import checks
+from dllm_gym.envs.engine import ARGUMENTS, Engine
+from dllm_gym.envs.observations import Observation
 from dllm_gym.envs.rewards import Reward
+from dllm_gym.envs.rows import BoolArray, IntArray
+from dllm_gym.envs.shell import METADATA, Shell, noise_rng, two_sided
 from dllm_gym.tasks import Task
 
 Action = NDArray[Any]
 
-_METADATA = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
-_FIRST_ROW: IntArray = np.zeros(1, dtype=np.int64)
+_ROW: IntArray = np.zeros(1, dtype=np.int64)  # the only one
 
 
-class UnmaskEnv(gym.Env[Observation, Action]):
+class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     """Decide which masked positions a frozen diffusion language model reveals next.
 
     ## Description
@@ -42,7 +39,9 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106, section 3).
 
     ## Action Space
-    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there.
+    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there. Arrays,
+    sequences and tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such as
+    logits or probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
     Bits outside the observation's `action_mask` are ignored and counted in `info["ignored_actions"]`.
     An action that selects nothing is counted in `info["empty_actions"]` and follows `on_empty`.
     Random legal actions: `env.action_space.sample(mask=2 * info["action_mask"])`.
@@ -94,24 +93,32 @@ class UnmaskEnv(gym.Env[Observation, Action]):
 
     With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
     is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
-    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier.
+    episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier. Both
+    may change between episodes: `reset(options={"alpha": 3.0, "target_steps": 8})` is about one episode,
+    `env.unwrapped.alpha = 3.0` or `env.set_wrapper_attr("alpha", 3.0)` about all that start from then on (a
+    range is accepted here, too). Nothing else can be set after an environment is made: `set_wrapper_attr`
+    refuses other names.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
     ## Starting State
     A problem of the task's `split`, drawn by the environment's generator, and a completion of `L` masks.
-    `reset(options={"problem": index})` picks the problem.
+    `reset(options={"problem": index})` picks the problem. `state()` and `restore(state)` go back to any
+    moment of an episode, also of another environment made alike (`docs/planning.md`); `copy.deepcopy`,
+    `pickle` and `cloudpickle` copy an environment at any moment, and the copy is independent of it.
 
     ## Episode End
     *Terminated* when every position is revealed, when `L` steps are used (the budget is part of the
     task, so this is no truncation), or, with `stop_at_eos`, once an end token and everything before it
-    are revealed. Never truncated. What is scored is the text before the first end token.
+    are revealed. Never truncated, unless you say so by `max_episode_steps` in `gym.make` or `gym.make_vec`;
+    then the reward, which comes at the end, is 0. What is scored is the text before the first end token.
 
     ## Information
     `reset` returns `problem` (its index), `prompt` and `action_mask`; `step` returns `action_mask`
     (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (steps used; each is one
     forward of the dLLM), `completion` (text), `problem`, `empty_actions`, `ignored_actions` and the
-    task's own metrics.
+    task's own metrics. Libraries that want the same keys all the time get them by the wrapper
+    `dllm_gym.FullInfo`.
 
     ## Arguments
     ```python
@@ -149,7 +156,8 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - `view="completion"`: every position is shown; `"block"`: the active block only.
     - `stop_at_eos=False`: see Episode End.
     - `group_size=1`: in the vector environment, that many consecutive sub-environments get the same
-      sequence of problems.
+      sequence of problems. A single environment, and one made of single ones (`vectorization_mode="sync"`),
+      takes 1 only.
     - `render_mode=None`: `"ansi"` or `"rgb_array"`.
 
     ## Vectorized environment
@@ -160,6 +168,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
       `SameStep` wastes no step and suits training; a row that finishes starts its next problem in the
       same forward. `Disabled` leaves finished rows alone until
       `reset(options={"reset_mask": mask, "problem": indices})`.
+    - `max_episode_steps=None`: truncates episodes after so many steps.
 
     ## References
     - M. Jazbec et al., Learning Unmasking Policies for Diffusion Language Models, arXiv 2512.09106.
@@ -169,7 +178,7 @@ class UnmaskEnv(gym.Env[Observation, Action]):
     - v0: first version.
     """
 
-    metadata = _METADATA
+    metadata = METADATA
 
     def __init__(
         self,
@@ -193,9 +202,11 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         stop_at_eos: bool = False,
         group_size: int = 1,
         render_mode: str | None = None,
+        **unknown: Never,
     ) -> None:
-        self.metadata = deepcopy(_METADATA)
-        self.render_mode = _check_render_mode(render_mode)
+        checks.refuse_unknown(unknown, (*ARGUMENTS, "render_mode"))
+        self.metadata = deepcopy(METADATA)
+        self.render_mode = checks.render_mode(render_mode)
         self.engine = Engine(
             1,
             backend=backend,
@@ -220,25 +231,28 @@ class UnmaskEnv(gym.Env[Observation, Action]):
         )
         self.observation_space: gym.Space[Any] = self.engine.observation_space
         self.action_space = self.engine.action_space
-        self._running = False
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode; ``options={"problem": index}`` picks the problem.
+        """Starts an episode.
+
+        Args:
+            seed: As everywhere in Gymnasium.
+            options: ``problem``, its index; ``alpha`` and ``target_steps`` of this episode, numbers.
 
         Raises:
-            ValueError: For an unknown option or a problem index the task does not have.
+            ValueError: For an unknown option, a problem index the task does not have, a number out of range.
         """
+        given = checks.reset_options(options, ("problem", "alpha", "target_steps"))
+        chosen = checks.chosen_episodes(given, 1, _ROW)
         super().reset(seed=seed)
-        _check_options(options, ("problem",))
         if self.engine.problem_rngs[0] is not self.np_random:
             self.engine.problem_rngs[0] = self.np_random
-            self.engine.noise_rngs[0] = _noise_rng(self._noise_seed())
-        problem = (options or {}).get("problem")
-        self.engine.start(_FIRST_ROW, None if problem is None else _check_problems(problem, 1))
-        self.engine.predict(_FIRST_ROW)
-        self._running = True
+            self.engine.seeds[0] = self.np_random_seed
+            self.engine.noise_rngs[0] = noise_rng(self._noise_seed())
+        self.engine.start(_ROW, **chosen)
+        self.engine.predict(_ROW)
         observation = self._observation()
         return observation, {
             "problem": int(self.engine.indices[0]),
@@ -253,35 +267,72 @@ class UnmaskEnv(gym.Env[Observation, Action]):
             action: ``(L,)``, 0/1 in any dtype.
 
         Raises:
-            ValueError: If the action has another shape.
+            ValueError: If the action is none of bits or has another shape.
             RuntimeError: If no episode is running.
         """
-        if not self._running:
+        if self.engine.ended[0]:
             raise RuntimeError("no episode is running; call reset first")
-        changed = self.engine.act(
-            _FIRST_ROW, _check_action(action, (1, self.engine.length), self.engine.length)
-        )
+        changed = self.engine.act(_ROW, checks.as_bits(action, (self.engine.length,))[None])
         terminated = bool(self.engine.canvas.finished()[0])
         reward, info = 0.0, dict[str, Any]()
         if terminated:
-            self._running = False
-            ((reward, info),) = self.engine.outcomes(_FIRST_ROW)
+            self.engine.ended[0] = True
+            ((reward, info),) = self.engine.outcomes(_ROW)
         elif changed[0]:
-            self.engine.predict(_FIRST_ROW)
+            self.engine.predict(_ROW)
         observation = self._observation()
         info["action_mask"] = observation["action_mask"].copy()
         return observation, reward, terminated, False, info
 
+    def state(self) -> dict[str, Any]:
+        """Everything about the episode, as arrays and plain values: from where ``restore`` goes on.
+
+        It is the state of one row of a batched environment, which ``UnmaskVectorEnv.restore`` fans out. What
+        wrappers remember is not in it.
+
+        Raises:
+            RuntimeError: Before the first reset, and if the dLLM remembers earlier steps (``cache``,
+                ``residual_context``); ``copy.deepcopy`` copies such an environment.
+        """
+        if self.engine.problems[0] is None:
+            raise RuntimeError("there is no episode; call reset first")
+        return self.engine.state(_ROW)
+
+    def restore(self, state: Mapping[str, Any]) -> Observation:
+        """Goes on where ``state`` was taken, as often as you like, if made with the same arguments.
+
+        Args:
+            state: Of one row.
+
+        Returns:
+            The observation that was last seen there.
+
+        Raises:
+            ValueError: For a state of an environment made with other arguments.
+        """
+        self.engine.restore(state, _ROW)
+        self._np_random, self._np_random_seed = self.engine.problem_rngs[0], self.engine.seeds[0]
+        return self._observation()
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Sets ``alpha`` or ``target_steps`` of the episodes that start from now on; wrappers hand it on.
+
+        Raises:
+            AttributeError: For everything else, ``force`` or not: it would look set.
+        """
+        self._set(name, value)
+        return True
+
     def action_masks(self) -> BoolArray:
         """``(2L,)`` bool for sb3-contrib's maskable algorithms: allow 0, allow 1, position by position."""
-        return _two_sided(self.engine.canvas.selectable()[0])
+        return two_sided(self.engine.canvas.selectable()[0])
 
     def render(self) -> Any:
         """The current state as coloured text (``ansi``) or as a picture (``rgb_array``)."""
         if self.render_mode is None:
             gym.logger.warn("render() was called, but the environment was made without a render_mode")
             return None
-        return _render(self.engine, 0, self.render_mode)
+        return self._render(0, self.render_mode)
 
     def _noise_seed(self) -> int:
         if self.np_random_seed >= 0:
@@ -290,260 +341,3 @@ class UnmaskEnv(gym.Env[Observation, Action]):
 
     def _observation(self) -> Observation:
         return {key: value[0] for key, value in self.engine.observation().items()}
-
-
-class UnmaskVectorEnv(gym.vector.VectorEnv[Observation, Action, NDArray[Any]]):
-    """``num_envs`` episodes of ``DLLMUnmask-v0`` in one batch; see ``UnmaskEnv`` for everything else.
-
-    Row i behaves exactly like a single environment seeded with ``seed + i`` (or ``seed[i]``): it has its
-    own generator, and no row depends on another. With ``group_size`` G, rows of a group of G draw their
-    problems from the generator of the group's first row.
-
-    Args:
-        num_envs: Number of rows.
-        autoreset_mode: ``NextStep``, ``SameStep`` or ``Disabled``, as text or ``AutoresetMode``.
-        render_mode: As in ``UnmaskEnv``.
-        **kwargs: The arguments of ``UnmaskEnv``.
-
-    Raises:
-        ValueError: For values out of range, naming what is accepted.
-    """
-
-    def __init__(
-        self,
-        num_envs: int = 1,
-        *,
-        autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
-        render_mode: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__()
-        if num_envs < 1:
-            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-        self.num_envs = num_envs
-        self.autoreset_mode = _check_autoreset_mode(autoreset_mode)
-        self.metadata = {**deepcopy(_METADATA), "autoreset_mode": self.autoreset_mode}
-        self.render_mode = _check_render_mode(render_mode)
-        self.engine = Engine(num_envs, **kwargs)
-        self.single_observation_space = self.engine.observation_space
-        self.single_action_space = self.engine.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._ended = np.ones(num_envs, dtype=bool)  # rows waiting for a reset
-        self._started = False
-        self._seeds = [0] * num_envs
-
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Starts episodes in all rows, or in those that ``options`` name.
-
-        Args:
-            seed: Row i is seeded with ``seed + i``, or with ``seed[i]``.
-            options: ``reset_mask``, ``(num_envs,)`` bool array, restricts the reset to some rows;
-                ``problem``, an index or ``(num_envs,)`` indices, picks the problems.
-
-        Raises:
-            TypeError: If ``reset_mask`` is no bool array.
-            ValueError: For wrong shapes, unknown options or problem indices, an empty ``reset_mask``.
-        """
-        options = options or {}
-        _check_options(options, ("reset_mask", "problem"))
-        rows = np.arange(self.num_envs)
-        if "reset_mask" in options:
-            rows = np.flatnonzero(_check_reset_mask(options["reset_mask"], self.num_envs))
-        self._seed(seed, rows)
-        problems = options.get("problem")
-        if problems is not None:
-            problems = [_check_problems(problems, self.num_envs)[row] for row in rows]
-        self.engine.start(rows, problems)
-        self.engine.predict(rows)
-        self._ended[rows] = False
-        self._started = True
-        observation = self.engine.observation()
-        return observation, self._reset_infos({}, rows, observation)
-
-    def step(
-        self, actions: Action
-    ) -> tuple[Observation, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
-        """Steps every row; see ``UnmaskEnv.step``.
-
-        Args:
-            actions: ``(num_envs, L)``, 0/1 in any dtype.
-
-        Raises:
-            ValueError: If the actions have another shape.
-            RuntimeError: Before the first reset, or, but for ``NextStep``, if a row has no running episode.
-        """
-        actions = _check_action(actions, (self.num_envs, self.engine.length), self.engine.length)
-        if not self._started:
-            raise RuntimeError("no episode is running; call reset first")
-        if self.autoreset_mode is not AutoresetMode.NEXT_STEP and self._ended.any():
-            rows = np.flatnonzero(self._ended).tolist()
-            raise RuntimeError(f"no episode is running in rows {rows}; reset them by reset_mask first")
-        restarted = np.flatnonzero(self._ended)  # NextStep: these spend the step on their reset
-        acting = np.flatnonzero(~self._ended)
-        stale = np.zeros(self.num_envs, dtype=bool)  # rows whose prediction must be computed anew
-        stale[acting] = self.engine.act(acting, actions[acting])
-        terminations = self.engine.canvas.finished()
-        terminations[restarted] = False
-        ended = np.flatnonzero(terminations)
-        rewards = np.zeros(self.num_envs)
-        infos: dict[str, Any] = {}
-        stale[ended] = False
-        self._ended[:] = terminations
-        if len(restarted):
-            self.engine.start(restarted)
-            stale[restarted] = True
-        outcomes = self.engine.outcomes(ended)
-        rewards[ended] = [reward for reward, _ in outcomes]
-        if self.autoreset_mode is AutoresetMode.SAME_STEP and len(ended):
-            self._add_final(infos, ended, [info for _, info in outcomes])
-            self.engine.start(ended)
-            stale[ended] = True
-            self._ended[:] = False
-            restarted = ended
-        else:
-            for row, (_, info) in zip(ended.tolist(), outcomes, strict=True):
-                infos = self._add_info(infos, info, row)
-        self.engine.predict(np.flatnonzero(stale))
-        observation = self.engine.observation()
-        infos = self._reset_infos(infos, restarted, observation)
-        return observation, rewards, terminations, np.zeros(self.num_envs, dtype=bool), infos
-
-    def state(self) -> dict[str, Any] | None:
-        """Everything about the episodes in flight: arrays and plain values; see ``Engine.state``."""
-        engine = self.engine.state()
-        return None if engine is None else {"engine": engine, "ended": self._ended.copy()}
-
-    def restore(self, state: Mapping[str, Any]) -> Observation:
-        """Goes on where ``state`` was taken, in an environment made with the same arguments.
-
-        Returns:
-            The observation that was last seen there.
-        """
-        self.engine.restore(state["engine"])
-        self._ended[:] = state["ended"]
-        self._started = True
-        return self.engine.observation()
-
-    def action_masks(self) -> BoolArray:
-        """``(num_envs, 2L)`` bool, as in ``UnmaskEnv.action_masks``."""
-        return _two_sided(self.engine.canvas.selectable())
-
-    def render(self) -> tuple[Any, ...] | None:
-        """One frame per row."""
-        if self.render_mode is None:
-            gym.logger.warn("render() was called, but the environment was made without a render_mode")
-            return None
-        return tuple(_render(self.engine, row, self.render_mode) for row in range(self.num_envs))
-
-    @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
-        """The seed of every row."""
-        return tuple(self._seeds)
-
-    def _seed(self, seed: int | Sequence[int | None] | None, rows: IntArray) -> None:
-        """Seeds ``rows``; without a seed, only rows that never had one."""
-        seeds: list[int | None]
-        if seed is None:
-            seeds = [None] * self.num_envs
-        elif isinstance(seed, int | np.integer):
-            seeds = [int(seed) + row for row in range(self.num_envs)]
-        else:
-            seeds = [None if one is None else index(one) for one in seed]
-            if len(seeds) != self.num_envs:
-                raise ValueError(f"got {len(seeds)} seeds for {self.num_envs} environments")
-        first = not self._started
-        group = self.engine.group_size
-        for row in range(self.num_envs) if first else rows.tolist():
-            given, leader = seeds[row], row - row % group
-            if given is None and not first:
-                continue
-            self._seeds[row] = np_random(None)[1] if given is None else given
-            self.engine.problem_rngs[row] = np_random(self._seeds[leader])[0]
-            self.engine.noise_rngs[row] = _noise_rng(self._seeds[row])
-
-    def _add_final(self, infos: dict[str, Any], ended: IntArray, final_infos: list[dict[str, Any]]) -> None:
-        """``final_obs`` and ``final_info`` of rows that SameStep is about to restart."""
-        last = self.engine.observation()
-        for row, info in zip(ended.tolist(), final_infos, strict=True):
-            final_obs = {key: value[row].copy() for key, value in last.items()}
-            info["action_mask"] = final_obs["action_mask"].copy()
-            infos.update(self._add_info(infos, {"final_obs": final_obs, "final_info": info}, row))
-
-    def _reset_infos(self, infos: dict[str, Any], rows: IntArray, observation: Observation) -> dict[str, Any]:
-        for row in rows.tolist():
-            problem = self.engine.problems[row]
-            assert problem is not None
-            info = {"problem": int(self.engine.indices[row]), "prompt": problem.prompt}
-            infos = self._add_info(infos, info, row)
-        infos["action_mask"] = observation["action_mask"].copy()
-        infos["_action_mask"] = np.ones(self.num_envs, dtype=bool)
-        return infos
-
-
-def _render(engine: Engine, row: int, mode: str) -> Any:
-    frame = engine.frame(row)
-    return render_ansi(frame) if mode == "ansi" else render_rgb(frame)
-
-
-def _two_sided(selectable: BoolArray) -> BoolArray:
-    pairs = np.stack([np.ones_like(selectable), selectable], axis=-1)  # (..., L, 2)
-    return pairs.reshape(*selectable.shape[:-1], -1)
-
-
-def _check_action(action: Any, shape: tuple[int, int], length: int) -> Action:
-    if hasattr(action, "detach"):
-        action = action.detach().cpu().numpy()
-    array = np.asarray(action)
-    expected = shape if shape[0] > 1 or array.ndim == 2 else (length,)
-    if array.shape != expected or array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"an action must be 0/1 numbers of shape {expected}, got {array.dtype} of {array.shape}"
-        )
-    if not ((array == 0) | (array == 1)).all():
-        raise ValueError(f"an action must hold only 0 and 1, got values from {array.min()} to {array.max()}")
-    return array.reshape(shape)
-
-
-def _check_options(options: Mapping[str, Any] | None, known: Sequence[str]) -> None:
-    unknown = set(options or ()) - set(known)
-    if unknown:
-        raise ValueError(f"unknown reset options {sorted(unknown)}; known: {', '.join(known)}")
-
-
-def _check_problems(problems: Any, num_envs: int) -> list[int]:
-    array = np.asarray(problems)
-    if array.dtype.kind not in "iu" or array.shape not in ((), (num_envs,)):
-        raise ValueError(f"problem must be an index or integers of shape ({num_envs},), got {problems!r}")
-    indices: list[int] = np.broadcast_to(array, num_envs).tolist()
-    return indices
-
-
-def _check_reset_mask(mask: Any, num_envs: int) -> BoolArray:
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"reset_mask must be a numpy array of bool, got {getattr(mask, 'dtype', type(mask))}")
-    if mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(f"reset_mask must have shape ({num_envs},) and a True in it, got {mask}")
-    return mask
-
-
-def _check_render_mode(mode: str | None) -> str | None:
-    modes: Any = _METADATA["render_modes"]
-    if mode is not None and mode not in modes:
-        raise ValueError(f"unknown render_mode {mode!r}; choose one of {', '.join(modes)}")
-    return mode
-
-
-def _check_autoreset_mode(mode: str | AutoresetMode) -> AutoresetMode:
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        known = ", ".join(member.value for member in AutoresetMode)
-        raise ValueError(f"unknown autoreset_mode {mode!r}; choose one of {known}") from None
-
-
-def _noise_rng(seed: int) -> np.random.Generator:
-    # a stream of its own, so that token noise never shifts the sequence of problems
-    return np.random.default_rng([seed, 1])

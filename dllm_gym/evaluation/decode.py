@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
 from dllm_gym.evaluation.home import warn_if_abroad
@@ -75,7 +76,7 @@ def decode(
     stale = start(np.arange(engine.num_rows))
     while len(active := np.flatnonzero(positions >= 0)):
         engine.predict(stale)
-        actions = _check_actions(agent.act(engine.observation()), engine)
+        actions = as_bits(agent.act(engine.observation()), (engine.num_rows, engine.length))
         changed = active[engine.act(active, actions[active])]
         if on_step is not None:
             on_step(active, positions[active])
@@ -91,13 +92,3 @@ def decode(
 
 def _episode_seed(seed: int, problem: int) -> int:
     return int(np.random.SeedSequence([seed, problem]).generate_state(1)[0])
-
-
-def _check_actions(returned: Any, engine: Engine) -> np.ndarray:
-    actions: np.ndarray = np.asarray(returned)
-    if actions.shape != (engine.num_rows, engine.length):
-        raise ValueError(
-            f"the agent returned actions of shape {actions.shape}; "
-            f"expected {(engine.num_rows, engine.length)}"
-        )
-    return actions

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.rendering import Frame, beside_or_below, render_rgb
 from dllm_gym.evaluation.agents import Observation, as_agent
@@ -100,8 +101,9 @@ class _OneForEachRow:
 
     def act(self, observation: Observation) -> NDArray[Any]:
         self._before_acting()
+        shape = (1, observation["mask"].shape[1])
         actions = [
-            agent.act({key: value[row, None] for key, value in observation.items()})
+            as_bits(agent.act({key: value[row, None] for key, value in observation.items()}), shape)
             for row, agent in enumerate(self._team)
         ]
         return np.concatenate(actions)

@@ -10,7 +10,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 import dllm_gym
 from dllm_agents.sb3.tickets import Tickets
 from dllm_agents.sb3.vec_env import GymVecEnv
+from dllm_gym.envs.checks import positive, refuse_unknown
+from dllm_gym.envs.engine import ARGUMENTS
 
+_OWN_ARGUMENTS = ("num_envs", "seed", "num_experts", "render_mode", "max_episode_steps")
 MONITORED = ("is_success", "score", "nfe", "empty_actions")
 
 
@@ -32,14 +35,15 @@ def make_sb3_env(
             ``GroupA2C`` need it; free rows take the next problem in turn.
         num_experts: So many further rows decode every problem as an expert does, for ``GRPO(expert=...)``.
         render_mode: As in ``UnmaskEnv``.
-        **env_kwargs: Arguments of ``UnmaskEnv``, such as ``task``, ``block_length``, ``alpha``.
+        **env_kwargs: Arguments of ``UnmaskEnv``, such as ``task``, ``block_length``, ``alpha``, and
+            ``max_episode_steps``.
 
     Raises:
-        ValueError: For arguments out of range, naming what is accepted.
+        ValueError: For arguments out of range or unknown, naming what is accepted.
     """
-    if num_envs < 1:
-        raise ValueError(f"num_envs must be at least 1, got {num_envs}")
-    if not 1 <= group_size <= num_envs:
+    refuse_unknown(env_kwargs, (*_OWN_ARGUMENTS, *ARGUMENTS))
+    num_envs, group_size = positive("num_envs", num_envs), positive("group_size", group_size)
+    if group_size > num_envs:
         raise ValueError(f"group_size must be 1 to num_envs, {num_envs}; got {group_size}")
     if num_experts < 0 or (num_experts and group_size == 1):
         raise ValueError(f"num_experts must be at least 0, and above 0 only in groups; got {num_experts}")

@@ -43,13 +43,13 @@ def restore_random_state(state: Any, place: str) -> None:
 def episodes_in_flight(model: OnPolicyAlgorithm) -> dict[str, Any] | None:
     """The episodes that ``model`` is in the middle of, as tensors and plain values, between two rollouts.
 
-    ``None`` before the first step, and where the environment cannot tell (``Engine.state``).
+    ``None`` before the first step, and where the dLLM remembers too much to be kept (``Engine.remembers``).
     """
     env: Any = model.env
-    state = env.unwrapped.env.unwrapped.state() if model._last_obs is not None else None
-    if state is None:
+    vector = env.unwrapped.env.unwrapped
+    if model._last_obs is None or vector.engine.remembers:
         return None
-    flight = {"env": state, "episode_starts": np.asarray(model._last_episode_starts)}
+    flight = {"env": vector.state(), "episode_starts": np.asarray(model._last_episode_starts)}
     tickets = getattr(env, "tickets", None)
     if tickets is not None:
         flight["current"] = tickets.current

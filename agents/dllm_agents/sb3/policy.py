@@ -132,10 +132,14 @@ class UnmaskPolicy(ActorCriticPolicy):
         sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
             groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
-        **kwargs: SB3's own, such as ``optimizer_class`` and ``optimizer_kwargs``.
+        optimizer_class: As in SB3, like the argument that follows.
+        optimizer_kwargs: See there.
+        use_sde: SB3's algorithms say it; must be ``False``.
+        **unsupported: SB3's other arguments of policies, such as ``net_arch``, are about networks this policy
+            does not have.
 
     Raises:
-        ValueError: For spaces this policy is not made for.
+        ValueError: For spaces this policy is not made for, and for arguments that would change nothing.
     """
 
     def __init__(
@@ -152,8 +156,18 @@ class UnmaskPolicy(ActorCriticPolicy):
         initial_bias: float = -2.0,
         sampler: str = "bernoulli",
         critic: bool = True,
-        **kwargs: Any,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+        **unsupported: Any,
     ) -> None:
+        unsupported |= {"use_sde": True} if use_sde else {}
+        if unsupported:
+            raise ValueError(
+                f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; "
+                "it accepts features, width, heads, mlp_width, layers, initial_bias, sampler, critic, "
+                "optimizer_class and optimizer_kwargs"
+            )
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
         self.sampler = sampler
@@ -168,7 +182,13 @@ class UnmaskPolicy(ActorCriticPolicy):
             initial_bias=initial_bias,
             critic=critic,
         )
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
 
     @property
     def decoding(self) -> str:
@@ -187,7 +207,11 @@ class UnmaskPolicy(ActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         config = self.network_config
         return {
-            **super()._get_constructor_parameters(),
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
             "features": config.features,
             "width": config.width,
             "heads": config.heads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -119,22 +120,26 @@ class GymVecEnv(VecEnv):
         """Sets an attribute on the sub-environments; without such, on the vector environment.
 
         Raises:
+            AttributeError: If there is no such attribute, or it is not to be set.
             ValueError: For a part of the rows of an environment without sub-environments.
         """
         base = self.env.unwrapped
         rows = set(self._get_indices(indices))
         everything = len(rows) == self.num_envs
-        if hasattr(base, "set_attr"):
+        if not self.has_attr(attr_name):
+            raise AttributeError(f"{base} has no attribute {attr_name!r} that could be set")
+        if hasattr(base, "call"):
             old = [value] * self.num_envs if everything else self.get_attr(attr_name)
-            base.set_attr(
+            base.set_attr(  # type: ignore[attr-defined]
                 attr_name, [value if index in rows else old[index] for index in range(self.num_envs)]
             )
-        elif everything:
-            setattr(base, attr_name, value)
-        else:
+        elif not everything:
             raise ValueError(
                 f"{base} is one object: {attr_name!r} cannot be set for rows {sorted(rows)} only"
             )
+        else:
+            set_one: Any = getattr(base, "set_attr", partial(setattr, base))
+            set_one(attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any

@@ -10,12 +10,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from dllm_gym.backends.base import predict_from_logits
-from dllm_gym.envs.engine import (
-    ALWAYS_OBSERVED,
-    REVEALED_CONFIDENCE,
-    hide_revealed,
-    select_best_where_empty,
-)
+from dllm_gym.envs.checks import as_bits
+from dllm_gym.envs.engine import select_best_where_empty
+from dllm_gym.envs.observations import ALWAYS_OBSERVED, REVEALED_CONFIDENCE, hide_revealed
 from dllm_gym.evaluation.agents import as_agent
 
 FROM_LOGITS = ("entropy", "margin", "top_k")
@@ -74,7 +71,7 @@ class BlockWriter:
             that has one.
 
         Raises:
-            ValueError: For logits that are NaN or infinite, or an action of another shape.
+            ValueError: For logits that are NaN or infinite, or an action of another shape or of no bits.
         """
         if not masked.any():
             return tokens
@@ -91,9 +88,6 @@ class BlockWriter:
             "progress": used / np.float32(candidates.shape[1]),
             **hide_revealed({name: values.cpu().numpy() for name, values in predicted.items()}, shown),
         }
-        action = np.asarray(self._agent.act(observation))
-        if action.shape != candidates.shape:
-            raise ValueError(f"the agent returned actions of shape {action.shape}, not {candidates.shape}")
-        selected = action.astype(bool) & candidates
+        selected = as_bits(self._agent.act(observation), candidates.shape) & candidates
         select_best_where_empty(selected, candidates, observation["confidence"])
         return torch.where(torch.from_numpy(selected).to(tokens.device), prediction.tokens, tokens)
