@@ -1,7 +1,7 @@
 """dllm_gym: reinforcement-learning environments around masked diffusion language models.
 
-Importing this registers ``DLLMUnmask-v0``, sees to forked processes, and nothing more: torch and transformers
-are imported when the first environment or backend is made.
+Importing this registers ``DLLMUnmask-v0``, sees to forked processes and waiting threads, and nothing more:
+torch and transformers are imported when the first environment or backend is made.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dllm_gym import forks  # noqa: F401  # from here on forked processes work
+from dllm_gym import (
+    forks,  # noqa: F401  # from here on forked processes work
+    threads,
+)
 from dllm_gym.registration import ENV_ID, register_envs
 
 if TYPE_CHECKING:
@@ -79,4 +82,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
+threads.sleep_while_waiting()
 register_envs()
