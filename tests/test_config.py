@@ -37,7 +37,7 @@ def test_a_training_of_any_length_is_evaluated_ten_times(name, steps):
     config = load_config(find_config(name)).updated(total_timesteps=steps)
     assert min(steps, 5) <= steps // config.eval_interval <= 10
     assert config.updated(eval_every=7).eval_interval == 7
-    assert load_config(find_config("grpo-full")).eval_interval == 100_000
+    assert load_config(find_config("scratch/grpo")).eval_interval == 100_000
 
 
 @pytest.mark.parametrize(

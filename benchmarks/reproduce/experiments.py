@@ -74,32 +74,32 @@ class Run:
 
 
 def _alpha(alpha: float) -> Run:
-    return Run("grpo-full", {"env": {"alpha": alpha}}, "short_steps", begins_with="full")
+    return Run("scratch/grpo", {"env": {"alpha": alpha}}, "short_steps", begins_with="full")
 
 
 # In the order they are trained: whatever another one begins with comes before it.
 RUNS: dict[str, Run] = {
-    "full": Run("grpo-full", {}, "main_steps"),
+    "full": Run("scratch/grpo", {}, "main_steps"),
     "any-first": Run("grpo-any", {}, "any_steps", begins_with="full"),
     "any": Run("grpo-any", {"env": {"target_steps": [1.5, 24]}}, "further_steps", begins_with="any-first"),
     "semi": Run("grpo-semi", {}, "semi_steps"),
-    "base": Run("grpo-full", {}),
-    "additive": Run("grpo-full", {"env": {"reward": "additive"}}),
-    "dpls": Run("grpo-full", {"policy": {"sampler": "dpls"}}),
-    "top-k": Run("grpo-full", {"policy": _plus("top_k")}),
-    "hidden": Run("grpo-full", {"policy": _plus("hidden")}),
+    "base": Run("scratch/grpo", {}),
+    "additive": Run("scratch/grpo", {"env": {"reward": "additive"}}),
+    "dpls": Run("scratch/grpo", {"policy": {"sampler": "dpls"}}),
+    "top-k": Run("scratch/grpo", {"policy": _plus("top_k")}),
+    "hidden": Run("scratch/grpo", {"policy": _plus("hidden")}),
     # action_mask is the mask again in full diffusion, so dropping the mask drops it, too
-    "no-mask": Run("grpo-full", {"policy": _without("mask", "action_mask")}),
-    "no-time": Run("grpo-full", {"policy": _without("progress")}),
+    "no-mask": Run("scratch/grpo", {"policy": _without("mask", "action_mask")}),
+    "no-time": Run("scratch/grpo", {"policy": _without("progress")}),
     "steered": Run(
-        "grpo-full", {"expert": "fast-dllm:threshold=0.9", "expert_block_length": 8, "num_experts": 1}
+        "scratch/grpo", {"expert": "fast-dllm:threshold=0.9", "expert_block_length": 8, "num_experts": 1}
     ),
-    "answer-only": Run("grpo-full", {"env": {"reward_metric": "answer_correct"}}),
-    "ppo": Run("ppo-full", {}),
-    "a2c": Run("a2c-full", {}),
+    "answer-only": Run("scratch/grpo", {"env": {"reward_metric": "answer_correct"}}),
+    "ppo": Run("scratch/ppo", {}),
+    "a2c": Run("scratch/a2c", {}),
     "alpha-0.3": _alpha(0.3),
     "alpha-10": _alpha(10.0),
-    "sudoku": Run("grpo-full", {"env": {"task": "sudoku"}}, "short_steps"),
+    "sudoku": Run("scratch/grpo", {"env": {"task": "sudoku"}}, "short_steps"),
 }
 
 

@@ -94,7 +94,7 @@ class Evaluation(BaseCallback):
         self._rules: list[EvaluationResult] = []
 
     def _on_training_start(self) -> None:
-        self._next = (self.num_timesteps // self._every + 1) * self._every
+        self._next = self._next or (self.num_timesteps // self._every + 1) * self._every
         if self._settings:
             metrics = {f"eval/{name}_{of}": 0.0 for of in REPORTED for name in ("reward", "accuracy", "nfe")}
             plain = {name: _plain(value) for name, value in self._settings.items()}

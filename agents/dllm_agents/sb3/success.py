@@ -21,6 +21,7 @@ from torch import Tensor
 from dllm_agents.config import check_whole
 from dllm_agents.distributions import with_argmax_fallback
 from dllm_agents.harm import HarmScale, harm_logits, logit, risk, success_loss
+from dllm_agents.networks import VECTOR_FEATURES
 from dllm_agents.sb3.history import Episode, History
 
 _NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
@@ -93,7 +94,7 @@ class EpisodeBuffer:
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        kept_rounds: int = 3,
+        kept_rounds: int = 2,
     ) -> None:
         self.kept_rounds = kept_rounds
         self.harm = HarmScale(1.0, 0.5)
@@ -120,7 +121,10 @@ class EpisodeBuffer:
         """Makes a round of the episodes that finished since the last one, and drops the oldest."""
         lengths = np.array([len(episode) for episode in self.finished], dtype=np.int64)
         scores = np.array([episode.score for episode in self.finished], dtype=np.float32)
-        self.rounds.append({**self.history.gather(self.finished), "_length": lengths, "_score": scores})
+        steps = self.history.gather(self.finished)
+        for key in steps.keys() & set(VECTOR_FEATURES):  # else a state on disk would take a gigabyte
+            steps[key] = steps[key].astype(np.float16)
+        self.rounds.append({**steps, "_length": lengths, "_score": scores})
         self.rounds = self.rounds[-self.kept_rounds :]
         self.finished, self.thresholds = [], []
         self.history.forget()
@@ -186,7 +190,7 @@ class SuccessModel(OnPolicyAlgorithm):
         learning_rate: float | Schedule = 3e-3,
         first_episodes: int = 3000,
         round_episodes: int = 2000,
-        kept_rounds: int = 3,
+        kept_rounds: int = 2,
         n_epochs: int = 3,
         batch_size: int = 48,
         sharpness: float = 3.0,
