@@ -308,7 +308,7 @@ def test_an_environment_goes_on_from_its_state(mode, temperature):
 def test_what_a_state_holds_does_not_change_with_the_environment():
     env = UnmaskEnv(ToyBackend(), task=ToyTask())
     env.reset(seed=0)
-    state: Any = env.engine.state()
+    state: Any = env.state()
     before = repr(state)
     env.step(np.ones(ToyTask.completion_length))
     env.reset(seed=1)

@@ -221,13 +221,13 @@ def test_it_is_a_monitored_batch_without_sub_environments():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"group_size": 0}, r"group_size must be 1 to num_envs, 4; got 0"),
-        ({"group_size": -2}, r"group_size must be 1 to num_envs, 4; got -2"),
+        ({"group_size": 0}, r"group_size must be a whole number of at least 1, got 0"),
+        ({"group_size": -2}, r"group_size must be a whole number of at least 1, got -2"),
         ({"group_size": 8}, r"group_size must be 1 to num_envs, 4; got 8"),
         ({"group_size": 2, "num_experts": -1}, r"num_experts must be at least 0, .* got -1"),
         ({"num_experts": 1}, r"num_experts must be .* above 0 only in groups; got 1"),
-        ({"num_envs": 0}, r"num_envs must be at least 1, got 0"),
-        ({"num_envs": 0, "group_size": 2}, r"num_envs must be at least 1, got 0"),
+        ({"num_envs": 0}, r"num_envs must be a whole number of at least 1, got 0"),
+        ({"num_envs": 0, "group_size": 2}, r"num_envs must be a whole number of at least 1, got 0"),
         ({"block_length": 7}, r"block_length 7 exceeds completion_length 6"),
         ({"alpha": -1.0}, r"alpha must be a finite number of at least 0, or a range .* got -1.0"),
         ({"task": "algebra"}, r"unknown task 'algebra'; known tasks: arithmetic"),
