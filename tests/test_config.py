@@ -43,7 +43,7 @@ def test_a_training_of_any_length_is_evaluated_ten_times(name, steps):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of grpo, ppo, a2c, rllib-ppo"),
+        ("algorithm", "dqn", r"unknown algorithm 'dqn'; choose one of grpo, ppo, a2c, success, rllib-ppo"),
         ("num_envs", 0, r"num_envs must be a whole number of at least 1, got 0"),
         ("group_size", 0, r"group_size must be a whole number of at least 1, got 0"),
         ("group_size", True, r"group_size must be a whole number of at least 1, got True"),

@@ -284,8 +284,9 @@ class GRPO(GroupedRollouts):
         observations: Any = batch.observations
         distribution = self.policy.get_distribution(observations)
         log_prob = distribution.log_prob(batch.actions)
-        new = steered_log_prob(log_prob, batch.expert, policy_share)
-        old = steered_log_prob(batch.old_log_prob, batch.expert, policy_share)
+        new, old = log_prob, batch.old_log_prob
+        if self._expert is not None:
+            new, old = (steered_log_prob(each, batch.expert, policy_share) for each in (new, old))
         log_ratio = new - old
         ratio = log_ratio.exp()
         weights = batch.weights if self.loss_average == "sequence" else torch.ones_like(batch.weights)
