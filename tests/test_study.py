@@ -1,4 +1,4 @@
-"""Studies: the grid is checked, cells go on where they were, workers that die are replaced, the page is true."""
+"""Studies: the grid is checked, cells go on where they were, workers may die, the page is true."""
 
 from __future__ import annotations
 
@@ -221,7 +221,9 @@ def test_a_study_ends_with_a_page_and_is_not_run_again(tmp_path, here, monkeypat
 def test_another_study_is_not_mixed_into_a_directory(tmp_path, here):
     study({**TOY, "seeds": 1}, tmp_path)
     changed = {**TOY, "common": {**SMALL, "learning_rate": 0.5, "eval_every": 32}}
-    with pytest.raises(ValueError, match=r"config\.yaml differs from the study in learning_rate, eval_every;"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml differs from the study in learning_rate, eval_every;"
+    ):
         study(changed, tmp_path)
     assert len(here.started) == 2
 
@@ -373,7 +375,8 @@ def test_curves_pass_through_the_evaluations():
     assert curve["at"] == [100, 200, 300, 400]
     tops = sorted(records[f"ppo/full/{seed}"]["tests"]["sample"]["reward_mean"] for seed in grid.seeds)
     np.testing.assert_allclose(curve["value"], np.mean(tops[1:-1]) * np.array([1, 2, 3, 4]) / 4)
-    assert all(low <= value <= high for low, value, high in zip(*(curve[k] for k in ("low", "value", "high"))))
+    assert (np.array(curve["low"]) <= curve["value"]).all()
+    assert (np.array(curve["high"]) >= curve["value"]).all()
 
 
 def test_algorithms_are_compared_at_equal_seconds():

@@ -53,7 +53,7 @@ def test_performance_profiles_are_rliables():
 
 
 def test_tasks_are_resampled_on_their_own():
-    """Two tasks that differ by far, and runs that hardly do: drawn from one bag, the interval would be wide."""
+    """Two tasks that differ by far, runs that hardly do: drawn from one bag, the interval would be wide."""
     runs = [np.array([0.10, 0.11, 0.12]), np.array([0.90, 0.91, 0.92])]
     found = estimate(runs, interquartile_mean)
     assert 0.49 < found.low <= found.value <= found.high < 0.53
