@@ -135,7 +135,7 @@ def test_a_grid_out_of_range_is_refused(changes, message):
         ({"tasks": {"t": {"task": "nothing"}}}, r"a2c/t: unknown task 'nothing'"),
         ({"tasks": {"t": {"task_kwargs": {"max_stepz": 1}}}}, "a2c/t: .*max_stepz"),
         ({"common": {**SMALL, "policy": {"widht": 1}}}, r"a2c/toy: unknown arguments \['widht'\] in policy"),
-        ({"decodings": ["sampel"]}, "cannot read the option 'sampel' of a policy"),
+        ({"decodings": ["greedy"]}, "cannot read the option 'greedy' of a policy"),
         ({"gpus": 1}, "gpus are what Ray counts, got 1 without ray"),
     ],
 )
