@@ -124,7 +124,7 @@ def _generate(directory: Path) -> list[str]:
 def _study(directory: Path) -> list[str]:
     given = ["--algorithm", "ppo", "--algorithm", "grpo", "--task", "sudoku", "--seeds", "1", "--jobs", "2"]
     small = ["--total-timesteps", "4096", "--eval-every", "2048", "--episodes", "50"]
-    return ["dllm_gym.cli", "study", *given, *small, "--output", str(directory / "study")]
+    return ["dllm_gym", "study", *given, *small, "--output", str(directory / "study")]
 
 
 def _studied(directory: Path) -> dict[str, Any]:

@@ -526,7 +526,7 @@ def test_killed_three_times_a_study_of_processes_ends_with_the_same_tables(tmp_p
         arguments = ["study", str(path), "--output", str(directory), "--jobs", "2"]
         with (tmp_path / "log.txt").open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "dllm_gym.cli", *arguments],
+                [sys.executable, "-m", "dllm_gym", *arguments],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,

@@ -95,7 +95,7 @@ def test_killed_a_study_in_two_local_workers_ends_with_the_same_tables(tmp_path)
 
     def start(directory: str, *options: str) -> subprocess.Popen[bytes]:
         arguments = ["study", str(path), "--output", str(tmp_path / directory), "--jobs", "2", *options]
-        return subprocess.Popen([sys.executable, "-m", "dllm_gym.cli", *arguments], start_new_session=True)
+        return subprocess.Popen([sys.executable, "-m", "dllm_gym", *arguments], start_new_session=True)
 
     assert start("processes").wait() == 0
     for cells in (0, 1, 3):  # killed while the first are trained, when one is finished, and so on

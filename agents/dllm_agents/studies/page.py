@@ -10,7 +10,7 @@ from dllm_agents.studies.findings import AXES, COMPARED, Records, find
 from dllm_agents.studies.grid import STUDY, Study
 from dllm_agents.studies.plots import pictures
 from dllm_agents.studies.statistics import RESAMPLES
-from dllm_gym.evaluation.plots import save_figure
+from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.files import write_json, write_text
 
 RESULTS, PAGE = "results.json", "results.md"

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from dllm_agents.studies.findings import AXES, COMPARED
+from dllm_gym.evaluation.figures import legend, new_figure
 
 _AXIS = {"timesteps": "environment steps of training", "seconds": "seconds of training"}
 _MARKERS = "osD^vP<>Xph"
+_DPI = 150
 
 
 def pictures(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def algorithm_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _learning(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> Any:
     places = list(found["timesteps"]["curves"])
-    figure = _figure(9.0, 0.5 + 2.5 * len(places))
+    figure = new_figure(9.0, 0.5 + 2.5 * len(places), dpi=_DPI)
     axes = figure.subplots(len(places), len(AXES), squeeze=False)
     for row, place in enumerate(places):
         for column, axis in enumerate(AXES):
@@ -66,7 +66,7 @@ def _learning(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) ->
 
 def _measures(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> Any:
     """Intervals beside one another, a panel for each measure."""
-    figure = _figure(9.0, 0.8 + 0.28 * len(styles))
+    figure = new_figure(9.0, 0.8 + 0.28 * len(styles), dpi=_DPI)
     axes = figure.subplots(1, len(COMPARED), sharey=True)
     for panel, (measure, label) in zip(axes, COMPARED.items(), strict=True):
         for at, (name, style) in enumerate(styles.items()):
@@ -86,7 +86,7 @@ def _speed(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> An
     tasks, decodings = found["tasks"], list(next(iter(next(iter(found["tasks"].values())).values())))
     columns = min(3, len(tasks))
     rows = math.ceil(len(tasks) / columns)
-    figure = _figure(max(4.5, 3.2 * columns) + 1.3, 0.4 + 2.8 * rows)
+    figure = new_figure(max(4.5, 3.2 * columns) + 1.3, 0.4 + 2.8 * rows, dpi=_DPI)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, task in zip(axes, tasks, strict=False):
         for cell, content in found["cells"].items():
@@ -114,7 +114,7 @@ def _speed(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> An
 
 
 def _profiles(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> Any:
-    figure = _figure(6.0, 3.2)
+    figure = new_figure(6.0, 3.2, dpi=_DPI)
     panel = figure.subplots()
     for name, profile in found["profiles"].items():
         if profile is not None:
@@ -133,7 +133,7 @@ def _improvement(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]])
     pairs = [(a, b) for at, a in enumerate(names) for b in names[at + 1 :]]
     if not pairs:
         return None
-    figure = _figure(6.0, 0.9 + 0.28 * len(pairs))
+    figure = new_figure(6.0, 0.9 + 0.28 * len(pairs), dpi=_DPI)
     panel = figure.subplots()
     panel.axvline(0.5, color="grey", linewidth=0.8)
     for at, (ours, theirs) in enumerate(pairs):
@@ -144,12 +144,6 @@ def _improvement(found: Mapping[str, Any], styles: Mapping[str, dict[str, Any]])
     panel.set_xlim(-0.02, 1.02)
     _plain_look(panel)
     _named_rows(panel, [f"{ours} > {theirs}" for ours, theirs in pairs])
-    return figure
-
-
-def _figure(width: float, height: float) -> Any:
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     return figure
 
 
@@ -190,5 +184,5 @@ def _plain_look(panel: Any) -> None:
 
 def _with_legend(figure: Any, styles: Mapping[str, dict[str, Any]], further: Sequence[Line2D] = ()) -> Any:
     lines = [Line2D([], [], linewidth=2, label=name, **style) for name, style in styles.items()]
-    figure.legend(handles=[*lines, *further], loc="outside right upper", fontsize=8, frameon=False)
+    legend(figure, [*lines, *further], loc="outside right upper", fontsize=8)
     return figure
