@@ -31,7 +31,7 @@ test: $(INSTALLED)  ## the whole suite but what is marked slow
 	$(BIN)/pytest -n 2 -m "not slow"
 
 test-rllib: $(RLLIB_INSTALLED)  ## what needs Ray, and the environment on Ray's Gymnasium
-	$(RLLIB_VENV)/bin/pytest tests/test_rllib.py \
+	$(RLLIB_VENV)/bin/pytest tests/test_rllib.py tests/test_study_ray.py \
 		tests/test_registration.py tests/test_env.py tests/test_vector_env.py tests/test_wrappers.py
 
 lint: $(INSTALLED)

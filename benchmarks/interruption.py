@@ -121,6 +121,17 @@ def _generate(directory: Path) -> list[str]:
     return ["dllm_gym", "generate", "--file", str(directory / "prompts.txt"), *given]
 
 
+def _study(directory: Path) -> list[str]:
+    given = ["--algorithm", "ppo", "--algorithm", "grpo", "--task", "sudoku", "--seeds", "1", "--jobs", "2"]
+    small = ["--total-timesteps", "4096", "--eval-every", "2048", "--episodes", "50"]
+    return ["dllm_gym", "study", *given, *small, "--output", str(directory / "study")]
+
+
+def _studied(directory: Path) -> dict[str, Any]:
+    results = json.loads((directory / "study" / "results.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in results.items() if name != "seconds"}
+
+
 def _reproduce(directory: Path) -> list[str]:
     given = ["--budget", "tiny", "--jobs", "1", "--directory", str(directory / "work")]
     return ["benchmarks.reproduce", *given, "--only", "base", "a2c"]
@@ -139,6 +150,7 @@ COMMANDS: dict[str, Command] = {
     "evaluate": Command(_evaluate, _rows),
     "compare": Command(_compare, _rows),
     "generate": Command(_generate, lambda directory: json.loads((directory / "all.json").read_bytes())),
+    "study": Command(_study, _studied),
     "reproduce": Command(_reproduce, _reproduced),
 }
 

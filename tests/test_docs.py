@@ -105,6 +105,10 @@ PRINTS = {
     "docs/extending.md": [r"^patient \d", r"^cautious\(threshold=0.8\)$", r"^0\.5 deadline$"],
     "docs/generation.md": [r"#### \d+  \(\d+ steps, \d\.\d tokens per step\)", r"^1 ░", r"#### 15\n\Z"],
     "docs/looking.md": [r"^arithmetic-full \(sample\): (correct|wrong)   score [01], \d+ steps, reward \d"],
+    "docs/studies.md": [
+        r"^\[2/2\] (a2c|ppo)/sudoku/0: done after",
+        r"^ppo: [01]\.\d\d right in \d+\.\d steps$",
+    ],
     "docs/sandbox.md": [r"^finished \(True, False\)$"],
     "docs/vectorization.md": [r"^\(8, 16\) MultiBinary\(16\)$", r"^[01]\.\d\d right$", r"^\{\d+: \d+, "],
 }

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +24,7 @@ from benchmarks.reproduce.experiments import (
 )
 from benchmarks.reproduce.inference import Resampling, estimate, nfe, success
 from benchmarks.reproduce.report import write_report
-from benchmarks.reproduce.work import Workshop
+from benchmarks.reproduce.work import ROOT, Workshop
 from dllm_gym.evaluation import EpisodeRecords, EvaluationResult
 from dllm_gym.evaluation.statistics import envelope_gap
 from dllm_gym.files import write_json
@@ -137,22 +134,31 @@ def test_everything_evaluated_exists():
     assert len(set(evaluations())) == len(evaluations())
 
 
-def test_every_training_has_a_configuration_file_of_its_own(tmp_path):
-    workshop = Workshop(SMALL, tmp_path, 1)
-    commands = [workshop._training(run, seed) for run in RUNS for seed in (0, 1)]
-    files = {command[command.index("--config") + 1] for command in commands}
-    assert len(files) == len(commands) == len(list((tmp_path / "train").glob("*.yaml")))
-
-
-def test_a_training_is_resumed_once_it_has_begun(tmp_path):
+def test_a_training_begins_with_its_ancestor_and_is_resumed_once_it_has_begun(tmp_path, monkeypatch):
     """The configuration is written last: before it is there, a killed run has not begun."""
+    trained = []
+    monkeypatch.setattr(
+        "dllm_agents.training.train",
+        lambda config, directory, *, resume, command: trained.append((config, directory, resume)),
+    )
     workshop = Workshop(SMALL, tmp_path, 1)
-    target = workshop.policy("base", 0)
+    target, first = workshop.policy("any-first", 1), workshop.policy("full", 1)
     target.mkdir(parents=True)
     (target / "training_state.pt").write_bytes(b"")
-    assert "--resume" not in workshop._training("base", 0)
+    workshop.train_here("any-first", 1)
     (target / "config.yaml").write_text("")
-    assert workshop._training("base", 0)[-1] == "--resume"
+    workshop.train_here("any-first", 1)
+    assert [(directory, resume) for _, directory, resume in trained] == [(target, False), (target, True)]
+    config = trained[0][0]
+    assert (ROOT / config.init_from).resolve() == (first / "best").resolve()
+    assert config == run_config("any-first", 1, SMALL).updated(init_from=config.init_from)
+
+
+def test_failures_are_named_when_the_rest_is_done(tmp_path):
+    workshop = Workshop(replace(SMALL, name="tiny"), tmp_path, 2)
+    with pytest.raises(RuntimeError, match=r"bad ended with status 2; .*bad\.log ends with: .*--nonsense"):
+        workshop._run([("bad", ["--nonsense"]), ("good", ["--help"])])
+    assert "--no-training" in (tmp_path / "logs" / "good.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -169,28 +175,6 @@ def test_what_a_run_begins_with_is_trained_before_it(tmp_path, monkeypatch, aske
     for run, seed in ((run, seed) for run in trained for seed in SMALL.seeds):
         first = RUNS[run].begins_with
         assert first is None or place[f"{first}-{seed}"] < place[f"{run}-{seed}"]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's doing")
-def test_what_a_killed_workshop_was_running_ends_with_it(tmp_path):
-    def work() -> None:
-        Workshop(SMALL, tmp_path, 1)._run([("wait", ["-n", "1", "import time; time.sleep(300)"])], "timeit")
-
-    process = multiprocessing.get_context("fork").Process(target=work)
-    process.start()
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while not (running := children.read_text().split()):
-        time.sleep(0.05)
-    child = Path(f"/proc/{running[0]}")
-    time.sleep(0.5)
-    assert child.exists()
-    process.kill()
-    process.join()
-    for _ in range(100):
-        if not child.exists() or "State:\tZ" in (child / "status").read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail("it goes on by itself")
 
 
 def test_a_changed_configuration_is_another_run(tmp_path, monkeypatch):

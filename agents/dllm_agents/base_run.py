@@ -14,7 +14,7 @@ import yaml
 
 from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
-from dllm_agents.config import Dumper, TrainConfig, load_config
+from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.runs import CONFIG, METRICS, REPORTED
@@ -64,7 +64,7 @@ class Run:
         raise NotImplementedError
 
     def _check(self, resume: bool) -> None:
-        plain = _plain(self.config)
+        given = plain(self.config)
         path = self.directory / CONFIG
         if not resume:
             if path.exists():
@@ -74,13 +74,13 @@ class Run:
             return
         if not (self.directory / self.STATE).is_file():
             raise FileNotFoundError(f"nothing to resume in {self.directory}: no {self.STATE} there")
-        if load_config(path).to_dict() != plain:
+        if load_config(path).to_dict() != given:
             raise ValueError(
                 f"{path} differs from the configuration given; resume with the one that is there"
             )
 
     def _write_config(self) -> None:
-        write_text(self.directory / CONFIG, yaml.dump(_plain(self.config), Dumper=Dumper, sort_keys=False))
+        write_text(self.directory / CONFIG, yaml.dump(plain(self.config), Dumper=Dumper, sort_keys=False))
 
     def _write_metrics(self) -> None:
         write_json(self.directory / METRICS, {"command": self.command, "evaluations": self.history})
@@ -163,15 +163,6 @@ def refuse_unknown(
     unknown = [name for name in given if name not in known]
     if unknown:
         raise ValueError(f"unknown arguments {unknown} in {field}; known: {', '.join(known)}")
-
-
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as it comes back from YAML: tuples are lists there."""
-    try:
-        plain: dict[str, Any] = yaml.safe_load(yaml.dump(config.to_dict(), Dumper=Dumper))
-    except yaml.YAMLError as error:
-        raise ValueError(f"a configuration must hold plain values: {error}") from error
-    return plain
 
 
 def _print_evaluation(row: Mapping[str, Any]) -> None:

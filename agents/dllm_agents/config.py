@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ _MALFORMED = (
 )
 
 # In an installed package the files lie inside it, in a checkout beside it.
-_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,24 @@ class TrainConfig:
         _refuse_unknown(changes)
         return replace(self, **changes)
 
+    def merged(self, *changes: Mapping[str, Any]) -> TrainConfig:
+        """A copy with some fields replaced, but within those that hold names and values only what is named.
+
+        Args:
+            *changes: New values by field; later ones win.
+
+        Raises:
+            ValueError: For an unknown field or a value out of range.
+        """
+        together: dict[str, Any] = {}
+        for change in changes:
+            _refuse_unknown(change)
+            for name, value in change.items():
+                before = together.get(name, getattr(self, name))
+                both = isinstance(value, Mapping) and isinstance(before, Mapping)
+                together[name] = {**before, **value} if both else value
+        return replace(self, **together)
+
 
 def find_config(name: str | Path) -> Path:
     """The path of a configuration: a file, or the name of one that comes with the package.
@@ -235,18 +253,32 @@ def find_config(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is neither.
     """
-    shipped = {
+    return find_shipped(name, "configuration", CONFIG_FOLDERS, without="studies")
+
+
+def find_shipped(name: str | Path, kind: str, folders: Sequence[Path], without: str = "") -> Path:
+    """The path of a YAML file, or of one that comes with the package, by its name.
+
+    Args:
+        name: A path; or the place in ``folders``, without the ending.
+        kind: What it is, for the message.
+        folders: Where to look.
+        without: A folder in them that holds files of another kind.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    places = {
         path.relative_to(folder).with_suffix("").as_posix(): path
-        for folder in _FOLDERS
+        for folder in folders
         for path in sorted(folder.rglob("*.yaml"))
     }
+    shipped = {place: path for place, path in places.items() if Path(place).parts[0] != without}
     for path in (Path(name), shipped.get(str(name))):
         if path is not None and path.is_file():
             return path
     known = ", ".join(shipped)
-    raise FileNotFoundError(
-        f"no configuration {str(name)!r}; known: {known}; or give the path of a YAML file"
-    )
+    raise FileNotFoundError(f"no {kind} {str(name)!r}; known: {known}; or give the path of a YAML file")
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -254,8 +286,19 @@ def load_config(path: str | Path) -> TrainConfig:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: For malformed YAML, keys that are there twice, aliases, unknown fields or values out of
-            range.
+        ValueError: What ``read_yaml`` raises, and for unknown fields or values out of range.
+    """
+    content = read_yaml(path)
+    _refuse_unknown(content)
+    return TrainConfig(**content)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The fields and values of a YAML file that somebody else wrote; ``1e-3`` is a number.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: For a file that is too long or malformed, keys that are there twice and aliases.
     """
     with Path(path).open("rb") as file:
         text = file.read(_LARGEST_FILE + 1)
@@ -267,8 +310,20 @@ def load_config(path: str | Path) -> TrainConfig:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
-    _refuse_unknown(content)
-    return TrainConfig(**_with_numbers(content))
+    return {name: _with_numbers(value) for name, value in content.items()}
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """A configuration as it comes back from YAML: tuples are lists there.
+
+    Raises:
+        ValueError: If it holds anything else than plain values.
+    """
+    try:
+        values: dict[str, Any] = yaml.safe_load(yaml.dump(config.to_dict(), Dumper=Dumper))
+    except yaml.YAMLError as error:
+        raise ValueError(f"a configuration must hold plain values: {error}") from error
+    return values
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

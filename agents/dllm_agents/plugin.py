@@ -1,4 +1,4 @@
-"""What this package adds to dllm_gym: learned agents by path, and the command ``train``.
+"""What this package adds to dllm_gym: learned agents by path, and the commands ``train`` and ``study``.
 
 dllm_gym finds this module through the entry point group ``dllm_gym.plugins``.
 """
@@ -6,6 +6,8 @@ dllm_gym finds this module through the entry point group ``dllm_gym.plugins``.
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +35,12 @@ def load_agent(text: str) -> LearnedPolicy | None:
         name, _, options = text.removeprefix("policy:").partition(":")
         if name not in shipped_policies():
             raise ValueError(f"unknown policy {name!r}; shipped are: {', '.join(shipped_policies())}")
-        return load_policy(name, name=name, **_options(options))
+        return load_policy(name, name=name, **policy_options(options))
     path, colon, options = text.rpartition(":")
     for place, given in ((Path(text), ""), *([(Path(path), options)] if colon else [])):
         for directory in (place, place / "best"):
             if (directory / DESCRIPTION).is_file():
-                return load_policy(directory, name=place.name, **_options(given))
+                return load_policy(directory, name=place.name, **policy_options(given))
     return None
 
 
@@ -64,7 +66,12 @@ def shared_kinds() -> list[Kind]:
     return [POLICY]
 
 
-def _options(text: str) -> dict[str, Any]:
+def policy_options(text: str) -> dict[str, Any]:
+    """The arguments of ``load_policy`` that options after a colon stand for, see ``load_agent``.
+
+    Raises:
+        ValueError: For an unknown option.
+    """
     from dllm_agents.agent import DECODINGS, KNOBS
 
     options: dict[str, Any] = {"knobs": {}}
@@ -87,8 +94,9 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def register_commands(app: typer.Typer) -> None:
-    """Adds ``dllm-gym train``."""
+    """Adds ``dllm-gym train`` and ``dllm-gym study``."""
     app.command("train")(_train)
+    app.command("study")(_study)
 
 
 def _train(
@@ -133,13 +141,10 @@ def _train(
         "eval_every": eval_every,
     }  # fmt: skip
     changes = {name: value for name, value in changes.items() if value is not None}
-    resolved = load_config(path).updated(**changes)
-    if alpha is not None:
-        resolved = resolved.updated(env={**resolved.env, "alpha": alpha})
     workers = {"num_env_runners": num_env_runners, "num_learners": num_learners}
     workers = {name: value for name, value in workers.items() if value is not None}
-    if workers:
-        resolved = resolved.updated(workers={**resolved.workers, **workers})
+    env = {} if alpha is None else {"alpha": alpha}
+    resolved = load_config(path).merged(changes, {"env": env, "workers": workers})
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])
@@ -148,3 +153,61 @@ def _train(
     if is_first:
         print(f"policy: {directory / 'best'}")
         print(f"curves: tensorboard --logdir {directory}")
+
+
+def _study(
+    file: Annotated[
+        str | None, typer.Argument(help="Study file (YAML), or the name of one in agents/configs/studies.")
+    ] = None,
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option(help="Without a file: name of a configuration, or a YAML file; several times."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Without a file: registered task; several times.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="Number of seeds; default: the file's, or 5.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the study, where it goes on; default: runs/<file>.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Processes at a time; default: as many as there are CPUs.")
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Run on this Ray cluster; local: on one of its own, here."),
+    ] = None,
+    total_timesteps: Annotated[int | None, typer.Option(help="Of every training.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Of every training.")] = None,
+    eval_every: Annotated[
+        int | None, typer.Option(help="Steps between validations of every training.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=1, help="Test problems; default: the file's, or 1000.")
+    ] = None,
+) -> None:
+    """Compare algorithms over tasks and seeds: train them all, then tables and plots.
+
+    Give it again after an interruption and it goes on; what is finished is not done again.
+    """
+    from dllm_agents import study
+    from dllm_agents.studies.grid import load_study, make_study
+
+    if (file is None) == (algorithm is None) or (file is not None and task is not None):
+        raise ValueError("give either a study file, or --algorithm and --task")
+    every = {"total_timesteps": total_timesteps, "max_minutes": max_minutes, "eval_every": eval_every}
+    every = {name: value for name, value in every.items() if value is not None}
+    if file is None:
+        grid = make_study({"algorithms": algorithm, "tasks": task or ["arithmetic"]}, overrides=every)
+    else:
+        grid = load_study(file, every)
+    grid = replace(
+        grid,
+        seeds=grid.seeds if seeds is None else tuple(range(seeds)),
+        episodes=grid.episodes if episodes is None else episodes,
+    )
+    directory = output or Path("runs") / Path(file or "study").stem
+    study(grid, directory, jobs=jobs, ray=ray, on_cell=partial(print, file=sys.stderr, flush=True))
+    print(f"results: {directory / 'results.md'}")

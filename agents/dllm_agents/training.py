@@ -146,6 +146,7 @@ class _Run(Run):
             remove_unfinished(directory)
             state = read_state(directory / STATE, _STATE_FIELDS)
             check_fields(state, _STATE_FIELDS, str(directory / STATE))
+        check_arguments(config)
         self.pace = Pace(config.max_minutes, self._elapsed)
         self.env = self._make_env()
         self.main = self._build()
@@ -236,8 +237,6 @@ class _Run(Run):
 
     def _make_env(self) -> VecMonitor:
         config = self.config
-        refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
-        refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
         self._expert: Any = None
         if config.expert is not None:
             self._expert = expert_agent(config.expert, config.expert_block_length)
@@ -253,7 +252,6 @@ class _Run(Run):
         config = self.config
         if config.warm_start is None:
             return None
-        refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [SuccessModel], _OWN_OF_WARM_START)
         policy = {**config.policy, "sampler": "bernoulli", "optimizer_class": "AdamW"}
         return SuccessModel(
             UnmaskPolicy,
@@ -266,13 +264,10 @@ class _Run(Run):
 
     def _build(self) -> OnPolicyAlgorithm:
         config = self.config
-        algorithm = _CLASSES[config.algorithm, config.group_size > 1]
-        takers = [algorithm, *(algorithm.__bases__ if issubclass(algorithm, GroupedRollouts) else ())]
-        refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
         steering: dict[str, Any] = {}
         if config.num_experts:
             steering = {"expert": config.expert, "expert_block_length": config.expert_block_length}
-        return algorithm(
+        return _CLASSES[config.algorithm, config.group_size > 1](
             UnmaskPolicy,
             self.env,
             learning_rate=learning_rate(config, self.pace),
@@ -344,6 +339,26 @@ class _Run(Run):
             tickets.next = state["next_ticket"]
         if state["episodes"] is not None and parallel.count() == 1:
             restore_episodes(model, state["episodes"], f"{path}, episodes")
+
+
+def check_arguments(config: TrainConfig) -> None:
+    """Refuses names that nothing takes in a configuration, without building anything.
+
+    Raises:
+        ValueError: For such a name.
+        ImportError: For ``rllib-ppo`` without Ray.
+    """
+    if config.algorithm == "rllib-ppo":
+        from dllm_agents.rllib import training as rllib
+
+        rllib.check_arguments(config)
+        return
+    algorithm = _CLASSES[config.algorithm, config.group_size > 1]
+    takers = [algorithm, *(algorithm.__bases__ if issubclass(algorithm, GroupedRollouts) else ())]
+    refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
+    refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
+    refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
+    refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [SuccessModel], _OWN_OF_WARM_START)
 
 
 def _rows_of_one_process(config: TrainConfig) -> int:

@@ -29,12 +29,17 @@ def main() -> None:
     )
     parser.add_argument("--no-training", action="store_true", help="evaluate and report what is trained")
     parser.add_argument("--ship", action="store_true", help="make package data of the best policies and stop")
+    parser.add_argument("--train", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--evaluate", nargs=3, metavar=("ENV", "KIND", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     budget = QUICK if arguments.quick else _BUDGETS[arguments.budget]
     workshop = Workshop(
         budget, (arguments.directory or ROOT / "runs" / "reproduce" / budget.name).resolve(), arguments.jobs
     )
+    if arguments.train:
+        run, seed = arguments.train
+        workshop.train_here(run, int(seed))
+        return
     if arguments.evaluate:
         environment, kind, seed = arguments.evaluate
         workshop.evaluate_here(environment, kind, int(seed))

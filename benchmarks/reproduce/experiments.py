@@ -106,20 +106,15 @@ RUNS: dict[str, Run] = {
 def run_config(name: str, seed: int, budget: Budget) -> TrainConfig:
     """The configuration of a run, but for ``init_from``, which depends on where the other run lies."""
     run = RUNS[name]
-    config = load_config(find_config(run.shipped))
-    merged = {
-        key: {**getattr(config, key), **value} if isinstance(value, dict) else value
-        for key, value in run.changes.items()
-    }
     steps = getattr(budget, run.steps)
     evaluations = 8 if run.steps in ("main_steps", "any_steps", "further_steps") else 2
-    return config.updated(
-        **merged,
-        total_timesteps=steps,
-        eval_every=steps // evaluations,
-        eval_episodes=budget.eval_episodes,
-        seed=seed,
-    )
+    costs = {
+        "total_timesteps": steps,
+        "eval_every": steps // evaluations,
+        "eval_episodes": budget.eval_episodes,
+        "seed": seed,
+    }
+    return load_config(find_config(run.shipped)).merged(run.changes, costs)
 
 
 # Where agents are evaluated: arguments of ``dllm_gym.evaluate``.

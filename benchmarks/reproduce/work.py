@@ -1,29 +1,23 @@
-"""Runs what is missing and keeps what is there: trainings in processes of their own, evaluations in files."""
+"""What is missing is run by the workers of studies, what is there is kept: trainings and evaluations."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmarks.reproduce.experiments import ENVIRONMENTS, RUNS, Budget, evaluations, heuristics, run_config
 from dllm_agents.config import TrainConfig
+from dllm_agents.runs import CONFIG, METRICS
+from dllm_agents.studies.workers import Job, Processes
+from dllm_agents.studies.workers import run as run_jobs
 from dllm_gym.evaluation import EvaluationResult
-from dllm_gym.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Workshop:
@@ -47,7 +41,7 @@ class Workshop:
 
     def finished(self, run: str) -> list[int]:
         """The seeds whose training is over."""
-        return [s for s in self.budget.seeds if (self.policy(run, s) / "metrics.json").is_file()]
+        return [s for s in self.budget.seeds if (self.policy(run, s) / METRICS).is_file()]
 
     def train(self, runs: Sequence[str]) -> None:
         """Trains what has not been trained, and what it begins with; an interrupted run goes on."""
@@ -57,34 +51,33 @@ class Workshop:
         # first what others begin with, to the end: several jobs run at a time
         for generation in range(1 + max(len(_ancestors(run)) for run in RUNS)):
             chosen = [job for job in missing if len(_ancestors(job[0])) == generation]
-            self._run([(f"{run}-{seed}", self._training(run, seed)) for run, seed in chosen])
+            self._run([(f"{run}-{seed}", ["--train", run, str(seed)]) for run, seed in chosen])
 
-    def _training(self, run: str, seed: int) -> list[str]:
+    def train_here(self, run: str, seed: int) -> None:
+        """Trains, or goes on, in this process."""
+        from dllm_agents.training import train
+
         target, config = self.policy(run, seed), run_config(run, seed, self.budget)
         first = RUNS[run].begins_with
         if first is not None:
             policy = self.policy(first, seed) / "best"
             config = config.updated(init_from=os.path.relpath(policy, ROOT))
-        path = target.with_name(target.name + ".yaml")  # names hold dots: alpha-0.3
-        write_text(path, yaml.safe_dump(json.loads(json.dumps(config.to_dict())), sort_keys=False))
-        resume = ["--resume"] if (target / "config.yaml").is_file() else []  # written last
-        return ["train", config.algorithm, "--config", str(path), "--output", str(target), *resume]
+        command = f"python -m benchmarks.reproduce --only {run}"
+        train(config, target, resume=(target / CONFIG).is_file(), command=command)
 
     def evaluate(self) -> None:
         """Evaluates what has not been evaluated."""
-        commands = []
-        for environment in ENVIRONMENTS:
-            commands.append((f"heuristics in {environment}", ["--evaluate", environment, "heuristics", "0"]))
-        for seed in self.budget.seeds:
-            for environment in ENVIRONMENTS:
-                commands.append(
-                    (f"seed {seed} in {environment}", ["--evaluate", environment, "learned", str(seed)])
-                )
-        module = ["--budget", self.budget.name, "--directory", str(self.directory)]
-        missing = [
-            (name, [*module, *c]) for name, c in commands if not self._evaluated(c[1], c[2], int(c[3]))
+        jobs = [
+            (f"heuristics in {environment}", (environment, "heuristics", 0)) for environment in ENVIRONMENTS
         ]
-        self._run(missing, "benchmarks.reproduce")
+        jobs += [
+            (f"seed {seed} in {environment}", (environment, "learned", seed))
+            for seed in self.budget.seeds
+            for environment in ENVIRONMENTS
+        ]
+        self._run(
+            [(name, ["--evaluate", *map(str, what)]) for name, what in jobs if not self._evaluated(*what)]
+        )
 
     def evaluate_here(self, environment: str, kind: str, seed: int) -> None:
         """The evaluations of one environment that are missing, in this process."""
@@ -116,7 +109,7 @@ class Workshop:
 
     def seconds(self, run: str) -> str:
         """How long each seed of a run trained, as far as it did."""
-        files = [self.policy(run, seed) / "metrics.json" for seed in self.finished(run)]
+        files = [self.policy(run, seed) / METRICS for seed in self.finished(run)]
         contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         return ", ".join(f"{content['evaluations'][-1]['seconds']:.0f}" for content in contents)
 
@@ -143,47 +136,36 @@ class Workshop:
         folder = f"{environment}-{_digest(ENVIRONMENTS[environment])}"
         return self.directory / "evaluations" / folder / f"{name}.json"
 
-    def _run(self, commands: list[tuple[str, list[str]]], module: str = "dllm_gym") -> None:
-        """Runs commands, ``jobs`` at a time; one that fails stops everything after those still running."""
-        waiting, running = list(commands), list[tuple[str, subprocess.Popen[bytes], Path, float]]()
-        done = 0
-        while waiting or running:
-            while waiting and len(running) < self.jobs:
-                name, arguments = waiting.pop(0)
-                log = self.directory / "logs" / f"{name.replace(' ', '-')}.log"
-                log.parent.mkdir(parents=True, exist_ok=True)
-                with log.open("wb") as output:
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", module, *arguments],
-                        cwd=ROOT,
-                        env={**os.environ, "OMP_NUM_THREADS": "1"},
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-                    )
-                running.append((name, process, log, time.monotonic()))
-            time.sleep(0.2)
-            for job in [job for job in running if job[1].poll() is not None]:
-                running.remove(job)
-                name, process, log, started = job
-                if process.returncode:
-                    for _, other, _, _ in running:
-                        other.terminate()
-                    tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                    raise RuntimeError(f"{name} failed; {log} ends with:\n{tail}")
-                done += 1
-                print(f"[{done}/{len(commands)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
+    def _run(self, commands: Sequence[tuple[str, list[str]]]) -> None:
+        """Runs this program with arguments, by name, ``jobs`` at a time.
+
+        Raises:
+            RuntimeError: If some failed, when the others are done.
+        """
+        same = ["--budget", self.budget.name, "--directory", str(self.directory)]
+        jobs = [
+            Job(
+                name,
+                "benchmarks.reproduce",
+                (*same, *arguments),
+                self.directory / "logs" / f"{name.replace(' ', '-')}.log",
+                ROOT,
+            )
+            for name, arguments in commands
+        ]
+        failed = run_jobs(jobs, Processes(self.jobs), on_ending=_tell)
+        if failed:
+            raise RuntimeError("\n".join(f"{name} {why}" for name, why in failed.items()))
+
+
+def _tell(job: Job, ending: str, seconds: float, again: bool) -> None:
+    print(f"{job.name}: {ending or 'done'}{', is run again,' * again} after {seconds:.0f} s", flush=True)
 
 
 def _ancestors(run: str) -> list[str]:
     """The runs a run goes back to, each beginning with the next."""
     first = RUNS[run].begins_with
     return [] if first is None else [first, *_ancestors(first)]
-
-
-def _end_with_parent() -> None:
-    """Asks the kernel to kill this process with its parent: then nobody works in its directory any more."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _digest(value: Any) -> str:

@@ -6,12 +6,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.rllib.algorithms import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.ppo import PPOConfig
@@ -23,6 +22,7 @@ from dllm_agents.agent import LearnedPolicy
 from dllm_agents.base_run import Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.ray_cluster import ray_cluster
 from dllm_agents.rllib.config import ppo_config
 from dllm_agents.rllib.module import learned_network, set_network
 from dllm_agents.rllib.runner import ENDS
@@ -61,10 +61,7 @@ class RLlibRun(Run):
     ) -> None:
         super().__init__(config, directory, resume, progress, command)
         self._resumed = resume
-        refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
-        refuse_unknown("policy", config.policy, [network_for], _OWN_OF_POLICY)
-        takers = [PPOConfig.training, AlgorithmConfig.training]
-        refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
+        check_arguments(config)
 
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
@@ -163,6 +160,18 @@ class RLlibRun(Run):
         self.best_reward = max(rewards, default=self.best_reward)
 
 
+def check_arguments(config: TrainConfig) -> None:
+    """Refuses names that nothing takes in a configuration of ``rllib-ppo``.
+
+    Raises:
+        ValueError: For such a name.
+    """
+    refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
+    refuse_unknown("policy", config.policy, [network_for], _OWN_OF_POLICY)
+    takers = [PPOConfig.training, AlgorithmConfig.training]
+    refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
+
+
 def _rllib_config(config: TrainConfig) -> PPOConfig:
     workers = dict(config.workers)
     runners, learners = workers.pop("num_env_runners", 0), workers.pop("num_learners", 0)
@@ -187,37 +196,19 @@ def _learning_rate(config: TrainConfig) -> list[list[float]]:
     return [*rise, [config.total_timesteps, end]]
 
 
-@contextmanager
-def _cluster(workers: Mapping[str, Any]) -> Iterator[None]:
-    """Ray as it already runs in this program; else the cluster at RAY_ADDRESS; else one for this run alone.
-
-    Raises:
-        ValueError: If the cluster lacks what the processes ask for, for which Ray would wait for ever.
-    """
+def _cluster(workers: Mapping[str, Any]) -> AbstractContextManager[None]:
+    """Ray as it already runs in this program; else at RAY_ADDRESS; else for this run alone."""
     runners, learners = workers.get("num_env_runners", 0), workers.get("num_learners", 0)
     gpus_of_learner = workers.get("num_gpus_per_learner", 0)
     cpus_of_learner = workers.get("num_cpus_per_learner", 0 if gpus_of_learner else 1)
     cpus = runners * workers.get("num_cpus_per_env_runner", 1) + learners * cpus_of_learner
-    gpus = runners * workers.get("num_gpus_per_env_runner", 0) + learners * gpus_of_learner
-    ours = not ray.is_initialized()
-    if ours and os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level="warning")
-    elif ours:
-        # These CPUs are a count that Ray keeps, no limit: sampling and learning take turns anyway.
-        count = max(os.cpu_count() or 1, int(cpus + 1))
-        ray.init(address="local", num_cpus=count, include_dashboard=False, logging_level="warning")
-    try:
-        there = ray.cluster_resources()
-        for name, needed in (("CPU", cpus), ("GPU", gpus)):
-            if there.get(name, 0) < needed:
-                raise ValueError(
-                    f"the workers {dict(workers)} need {needed:g} {name}s in all, "
-                    f"Ray's cluster has {there.get(name, 0):g}"
-                )
-        yield
-    finally:
-        if ours:
-            ray.shutdown()
+    return ray_cluster(
+        os.environ.get("RAY_ADDRESS"),
+        local_cpus=max(os.cpu_count() or 1, int(cpus + 1)),  # sampling and learning take turns anyway
+        cpus=cpus,
+        gpus=runners * workers.get("num_gpus_per_env_runner", 0) + learners * gpus_of_learner,
+        who=f"the workers {dict(workers)}",
+    )
 
 
 @contextmanager

@@ -69,7 +69,8 @@ def restore_episodes(model: OnPolicyAlgorithm, tensors: Any, place: str) -> None
     env: Any = model.env
     adapter = env.unwrapped
     vector = adapter.env.unwrapped
-    check_flight(model, tensors, as_tensors(vector.state()), place)
+    pattern = vector.engine.state(np.arange(vector.num_envs))  # the environment shows none before a reset
+    check_flight(model, tensors, as_tensors(pattern), place)
     flight: dict[str, Any] = as_arrays(tensors)
     with restoring(f"{place}, env"):
         observation = vector.restore(flight["env"])
