@@ -583,6 +583,8 @@ def stopped(tmp_path_factory, toys):
         ("step must be a whole number of at least 0, below 2", {"step": 7}),
         ("seconds must be", {"seconds": -1}),
         ("config must be an object", {"config": 3}),
+        ("config is none of this version", {"config": {"widths": 3}}),
+        ("config is none of this version", {"config": {"width": "a"}}),
         ("model must hold", {"model": {}}),
         ("optimizers must be a list of two", {"optimizers": []}),
         ("optimizers, 0 must hold state, param_groups", {"optimizers": [{}, {}]}),
