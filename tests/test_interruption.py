@@ -491,8 +491,9 @@ def test_a_training_state_of_another_version_is_refused(run):
 def broken(state: Any) -> dict[str, Callable[[], Any]]:
     """Ways to spoil a training state of grpo, in place."""
     numbers = state["random"]["numpy"]
-    canvas, rows = state["episodes"]["env"]["engine"]["canvas"], state["episodes"]["env"]["engine"]["rows"]
-    predicted, steps = state["episodes"]["env"]["engine"]["predicted"], state["episodes"]["steps"]["history"]
+    env = state["episodes"]["env"]
+    canvas, predicted = env["canvas"], env["predicted"]
+    steps = state["episodes"]["steps"]["history"]
     groups, first = state["episodes"]["steps"], steps["forgotten"]
     weights = next(iter(state["policy"].values()))
     moments = state["optimizer"]["state"][0]
@@ -527,15 +528,20 @@ def broken(state: Any) -> dict[str, Callable[[], Any]]:
         "episodes must hold": put(state, "episodes", {}),
         "episode_starts must be torch.bool": put(state["episodes"], "episode_starts", torch.zeros(8)),
         "current must lie from 0 to": lambda: state["episodes"]["current"].fill_(10**9),
-        "env must hold engine, ended": put(state["episodes"], "env", None),
+        "env must hold canvas, indices": put(state["episodes"], "env", None),
         "canvas, masked must be torch.bool": put(canvas, "masked", torch.zeros(8, 5, dtype=torch.bool)),
-        "completions must lie from 0 to": lambda: canvas["_completions"].fill_(10**6),
+        "completions must lie from 0 to": lambda: canvas["completions"].fill_(10**6),
         "steps must lie from 0 to 6": lambda: canvas["steps"].fill_(-1),
-        "canvas, _prompts must be": put(canvas, "_prompts", torch.zeros(3, 2)),
-        "indices must lie from 0": lambda: rows["indices"].fill_(-1),
-        "alphas holds NaN": lambda: rows["alphas"].fill_(float("nan")),
+        "canvas, prompts must hold 8 values": put(canvas, "prompts", torch.zeros(3, 2)),
+        "canvas, prompts, 0 must be torch.int64": put(canvas["prompts"], 0, torch.zeros(3)),
+        "prompts must lie from 0 to": put(canvas["prompts"], 0, torch.full((3,), 10**6)),
+        "ended must be torch.bool": put(env, "ended", None),
+        "indices must lie from 0": lambda: env["indices"].fill_(-1),
+        "alphas holds NaN": lambda: env["alphas"].fill_(float("nan")),
         "no environment shows this": lambda: predicted["confidence"].fill_(2.0),
-        "problem_rngs must hold 8 values": put(state["episodes"]["env"]["engine"], "problem_rngs", []),
+        "problem_rngs must hold 8 values": put(env, "problem_rngs", []),
+        "problem_rngs, 0 must hold": put(env["problem_rngs"], 0, {}),
+        "env is no state of a random generator": put(env["problem_rngs"][0]["state"], "state", -1),
         "history, steps must hold tensors": put(steps, "steps", {"confidence": torch.zeros(1)}),
         "forgotten must be": put(steps, "forgotten", -1),
         "started must lie from": lambda: steps["started"].fill_(10**6),
@@ -547,7 +553,7 @@ def broken(state: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-BROKEN = 39
+BROKEN = 44
 
 
 @pytest.mark.parametrize("at", range(BROKEN))
