@@ -54,6 +54,8 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **changes})
 
 
+ROUNDS = {"first_episodes": 8, "round_episodes": 8, "n_epochs": 1, "batch_size": 8}
+
 CONFIGS = {
     "grpo": config(),
     "grpo, drawn tokens and ranges": config(env={**TOY, "temperature": 0.7, "alpha": [0.5, 2.0]}),
@@ -61,6 +63,8 @@ CONFIGS = {
         algorithm_kwargs={**N_STEPS, "kl_coef": 0.1}, expert="confidence:k=3", num_experts=1
     ),
     "grpo after imitation": config(expert="confidence:k=3", imitation_steps=64),
+    "success": config(algorithm="success", group_size=1, algorithm_kwargs=ROUNDS),
+    "grpo with a warm start": config(warm_start="success", warm_start_steps=160, warm_start_kwargs=ROUNDS),
     "ppo": config(algorithm="ppo", group_size=1),
     "ppo in groups": config(algorithm="ppo"),
     "a2c": config(algorithm="a2c", group_size=1, algorithm_kwargs={"n_steps": 4}),
@@ -571,6 +575,31 @@ def test_a_training_state_is_checked_field_by_field(stopped, at):
             train(config(), stopped, resume=True)
     finally:
         path.write_bytes(whole)
+
+
+def test_a_state_of_a_success_model_is_checked_too(tmp_path, monkeypatch):
+    directory, success = tmp_path / "run", CONFIGS["success"]
+    assert killed_after(20, lambda: train(success, directory, save_every=0.0), monkeypatch)
+    path = directory / "training_state.pt"
+    whole = path.read_bytes()
+    for message, changes in {
+        "rounds must be a list": {"rounds": [1]},
+        "rounds, 0 lacks _length, _score": {"rounds": [{}]},
+        "rounds, 0, _length must lie from 1": {
+            "rounds": [{"_length": torch.tensor([0]), "_score": torch.ones(1)}]
+        },
+        "rounds, 0, mask must have the 2 steps": {
+            "rounds": [{"_length": torch.tensor([2]), "_score": torch.ones(1), "mask": torch.zeros(3, 6)}]
+        },
+        "behaviour must hold 4 values": {"behaviour": []},
+        "harm, 0 must be a finite number": {"harm": [float("nan"), 0.5]},
+    }.items():
+        path.write_bytes(whole)
+        state = torch.load(path, weights_only=True)
+        state["episodes"]["steps"] |= changes
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=rf"training_state\.pt.*{message}"):
+            train(success, directory, resume=True)
 
 
 @pytest.fixture(scope="module")
