@@ -322,7 +322,10 @@ class Pretrainer:
         path = self.directory / _STATE
         state = read_state(path, _STATE_FIELDS)
         check_fields(state, _STATE_FIELDS, str(path))
-        before = asdict(PretrainConfig()) | state["config"]
+        try:
+            before = asdict(PretrainConfig(**state["config"]))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: config is none of this version: {error}") from None
         different = [name for name, value in asdict(self.config).items() if before[name] != value]
         if different:
             raise ValueError(

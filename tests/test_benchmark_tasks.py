@@ -692,6 +692,7 @@ def test_gsm8k_through_the_front_door(gsm8k):
     env.close()
 
 
+@pytest.mark.filterwarnings("ignore:the dLLM tiny-sudoku was trained on")  # which is not what this is about
 def test_a_completion_in_which_no_grid_fits_is_refused_at_the_door():
     for kwargs, shortest in (
         ({"task": "sudoku"}, 16),

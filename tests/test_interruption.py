@@ -54,6 +54,8 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**settings, **changes})
 
 
+ROUNDS = {"first_episodes": 8, "round_episodes": 8, "n_epochs": 1, "batch_size": 8}
+
 CONFIGS = {
     "grpo": config(),
     "grpo, drawn tokens and ranges": config(env={**TOY, "temperature": 0.7, "alpha": [0.5, 2.0]}),
@@ -61,6 +63,8 @@ CONFIGS = {
         algorithm_kwargs={**N_STEPS, "kl_coef": 0.1}, expert="confidence:k=3", num_experts=1
     ),
     "grpo after imitation": config(expert="confidence:k=3", imitation_steps=64),
+    "success": config(algorithm="success", group_size=1, algorithm_kwargs=ROUNDS),
+    "grpo with a warm start": config(warm_start="success", warm_start_steps=160, warm_start_kwargs=ROUNDS),
     "ppo": config(algorithm="ppo", group_size=1),
     "ppo in groups": config(algorithm="ppo"),
     "a2c": config(algorithm="a2c", group_size=1, algorithm_kwargs={"n_steps": 4}),
@@ -491,8 +495,9 @@ def test_a_training_state_of_another_version_is_refused(run):
 def broken(state: Any) -> dict[str, Callable[[], Any]]:
     """Ways to spoil a training state of grpo, in place."""
     numbers = state["random"]["numpy"]
-    canvas, rows = state["episodes"]["env"]["engine"]["canvas"], state["episodes"]["env"]["engine"]["rows"]
-    predicted, steps = state["episodes"]["env"]["engine"]["predicted"], state["episodes"]["steps"]["history"]
+    env = state["episodes"]["env"]
+    canvas, predicted = env["canvas"], env["predicted"]
+    steps = state["episodes"]["steps"]["history"]
     groups, first = state["episodes"]["steps"], steps["forgotten"]
     weights = next(iter(state["policy"].values()))
     moments = state["optimizer"]["state"][0]
@@ -527,15 +532,20 @@ def broken(state: Any) -> dict[str, Callable[[], Any]]:
         "episodes must hold": put(state, "episodes", {}),
         "episode_starts must be torch.bool": put(state["episodes"], "episode_starts", torch.zeros(8)),
         "current must lie from 0 to": lambda: state["episodes"]["current"].fill_(10**9),
-        "env must hold engine, ended": put(state["episodes"], "env", None),
+        "env must hold canvas, indices": put(state["episodes"], "env", None),
         "canvas, masked must be torch.bool": put(canvas, "masked", torch.zeros(8, 5, dtype=torch.bool)),
-        "completions must lie from 0 to": lambda: canvas["_completions"].fill_(10**6),
+        "completions must lie from 0 to": lambda: canvas["completions"].fill_(10**6),
         "steps must lie from 0 to 6": lambda: canvas["steps"].fill_(-1),
-        "canvas, _prompts must be": put(canvas, "_prompts", torch.zeros(3, 2)),
-        "indices must lie from 0": lambda: rows["indices"].fill_(-1),
-        "alphas holds NaN": lambda: rows["alphas"].fill_(float("nan")),
+        "canvas, prompts must hold 8 values": put(canvas, "prompts", torch.zeros(3, 2)),
+        "canvas, prompts, 0 must be torch.int64": put(canvas["prompts"], 0, torch.zeros(3)),
+        "prompts must lie from 0 to": put(canvas["prompts"], 0, torch.full((3,), 10**6)),
+        "ended must be torch.bool": put(env, "ended", None),
+        "indices must lie from 0": lambda: env["indices"].fill_(-1),
+        "alphas holds NaN": lambda: env["alphas"].fill_(float("nan")),
         "no environment shows this": lambda: predicted["confidence"].fill_(2.0),
-        "problem_rngs must hold 8 values": put(state["episodes"]["env"]["engine"], "problem_rngs", []),
+        "problem_rngs must hold 8 values": put(env, "problem_rngs", []),
+        "problem_rngs, 0 must hold": put(env["problem_rngs"], 0, {}),
+        "env is no state of a random generator": put(env["problem_rngs"][0]["state"], "state", -1),
         "history, steps must hold tensors": put(steps, "steps", {"confidence": torch.zeros(1)}),
         "forgotten must be": put(steps, "forgotten", -1),
         "started must lie from": lambda: steps["started"].fill_(10**6),
@@ -547,7 +557,7 @@ def broken(state: Any) -> dict[str, Callable[[], Any]]:
     }
 
 
-BROKEN = 39
+BROKEN = 44
 
 
 @pytest.mark.parametrize("at", range(BROKEN))
@@ -567,6 +577,31 @@ def test_a_training_state_is_checked_field_by_field(stopped, at):
         path.write_bytes(whole)
 
 
+def test_a_state_of_a_success_model_is_checked_too(tmp_path, monkeypatch):
+    directory, success = tmp_path / "run", CONFIGS["success"]
+    assert killed_after(20, lambda: train(success, directory, save_every=0.0), monkeypatch)
+    path = directory / "training_state.pt"
+    whole = path.read_bytes()
+    for message, changes in {
+        "rounds must be a list": {"rounds": [1]},
+        "rounds, 0 lacks _length, _score": {"rounds": [{}]},
+        "rounds, 0, _length must lie from 1": {
+            "rounds": [{"_length": torch.tensor([0]), "_score": torch.ones(1)}]
+        },
+        "rounds, 0, mask must have the 2 steps": {
+            "rounds": [{"_length": torch.tensor([2]), "_score": torch.ones(1), "mask": torch.zeros(3, 6)}]
+        },
+        "behaviour must hold 4 values": {"behaviour": []},
+        "harm, 0 must be a finite number": {"harm": [float("nan"), 0.5]},
+    }.items():
+        path.write_bytes(whole)
+        state = torch.load(path, weights_only=True)
+        state["episodes"]["steps"] |= changes
+        torch.save(state, path)
+        with pytest.raises(ValueError, match=rf"training_state\.pt.*{message}"):
+            train(success, directory, resume=True)
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, toys):
     """A run in the middle of episodes, groups and an evaluation or two."""
@@ -583,6 +618,8 @@ def stopped(tmp_path_factory, toys):
         ("step must be a whole number of at least 0, below 2", {"step": 7}),
         ("seconds must be", {"seconds": -1}),
         ("config must be an object", {"config": 3}),
+        ("config is none of this version", {"config": {"widths": 3}}),
+        ("config is none of this version", {"config": {"width": "a"}}),
         ("model must hold", {"model": {}}),
         ("optimizers must be a list of two", {"optimizers": []}),
         ("optimizers, 0 must hold state, param_groups", {"optimizers": [{}, {}]}),

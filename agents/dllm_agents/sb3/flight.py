@@ -69,8 +69,9 @@ def restore_episodes(model: OnPolicyAlgorithm, tensors: Any, place: str) -> None
     env: Any = model.env
     adapter = env.unwrapped
     vector = adapter.env.unwrapped
-    pattern = vector.engine.state(np.arange(vector.num_envs))  # the environment shows none before a reset
-    check_flight(model, tensors, as_tensors(pattern), place)
+    engine = vector.engine
+    now = None if engine.remembers else as_tensors(engine.state(np.arange(vector.num_envs)))
+    check_flight(model, tensors, now, place)
     flight: dict[str, Any] = as_arrays(tensors)
     with restoring(f"{place}, env"):
         observation = vector.restore(flight["env"])

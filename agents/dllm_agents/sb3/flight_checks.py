@@ -88,20 +88,14 @@ def _check_env(model: OnPolicyAlgorithm, state: Any, pattern: Any, place: str) -
 
 
 def _fitted(pattern: Any, state: Any, name: str = "") -> Any:
-    """A pattern with what differs from run to run taken from the state: lengths of prompts, token noise."""
+    """A pattern with what differs from run to run taken from the state: how long prompts are."""
     if isinstance(pattern, dict):
         inside = state if isinstance(state, dict) else {}
         return {key: _fitted(own, inside.get(key), key) for key, own in pattern.items()}
     if isinstance(pattern, list) and isinstance(state, list) and len(state) == len(pattern):
         return [_fitted(own, one, name) for own, one in zip(pattern, state, strict=True)]
-    if not isinstance(state, Tensor):
-        return pattern
-    if pattern is None and state.dtype == torch.uint8:  # of a generator that tokens are drawn from
-        return state
-    is_prompt = isinstance(pattern, Tensor) and name.lstrip("_") == "prompts"
-    if is_prompt and state.ndim == pattern.ndim and state.shape[:-1] == pattern.shape[:-1]:
-        return state.to(pattern.dtype)
-    return pattern
+    is_prompt = name == "prompts" and isinstance(state, Tensor) and state.ndim == 1
+    return state.to(pattern.dtype) if is_prompt else pattern
 
 
 def _check_history(model: OnPolicyAlgorithm, state: Any, needed: set[str], place: str) -> tuple[int, int]:
@@ -180,7 +174,7 @@ def _whole_numbers(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of whole numbers and the name it has."""
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from _whole_numbers(inner, key.lstrip("_"))
+            yield from _whole_numbers(inner, key)
     elif isinstance(value, list):
         for inner in value:
             yield from _whole_numbers(inner, name)
