@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# what training needs, without the developers' tools
+AGENTS := $(VENV)/.agents
 # Ray pins an older Gymnasium
 RLLIB_VENV := $(VENV)-rllib
 RLLIB_INSTALLED := $(RLLIB_VENV)/.installed
@@ -10,8 +12,12 @@ RUN ?= runs/demo
 
 .PHONY: demo test test-rllib lint types format docs bench reproduce clean
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(AGENTS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[agents]"
+	touch $@
+
+$(INSTALLED): $(AGENTS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
@@ -22,8 +28,8 @@ $(RLLIB_INSTALLED): pyproject.toml constraints.txt
 		-c $(RLLIB_VENV)/constraints.txt -e ".[rllib]" pytest hypothesis
 	touch $@
 
-demo: $(INSTALLED)  ## train a policy with PPO, compare it with every heuristic
-	$(BIN)/dllm-gym train ppo --output $(RUN) --max-minutes 8 $(if $(wildcard $(RUN)/config.yaml),--resume)
+demo: $(AGENTS)  ## train a policy with PPO, compare it with every heuristic
+	$(BIN)/dllm-gym train ppo --output $(RUN) --max-minutes 6 $(if $(wildcard $(RUN)/config.yaml),--resume)
 	$(BIN)/dllm-gym compare --agent $(RUN):sample --agent $(RUN):deterministic --episodes 500 --dtype auto \
 		--plot $(RUN)/pareto.png --json $(RUN)/compare.json
 
