@@ -284,6 +284,11 @@ class Engine(PerRow):
         for row in rows.tolist():
             self.problems[row], _ = self._problems.at(int(self.indices[row]))
 
+    @property
+    def predicted_tokens(self) -> IntArray:
+        """``(N, L)``, what the dLLM would write at every position now; agents do not see it."""
+        return self._tokens
+
     def act(self, rows: IntArray, actions: BoolArray) -> BoolArray:
         """Applies actions ``(R, L)``, checked by ``as_bits``, to some rows; says which of these changed."""
         candidates = self.canvas.selectable()[rows]

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.evaluation.oracle import Oracle
 from dllm_gym.plugins import plugins
 from dllm_gym.strategies import make_strategy, strategy_names
 
@@ -23,9 +24,10 @@ class Agent(Protocol):
     Besides ``act`` an agent may have ``requires`` (names of further observations it reads), ``label``,
     ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
     keeps state), ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
-    episode makes results independent of the batch size), ``fingerprint`` (a text that tells it from every
-    other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was trained
-    with: elsewhere there is a warning).
+    episode makes results independent of the batch size), ``prepare(engine, problems, seed)`` (called once
+    before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
+    every other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was
+    trained with: elsewhere there is a warning).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:
@@ -118,13 +120,15 @@ def _agent_by_name(text: str) -> Agent:
     name, _, parameters = text.partition(":")
     if name in strategy_names():
         return make_strategy(name, **_parse_parameters(parameters))
+    if name == Oracle.name:
+        return Oracle(**_parse_parameters(parameters))  # type: ignore[arg-type]  # checked in there
     for plugin in plugins():
         agent = plugin.load_agent(text)
         if agent is not None:
             return agent  # type: ignore[no-any-return]
     raise ValueError(
         f"{text!r} is neither a strategy nor the path of a saved policy; "
-        f"strategies: {', '.join(strategy_names())}"
+        f"strategies: {', '.join(strategy_names())}; {Oracle.name}"
     )
 
 

@@ -75,6 +75,8 @@ def evaluate(
     if lines is not None:
         finished = episodes_found(lines, engine.metric_names)
     missing = [index for index in range(episodes) if index not in finished]
+    if missing and hasattr(resolved, "prepare"):
+        resolved.prepare(engine, missing, seed)
     recorder = Recorder(engine, episodes) if record or check_consistency else None
     on_step = None if recorder is None else recorder.after_step
     for episode in decode(resolved, engine, missing, seed, on_step):
