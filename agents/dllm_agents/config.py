@@ -71,7 +71,7 @@ class TrainConfig:
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
         warm_start: ``success``: a success model is trained first, and its policy is what the algorithm begins
             with; ``None``: the algorithm begins with random weights, or those of ``init_from``.
-        warm_start_steps: So many of ``total_timesteps`` go to that, in whole rounds.
+        warm_start_steps: So many of ``total_timesteps`` go to that, at most half of them.
         warm_start_kwargs: Arguments of ``SuccessModel``.
         expert_block_length: Confines the expert to one block after another.
         eval_every: Environment steps between evaluations; ``None``: a tenth of ``total_timesteps``.
@@ -210,6 +210,11 @@ class TrainConfig:
     def eval_interval(self) -> int:
         """Environment steps between evaluations."""
         return self.eval_every or math.ceil(self.total_timesteps / _EVALUATIONS)
+
+    @property
+    def warm_steps(self) -> int:
+        """Environment steps of the warm start."""
+        return min(self.warm_start_steps, self.total_timesteps // 2)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for YAML and JSON."""

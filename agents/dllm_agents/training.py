@@ -203,8 +203,8 @@ class _Run(Run):
         rounds, total_rounds = (getattr(self.model, name, None) for name in ("rounds", "total_rounds"))
         if begun_at < config.total_timesteps and (total_rounds is None or rounds < total_rounds):
             if self.model is self.warm:
-                self._go_on(config.warm_start_steps, callbacks)
-                if self.warm.num_timesteps >= config.warm_start_steps:  # no deadline was first
+                self._go_on(config.warm_steps, callbacks)
+                if self.warm.num_timesteps >= config.warm_steps:  # no deadline was first
                     self._end_warm_start()
             if self.model is self.main:
                 self._go_on(config.total_timesteps, callbacks)

@@ -276,7 +276,7 @@ class SuccessModel(OnPolicyAlgorithm):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
     ) -> bool:
-        """Steps all rows until the episodes of a round have finished.
+        """Steps all rows until the episodes of a round have finished, or the training's steps are used up.
 
         Returns:
             Whether training goes on: no callback stopped it.
@@ -286,7 +286,7 @@ class SuccessModel(OnPolicyAlgorithm):
         callback.on_rollout_start()
         wanted = self.round_episodes if self._n_updates else self.first_episodes
         needed = (*self.policy.network.config.requires, "action_mask")  # type: ignore[union-attr,misc]
-        while len(rollout_buffer.finished) < wanted:
+        while len(rollout_buffer.finished) < wanted and self.num_timesteps < self._total_timesteps:
             observation: Any = self._last_obs
             with torch.no_grad():
                 bits = self._act(observation)
@@ -296,11 +296,11 @@ class SuccessModel(OnPolicyAlgorithm):
                 rollout_buffer.finish(row, float(rewards[row]), float(infos[row]["score"]))
                 self._draw_behaviour(row)
             self.num_timesteps += env.num_envs
+            self._last_episode_starts = dones
             self._update_info_buffer(infos, dones)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-        self._last_episode_starts = dones
         self._set_threshold(rollout_buffer)
         rollout_buffer.end_round()
         callback.on_rollout_end()
@@ -344,6 +344,8 @@ class SuccessModel(OnPolicyAlgorithm):
         lengths, scores = samples.pop("_length"), samples.pop("_score")
         ends = np.cumsum(lengths)
         count = len(lengths)
+        if not count:
+            return
         batches = math.ceil(count / self.batch_size)
         peak = self.lr_schedule(self._current_progress_remaining)
         losses: list[float] = []
