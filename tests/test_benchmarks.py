@@ -201,13 +201,12 @@ def test_where_the_time_of_training_goes(benchmark, run_benchmark, monkeypatch, 
     monkeypatch.setattr(benchmark("training"), "compare", two_rules)
     report = tmp_path / "training.json"
     sizes = ["--steps", 2048, "--cases", 1, "--lead-steps", 2048, "--lead-every", 2048, "--episodes", 2]
-    run_benchmark("training", *sizes, "--output", report)
+    run_benchmark("training", *sizes, "--leaders", "a2c-full", "--seeds", 0, "--output", report)
     content = json.loads(report.read_text())
-    (row,), (lead, of_all) = content["splits"], content["leads"]
+    (row,), (lead,) = content["splits"], content["leads"]
     parts = [row[name] for name in ("dllm", "policy", "update", "rest")]
     assert sum(parts) == pytest.approx(1.0, abs=0.01)
     assert min(parts) > 0
     assert lead["evaluations"][-1]["timesteps"] >= 2048
-    assert (lead["options"], of_all["options"]["learn_from"]) == ({}, None)
-    text = benchmark("training").table([row], [{**lead, "first": None}])
-    assert "no lead of 5 points" in text
+    text = benchmark("training").table([row], [{**lead, "first": [None, lead["evaluations"][0]]}])
+    assert "| a2c-full | 1 | never (never) |" in text
