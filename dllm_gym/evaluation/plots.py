@@ -39,7 +39,10 @@ def pareto_figure(
             rules.setdefault(result.agent, []).append(result)
     for at, (name, points) in enumerate(rules.items()):
         points.sort(key=lambda r: r.nfe_mean)
-        style = {"color": palette(at % 10) if colours is None else "grey", "marker": _MARKERS[at % 11]}
+        style: dict[str, Any] = {
+            "color": palette(at % 10) if colours is None else "grey",
+            "marker": _MARKERS[at % 11],
+        }
         own = [point for point in points if colours and point.label in colours]
         if len(own) < len(points):
             handles.append(_errorbar(axes, points, label=name, linestyle="-", **style))
