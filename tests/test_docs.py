@@ -102,8 +102,9 @@ def before_your_task(monkeypatch):
     (task,) = [snippet for _, snippet in SNIPPET.findall(page) if "class MyTask" in snippet]
     Path("my_task.py").write_text(task, encoding="utf-8")
     (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    smaller = {"num_envs: 128": "num_envs: 16", "total_timesteps: 400000": "total_timesteps: 1024"}
+    smaller = {"num_envs: 128": "num_envs: 16", "total_timesteps: 200000": "total_timesteps: 1024"}
     smaller |= {"batch_size: 256": "batch_size: 64", "eval_episodes: 64": "eval_episodes: 8"}
+    smaller |= {"warm_start_steps: 50000": "warm_start_steps: 256"}
     for written, instead in smaller.items():
         assert written in configuration
         configuration = configuration.replace(written, instead)

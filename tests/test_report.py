@@ -19,7 +19,7 @@ from toy_backend import ScriptedBackend, ToyTask
 import dllm_gym
 from dllm_agents import train
 from dllm_agents.config import TrainConfig
-from dllm_agents.runs import read_run
+from dllm_agents.run_folder import read_run
 from dllm_gym.evaluation.figures import COLOURS
 from dllm_gym.evaluation.plots import learning_figures
 from dllm_gym.looking import film
