@@ -126,6 +126,7 @@ def measure_limit(
     rounds: int = 5,
     seconds: float = 1.0,
     task: str = "arithmetic",
+    task_kwargs: Mapping[str, Any] | None = None,
     backend_kwargs: Mapping[str, Any] | None = None,
 ) -> Limit:
     """Environment steps per second beside the bare forward's rows per second.
@@ -138,6 +139,7 @@ def measure_limit(
         rounds: How often it is measured; the medians count.
         seconds: How long each of the two runs in a round, about, in turns of one episode of every row.
         task: Where prompts come from.
+        task_kwargs: The task's parameters.
         backend_kwargs: For loading the backend.
 
     Raises:
@@ -148,10 +150,9 @@ def measure_limit(
     loaded: Any = load_backend(backend, **(backend_kwargs or {})) if isinstance(backend, str) else backend
     if not isinstance(loaded, TransformersBackend):
         raise ValueError(f"only transformers models have a bare forward to compare with, got {backend!r}")
-    settings = {"completion_length": completion_length, "block_length": block_length}
-    play = (_play_one if batch_size == 1 else _play_batch)(
-        batch_size, {"task": task, "backend": loaded, **settings}
-    )
+    settings: dict[str, Any] = {"completion_length": completion_length, "block_length": block_length}
+    settings |= {"task": task, "task_kwargs": task_kwargs, "backend": loaded}
+    play = (_play_one if batch_size == 1 else _play_batch)(batch_size, settings)
     clocks = {name: Clock() for name in ("model", "predict", "episodes")}
     undo = _put_clocks(clocks, play.engine)
     try:

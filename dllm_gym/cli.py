@@ -22,6 +22,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from dllm_gym.evaluation import Profile
     from dllm_gym.prompts import Prompt
+    from dllm_gym.speeds import Speed
 
 app = typer.Typer(
     name="dllm-gym",
@@ -522,7 +523,16 @@ def bench(
     completion_length: Annotated[
         int | None, typer.Option(min=1, help="Positions to write in; default: the task's.")
     ] = None,
+    block_length: BlockOption = "full",
+    agent: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Whose completions per second are measured beside a plain loop's; may be given again. "
+            "Default: fast-dllm:threshold=0.9 and eb-sampler:gamma=0.1."
+        ),
+    ] = None,
     task: TaskOption = "arithmetic",
+    task_kwargs: TaskKwargsOption = "{}",
     dtype: DtypeOption = None,
     backend_kwargs: BackendKwargsOption = "{}",
     quick: Annotated[
@@ -530,36 +540,40 @@ def bench(
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
-    """Measure how close environment steps come to the bare forward of a dLLM on this machine."""
+    """Measure a dLLM on this machine: its bare forward, environment steps, rules and a plain loop."""
     from dllm_gym.backends import load_backend
     from dllm_gym.bench import machine, measure_limit
+    from dllm_gym.speeds import RULES, measure_speeds
 
     loaded = load_backend(backend, **_backend_kwargs(dtype, backend_kwargs))
-    limits = []
+    limits, speeds = [], []
+    environment: dict[str, Any] = {
+        "task": task,
+        "task_kwargs": _task_kwargs(task_kwargs),
+        "completion_length": completion_length,
+        "block_length": _block_length(block_length),
+    }
     with Progress(console=console, transient=True) as progress:
         sizes = batch_size or ([1, 64] if quick else [1, 8, 64, 256])
-        bar = progress.add_task(escape(backend), total=len(sizes))
+        bar = progress.add_task(escape(backend), total=len(sizes) * (2 + len(agent or RULES)))
         for size in sizes:
-            limits.append(
-                measure_limit(
-                    loaded,
-                    batch_size=size,
-                    completion_length=completion_length,
-                    rounds=3 if quick else 5,
-                    task=task,
-                )
-            )
+            rounds = 3 if quick else 5
+            limits.append(measure_limit(loaded, batch_size=size, rounds=rounds, **environment))
             progress.advance(bar)
+            for speed in measure_speeds(loaded, agent or RULES, batch_size=size, **environment):
+                speeds.append(speed)
+                progress.advance(bar)
     table = Table(box=None)
     for name in ("rows", "bare forward, rows/s", "environment, steps/s", "efficiency", "of it in the model"):
         table.add_column(name, justify="right")
     for limit in limits:
-        speeds = (f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}")
-        table.add_row(str(limit.batch_size), *speeds, f"{limit.efficiency:.2f}", f"{limit.model:.1%}")
+        per_second = (f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}")
+        table.add_row(str(limit.batch_size), *per_second, f"{limit.efficiency:.2f}", f"{limit.model:.1%}")
     console.print(table)
+    console.print(_speed_table(speeds))
     efficiencies = {f"efficiency_batch_{limit.batch_size}": round(limit.efficiency, 3) for limit in limits}
-    rows = [limit.to_json() for limit in limits]
-    _write_json({"backend": backend, **efficiencies, "machine": machine(), "limits": rows}, json_file)
+    measured = {name: [one.to_json() for one in of] for name, of in (("limits", limits), ("speeds", speeds))}
+    _write_json({"backend": backend, **efficiencies, "machine": machine(), **measured}, json_file)
 
 
 @app.command()
@@ -656,6 +670,23 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['nfe_mean']:.1f}",
             f"{row['reward_mean']:.3f}",
             style="bold" if row.get("learned") else None,
+        )
+    return table
+
+
+def _speed_table(speeds: Sequence[Speed]) -> Table:
+    table = Table(box=None)
+    for name in ("rows", "decoded by", "completions/s", "times the loop", "steps", "accuracy"):
+        table.add_column(name, justify="left" if name == "decoded by" else "right")
+    for speed in speeds:
+        loop = next(one for one in speeds if one.batch_size == speed.batch_size)  # comes first
+        table.add_row(
+            str(speed.batch_size),
+            escape(speed.label),
+            f"{speed.completions_per_second:.3g}",
+            f"{speed.completions_per_second / loop.completions_per_second:.1f}",
+            f"{speed.steps:.1f}",
+            f"{speed.accuracy:.3f}",
         )
     return table
 

@@ -4,7 +4,6 @@ The repository's root is the source folder, so that README, changelog and model 
 and links between Markdown files mean the same here and on GitHub. Reading the site needs no network.
 """
 
-import inspect
 import re
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from dllm_gym import __version__
-from dllm_gym.envs.unmask import UnmaskEnv
 
 project = "dllm_gym"
 author = "The dllm_gym developers"
@@ -63,9 +61,7 @@ def mathml(formula: str, as_block: bool = False) -> str:
 
 def read_page(app: Sphinx, page: str, source: list[str]) -> None:
     """Gives pages what they need here and not on GitHub, or takes it away."""
-    if page == "docs/environment":
-        source[0] += f"\n{inspect.getdoc(UnmaskEnv)}\n"
-    elif page.startswith("benchmarks/results/"):  # tables, written without a title
+    if page.startswith("benchmarks/results/"):  # tables, written without a title
         source[0] = f"# {Path(page).name.replace('_', ' ').capitalize()}\n\n{source[0]}"
     elif page == "README":  # badges are served by other hosts
         source[0] = "\n".join(line for line in source[0].splitlines() if not line.startswith("[!["))

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dllm_gym.tasks.answers import before_end, boxes, number, plain_latex, same_number, same_text, tagged
-from dllm_gym.tasks.expression import evaluate
+from dllm_gym.tasks.scoring.answers import (
+    before_end,
+    boxes,
+    number,
+    plain_latex,
+    same_number,
+    same_text,
+    tagged,
+)
+from dllm_gym.tasks.scoring.expression import evaluate
 
 PIECES = [
     *["\\boxed{", "{", "}", "\\{", "\\}", "\\", "<answer>", "</answer>", "<answer", "####", "\n", " ", "..."],

@@ -11,13 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import family_checkpoints
 import numpy as np
 import pytest
 from toy_backend import ToyBackend
 
 import dllm_gym
 from dllm_gym.bench import Clock, measure_limit
-from dllm_gym.evaluation import compare
+from dllm_gym.evaluation import compare, evaluate
+from dllm_gym.speeds import PLAIN_LOOP, RULES, measure_speeds
 from dllm_gym.strategies import make_strategy
 
 WRONG_ORDER = '''
@@ -178,6 +180,59 @@ def test_a_clock_counts_what_runs_inside():
     double = clock.around(lambda x: time.sleep(0.01) or 2 * x)
     assert (double(2), double(3)) == (4, 6)
     assert 0.02 <= clock.seconds < 2
+
+
+# Completions per second -------------------------------------------------------------------------------------
+
+
+def written_by(backend, run) -> list[list[int]]:
+    """The completions that are turned into text while something runs."""
+    ids: list[list[int]] = []
+    decode = backend.decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            backend, "decode", lambda completion: ids.append(list(completion)) or decode(completion)
+        )
+        run()
+    return ids
+
+
+@pytest.mark.parametrize("block_length", [None, 8, 5])
+@pytest.mark.parametrize("name", ["tiny-arithmetic", "tiny-arithmetic-dream", "sdar"])
+def test_the_plain_loop_writes_what_one_token_per_step_writes(name, block_length, tmp_path):
+    """What it reveals does not go through the engine, so that each checks the other."""
+    if name == "sdar":  # whose blocks count from the beginning of the prompt
+        family_checkpoints.write_sdar(tmp_path)
+        block_length = {None: None, 8: 4, 5: 2}[block_length]
+    backend = dllm_gym.load_backend(tmp_path if name == "sdar" else name, dtype="float32", device="cpu")
+    settings = {"task": "arithmetic", "block_length": block_length, "backend": backend}
+    speeds = []
+    by_loop = written_by(
+        backend, lambda: speeds.extend(measure_speeds(agents=[], batch_size=3, problems=7, **settings))
+    )[3:]  # the first batch warms up
+    results = []
+    by_engine = written_by(backend, lambda: results.append(evaluate("confidence:k=1", 7, **settings)))
+    assert len(by_loop) == 7
+    assert sorted(by_loop) == sorted(by_engine)
+    (speed,) = speeds
+    assert (speed.label, speed.steps, speed.accuracy) == (PLAIN_LOOP, 48, results[0].accuracy)
+
+
+def test_speeds_come_with_how_well_the_same_problems_were_solved():
+    plain, *others = measure_speeds("tiny-arithmetic", batch_size=4, block_length=8)
+    assert (plain.batch_size, plain.steps) == (4, 48)
+    for name, speed in zip(RULES, others, strict=True):
+        result = evaluate(name, 8, block_length=8)
+        found = (speed.label, speed.batch_size, speed.steps, speed.accuracy)
+        assert found == (result.label, 4, result.nfe_mean, result.accuracy)
+        assert speed.completions_per_second > 0
+        assert speed.to_json()["steps"] == round(result.nfe_mean, 4)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 0}, {"problems": 0}])
+def test_nothing_has_no_speed(sizes):
+    with pytest.raises(ValueError, match="batch_size and problems must be at least 1, got"):
+        next(measure_speeds("tiny-arithmetic", **sizes))
 
 
 # Growth and training ----------------------------------------------------------------------------------------

@@ -256,14 +256,18 @@ def test_generate_refuses_an_empty_file(run, tmp_path):
 
 def test_bench_json(run, monkeypatch):
     monkeypatch.setattr(bench, "measure_limit", partial(bench.measure_limit, seconds=0.01))
-    sizes = ("--batch-size", 1, "--batch-size", 3, "--completion-length", 16)
-    done = run("bench", "--quick", *sizes, "--json", "-")
+    sizes = ("--batch-size", 1, "--batch-size", 3, "--completion-length", 16, "--block-length", 8)
+    done = run("bench", "--quick", *sizes, "--agent", "confidence:k=4", "--json", "-")
     assert done.code == 0
     assert [limit["batch_size"] for limit in done.json["limits"]] == [1, 3]
     assert all(limit["completion_length"] == 16 for limit in done.json["limits"])
     assert done.json["efficiency_batch_3"] == pytest.approx(done.json["limits"][1]["efficiency"], abs=1e-3)
     assert done.json["machine"]["torch"]
     assert "efficiency" in done.err
+    found = [(speed["label"], speed["batch_size"], speed["steps"]) for speed in done.json["speeds"]]
+    each = [("plain loop", 16.0), ("confidence(k=4)", 4.0)]
+    assert found == [(label, size, steps) for size in (1, 3) for label, steps in each]
+    assert "completions/s" in done.words
 
 
 def test_bench_needs_a_transformers_model(run):

@@ -1,6 +1,6 @@
 """What the README, the pages and the examples show a newcomer really runs."""
 
-import inspect
+import dataclasses
 import json
 import re
 import runpy
@@ -10,6 +10,7 @@ from pathlib import Path
 import family_checkpoints
 import pytest
 import torch
+import yaml
 from PIL import Image
 from test_paper import write_tiny_checkpoint
 
@@ -17,8 +18,8 @@ import dllm_gym.backends
 import dllm_gym.strategies
 import dllm_gym.tasks
 from dllm_agents import save_policy
+from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
-from dllm_gym.envs.unmask import UnmaskEnv
 
 ROOT = Path(__file__).parents[1]
 # Python that a user would paste, and the reason why it is not run, if there is one.
@@ -26,13 +27,14 @@ SNIPPET = re.compile(r"(?:<!-- not run: (.+) -->\n)?```python\n(.*?)```", re.DOT
 
 
 def read_page(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    return text + (inspect.getdoc(UnmaskEnv) if page == "docs/environment.md" else "")
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generated.py"))
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 # in test_libraries.py: some libraries need a process of their own; in test_sharing.py: it has a hub
 ELSEWHERE = {"docs/libraries.md", "docs/sharing.md"}
+SLOW = {"docs/your_task.md"}  # it trains, compares, films and reports
 WITH_PYTHON = [page for page in PAGES if SNIPPET.search(read_page(page)) and page not in ELSEWHERE]
 
 
@@ -89,8 +91,37 @@ def before_paper(monkeypatch):
     return {}
 
 
+def before_your_model(monkeypatch):
+    write_data()
+    return {}
+
+
+def before_your_task(monkeypatch):
+    """The files that the page shows, with a training of seconds for one of a minute."""
+    page = read_page("docs/your_task.md")
+    (task,) = [snippet for _, snippet in SNIPPET.findall(page) if "class MyTask" in snippet]
+    Path("my_task.py").write_text(task, encoding="utf-8")
+    (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    smaller = {"num_envs: 128": "num_envs: 16", "total_timesteps: 200000": "total_timesteps: 1024"}
+    smaller |= {"batch_size: 256": "batch_size: 64", "eval_episodes: 64": "eval_episodes: 8"}
+    smaller |= {"warm_start_steps: 50000": "warm_start_steps: 256"}
+    for written, instead in smaller.items():
+        assert written in configuration
+        configuration = configuration.replace(written, instead)
+    Path("mine.yaml").write_text(configuration, encoding="utf-8")
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    return {}
+
+
 # What a page takes for granted: files in the working directory, and names.
-BEFORE = {"docs/backends.md": before_backends, "docs/tasks.md": before_tasks, "docs/paper.md": before_paper}
+BEFORE = {
+    "docs/backends.md": before_backends,
+    "docs/paper.md": before_paper,
+    "docs/tasks.md": before_tasks,
+    "docs/your_model.md": before_your_model,
+    "docs/your_task.md": before_your_task,
+}
 PRINTS = {
     "README.md": [
         r"(right|wrong) in \d+ steps",
@@ -110,6 +141,11 @@ PRINTS = {
         r"^ppo: [01]\.\d\d right in \d+\.\d steps$",
     ],
     "docs/sandbox.md": [r"^finished \(True, False\)$"],
+    "docs/your_model.md": [r"\(\d+ steps, \d+\.\d tokens per step\)$"],
+    "docs/your_task.md": [
+        rf"^{agent}: [01]\.\d\d \([01]\.\d\d to [01]\.\d\d\) right in \d+\.\d steps$"
+        for agent in (r"mine \(sample\)", r"fast-dllm\(threshold=0\.9\)", r"confidence\(k=4\)")
+    ],
     "docs/vectorization.md": [r"^\(8, 16\) MultiBinary\(16\)$", r"^[01]\.\d\d right$", r"^\{\d+: \d+, "],
 }
 
@@ -117,10 +153,14 @@ WRITES = {
     "docs/analysis.md": {"analysis.png", "policy.npz"},
     "docs/evaluation.md": {"pareto.png"},
     "docs/looking.md": {"episode.gif"},
+    "docs/your_task.md": {"film.gif", "problems.jsonl", "runs"},
 }
 
 
-@pytest.mark.parametrize("page", WITH_PYTHON)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if page in SLOW else page for page in WITH_PYTHON],
+)
 def test_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch, tmp_path, registries):
     """Its snippets share their names, as they do for a reader. Sizes are what keeps this short."""
     monkeypatch.chdir(tmp_path)
@@ -132,6 +172,22 @@ def test_a_page_runs_from_top_to_bottom(page, capsys, monkeypatch, tmp_path, reg
     for pattern in PRINTS.get(page, []):
         assert re.search(pattern, printed, re.MULTILINE), printed
     assert WRITES.get(page, set()) <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_what_pages_have_from_docstrings_is_what_these_say(page):
+    """Otherwise: ``python docs/generated.py``."""
+    text = page.read_text(encoding="utf-8")
+    assert text == GENERATED["written"](text)
+
+
+def test_every_field_of_a_configuration_is_explained():
+    page = read_page("docs/your_task.md")
+    for field in dataclasses.fields(TrainConfig):
+        (meaning,) = re.findall(rf"^\| `{field.name}` \| `.+` \| (.+) \|$", page, re.MULTILINE)
+        assert len(meaning.split()) > 2
+    (written,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert set(yaml.safe_load(written)) <= {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def test_few_snippets_are_left_out():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dllm_gym.tasks import Problem, load_task
-from dllm_gym.tasks.answers import before_end, number
+from dllm_gym.tasks.scoring.answers import before_end, number
 
 LABELS = json.loads((Path(__file__).parent / "data" / "llada_labels.json").read_text())
 DATA = Path(__file__).parents[2] / "shared" / "data"

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dllm_gym.tasks import load_task, math_equality
-from dllm_gym.tasks.math_equality import same_value
+from dllm_gym.tasks import load_task
+from dllm_gym.tasks.scoring import math_equality
+from dllm_gym.tasks.scoring.math_equality import same_value
 
 pytest.importorskip("math_verify", reason="needs pip install 'dllm-gym[math]'")
 
@@ -120,7 +121,7 @@ def test_what_the_worker_hands_to_sympy_is_numbers_alone():
     """In a process of its own, as the worker is: the functions that evaluate text are gone from sympy."""
     code = """
 import sys, sympy
-sys.path.insert(0, "dllm_gym/tasks")
+sys.path.insert(0, "dllm_gym/tasks/scoring")
 from math_worker import _equal, _never_evaluate_text
 _never_evaluate_text()
 assert _equal("12", "12.0") and _equal("x^2-1", "(x-1)(x+1)")
@@ -138,7 +139,7 @@ print("refused")
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(math_equality.__file__).parents[2],
+        cwd=Path(math_equality.__file__).parents[3],
     )
     assert done.stdout == "refused\n", done.stderr
 
@@ -183,7 +184,7 @@ def test_a_fork_has_a_worker_of_its_own():
     parent = math_equality._worker._process.pid
     code = """
 import os
-from dllm_gym.tasks.math_equality import same_value, _worker
+from dllm_gym.tasks.scoring.math_equality import same_value, _worker
 assert same_value("1", "1.0")
 mine = _worker._process.pid
 child = os.fork()
@@ -201,7 +202,7 @@ assert same_value("4", "8/2") and _worker._process.pid == mine
 
 def test_a_process_that_ends_leaves_no_worker_behind():
     code = (
-        "from dllm_gym.tasks.math_equality import same_value, _worker; "
+        "from dllm_gym.tasks.scoring.math_equality import same_value, _worker; "
         "same_value('1', '1.0'); print(_worker._process.pid)"
     )
     done = subprocess.run(

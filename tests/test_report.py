@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import shutil
@@ -18,7 +19,9 @@ from toy_backend import ScriptedBackend, ToyTask
 import dllm_gym
 from dllm_agents import train
 from dllm_agents.config import TrainConfig
-from dllm_agents.runs import read_run
+from dllm_agents.run_folder import read_run
+from dllm_gym.evaluation.figures import COLOURS
+from dllm_gym.evaluation.plots import learning_figures
 from dllm_gym.looking import film
 from dllm_gym.looking.report import read_comparison, report
 from dllm_gym.tasks import Problem
@@ -109,7 +112,7 @@ def page(run) -> Page:
 
 def test_it_has_every_part(page):
     assert page.headings == [
-        "Learning curves", "Accuracy against steps", "Episodes, step by step", "What it reveals when",
+        "Episodes, step by step", "Learning curves", "Accuracy against steps", "What it reveals when",
         "How it decodes", "Configuration",
     ]  # fmt: skip
     labels = [attributes["aria-label"] for attributes in page.all("svg")]
@@ -138,7 +141,8 @@ def test_the_player_has_the_episodes_as_they_were(run, page):
     options = {**TOY, "block_length": 3, "on_empty": "noop"}
     result = dllm_gym.evaluate(run, 40, **options)
     success = result.records.success == 1
-    expected = sorted([*np.flatnonzero(success)[:3], *np.flatnonzero(~success)[:3]])
+    expected = [*np.flatnonzero(success)[:3], *np.flatnonzero(~success)[:3]]  # it opens on a solved one
+    assert page.data[0]["runs"][0]["right"]
     assert [int(entry["title"].partition(":")[0]) for entry in page.data] == expected
     for entry, problem in zip(page.data, expected, strict=True):
         made = film([run, "fast-dllm:threshold=0.9"], int(problem), **options)
@@ -163,6 +167,43 @@ def check_frame(player: dict[str, Any], frame: Any) -> None:
     np.testing.assert_allclose(told, frame.confidence[frame.masked], atol=5.1e-4)
     shown = [token for token, hidden in zip(player["tokens"], masked, strict=True) if not hidden]
     assert shown == ["∎" if t == "</s>" else t for t in np.array(frame.tokens)[~masked]]
+
+
+def test_an_agent_has_one_colour_on_the_whole_page(page):
+    """By its place: in the player, in the legend and in every figure, all of them from the style sheet."""
+    for entry in page.data:
+        assert [player["colour"] for player in entry["runs"]] == ["var(--agent-0)", "var(--agent-1)"]
+    legend = re.findall(r'<li><i class="swatch" style="background: (.+?)"></i>(.+?)</li>', page.text)
+    labels = [player["agent"] for player in page.data[0]["runs"]]
+    assert legend == [(f"var(--agent-{at})", html.escape(label)) for at, label in enumerate(labels)]
+    for at, own in enumerate(COLOURS[:-1]):
+        assert f"--agent-{at}: {own.lower()};" in page.text
+    drawn = set(re.findall(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg.*?</svg>", page.text, re.DOTALL))))
+    assert not drawn & {own.lower() for own in COLOURS}
+    assert "#808080" in drawn  # the other rules
+
+
+def test_curves_of_two_decodings_are_one_agents():
+    measures = "accuracy", "nfe_mean", "reward_mean"
+    evaluations = [
+        {"timesteps": at, "one": dict.fromkeys(measures, 0.5), "other": dict.fromkeys(measures, 0.7)}
+        for at in (1, 2)
+    ]
+    for figure in learning_figures(evaluations):
+        lines = figure.axes[0].lines
+        assert {line.get_color() for line in lines} == {COLOURS[0]}
+        assert len({line.get_linestyle() for line in lines}) == len(lines) == 2
+
+
+def test_texts_in_figures_are_no_smaller_than_ten_pixels(page):
+    """On a page of 1,280 pixels three figures of a row have 345 each, and a wide one up to 860."""
+    pattern = r'<figure( class="wide")?><svg [^>]*viewBox="0 0 ([\d.]+) [\d.]+">(.*?)</svg>'
+    figures = re.findall(pattern, page.text, re.DOTALL)
+    assert len(figures) > 8
+    for wide, width, drawn in figures:
+        scale = (860 if wide else 345) / float(width)
+        for points in re.findall(r"font:? ?(?:-size: )?([\d.]+)px", drawn):
+            assert scale * float(points) >= 9.9, (wide, width, points)
 
 
 def test_a_comparison_in_the_folder_is_taken(run, tmp_path):
@@ -371,6 +412,7 @@ def browser(tmp_path_factory) -> Iterator[Any]:
         "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-sync",
         "disable-background-networking", "disable-component-update", "disable-dev-shm-usage",
         "window-size=1200,900", f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        "force-prefers-reduced-motion",
     ):  # fmt: skip
         options.add_argument(f"--{flag}")
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
@@ -474,6 +516,19 @@ def test_the_player_plays_to_the_end_and_can_be_paused(player, page):
     last = max(run["steps"] for run in page.data[0]["runs"])
     WebDriverWait(player.browser, 30).until(lambda _: player.step == f"step {last} of {last}")
     assert button.text == "Play"
+
+
+def test_it_opens_in_motion_unless_motion_is_unwelcome(browser, run, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    last = max(episode["steps"] for episode in page.data[0]["runs"])
+    assert Player(browser, run / "report.html").step == f"step 0 of {last}"
+    features = [{"name": "prefers-reduced-motion", "value": "no-preference"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    player = Player(browser, run / "report.html")
+    WebDriverWait(browser, 30).until(lambda _: player.step == f"step {last} of {last}")
+    assert player.find("#play").text == "Play"
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_pointing_at_a_cell_shows_its_confidence(player, page):

@@ -26,10 +26,10 @@ from test_libraries import ROOT, rewards, run_alone, snippets
 import dllm_gym
 from dllm_agents import load_policy, save_policy, train
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.base_run import begin_with
 from dllm_agents.config import TrainConfig
 from dllm_agents.distributions import bernoulli_log_prob, masked_logits
-from dllm_agents.runs import read_run
+from dllm_agents.run import begin_with
+from dllm_agents.run_folder import read_run
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.decode import decode
 

@@ -45,8 +45,8 @@ def load_agent(text: str) -> LearnedPolicy | None:
 
 
 def read_run(text: str) -> dict[str, Any] | None:
-    """What the folder of a training run says (see ``runs``), if it is one; options may follow a colon."""
-    from dllm_agents.runs import read_run
+    """What the folder of a training run says (``run_folder``), if it is one; options may follow a colon."""
+    from dllm_agents.run_folder import read_run
 
     told = (read_run(place) for place in (text, text.rpartition(":")[0]) if place)
     return next(filter(None, told), None)
@@ -126,7 +126,7 @@ def _train(
     """Train an unmasking policy."""
     from dllm_agents import parallel
     from dllm_agents.config import ALGORITHMS, find_config, load_config
-    from dllm_agents.runs import CONFIG
+    from dllm_agents.run_folder import CONFIG
     from dllm_agents.training import train
 
     if algorithm not in ALGORITHMS:

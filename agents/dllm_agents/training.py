@@ -19,10 +19,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
 
 from dllm_agents import parallel
-from dllm_agents.base_run import Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import DEFAULT_FEATURES, observed_by
-from dllm_agents.runs import STATE, check_evaluations
+from dllm_agents.run import Run, begin_with, refuse_unknown
+from dllm_agents.run_folder import STATE, check_evaluations
 from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state

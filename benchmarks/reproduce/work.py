@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.reproduce.experiments import ENVIRONMENTS, RUNS, Budget, evaluations, heuristics, run_config
 from dllm_agents.config import TrainConfig
-from dllm_agents.runs import CONFIG, METRICS
+from dllm_agents.run_folder import CONFIG, METRICS
 from dllm_agents.studies.workers import Job, Processes
 from dllm_agents.studies.workers import run as run_jobs
 from dllm_gym.evaluation import EvaluationResult

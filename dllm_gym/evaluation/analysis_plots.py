@@ -11,12 +11,10 @@ import numpy as np
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from dllm_gym.evaluation.figures import literal_texts, new_figure
+from dllm_gym.evaluation.figures import COLOURS, SMALL, literal_texts, new_figure
 from dllm_gym.evaluation.profiles import MAX_K, Profile
 from dllm_gym.evaluation.statistics import Reliability
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; markers and dashes repeat them.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vPX"
 _DASHES = ("-", "--", "-.", ":")
 _COLUMNS = 4
@@ -58,25 +56,20 @@ def analysis_figure(profiles: Sequence[Profile]) -> Any:
 def heat_map_figure(profiles: Sequence[Profile]) -> Any:
     """When which position is revealed, a heat map for each profile."""
     columns = min(_COLUMNS, len(profiles))
-    figure = new_figure(3.6 * columns + 1.2, 3.1 * ceil(len(profiles) / columns))
+    figure = new_figure(2.8 * columns + 0.8, 2.6 * ceil(len(profiles) / columns))
     _heat_maps(figure, profiles)
     return figure
 
 
 @literal_texts()
 def panel_figures(profiles: Sequence[Profile]) -> list[Any]:
-    """One figure per question that ``analysis_figure`` answers, without a legend: see ``colour``."""
+    """One small figure per question that ``analysis_figure`` answers, in ``COLOURS`` and without a legend."""
     figures: list[Any] = []
     for panel in _panels(profiles):
-        figure = new_figure(4.6, 3.0)
+        figure = new_figure(*SMALL)
         _draw(figure.add_subplot(), panel, profiles, [_style(at) for at in range(len(profiles))])
         figures.append(figure)
     return figures
-
-
-def colour(at: int) -> str:
-    """The colour of the profile at a place of the list."""
-    return str(_style(at)["color"])
 
 
 def _draw(axes: Any, panel: Panel, profiles: Sequence[Profile], styles: Sequence[Style]) -> None:
@@ -113,9 +106,9 @@ def _result(profile: Profile) -> str:
 
 def _style(at: int) -> Style:
     return {
-        "color": _COLOURS[at % len(_COLOURS)],
+        "color": COLOURS[at % len(COLOURS)],
         "marker": _MARKERS[at % len(_MARKERS)],
-        "linestyle": _DASHES[at // len(_COLOURS) % len(_DASHES)],
+        "linestyle": _DASHES[at // len(COLOURS) % len(_DASHES)],
         "markersize": 3.5,
         "linewidth": 1.3,
     }
@@ -125,8 +118,9 @@ def _style(at: int) -> Style:
 
 
 def _heat_maps(figure: Any, profiles: Sequence[Profile]) -> None:
-    figure.suptitle("When is which position revealed? Share of the episodes", fontsize=11)
     columns = min(_COLUMNS, len(profiles))
+    if columns > 1:  # there is room for it
+        figure.suptitle("When is which position revealed? Share of the episodes", fontsize=11)
     grid = figure.subplots(ceil(len(profiles) / columns), columns, squeeze=False).ravel()
     for axes, profile in zip(grid, profiles, strict=False):
         image = _heat_map(axes, profile)
@@ -204,7 +198,7 @@ def _neighbours(axes: Any, profiles: Sequence[Profile], styles: Sequence[Style])
         for row, start, share in zip(rows, left, width, strict=True):
             if share >= 0.12:
                 text = f"{case}\n{100 * share:.0f} %"
-                axes.text(start + share / 2, row, text, ha="center", va="center", fontsize=7)
+                axes.text(start + share / 2, row, text, ha="center", va="center", fontsize=8)
         left = left + width
     axes.set_yticks([])
     axes.invert_yaxis()

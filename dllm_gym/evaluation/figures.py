@@ -17,6 +17,11 @@ from PIL import Image
 
 from dllm_gym.files import write_atomically
 
+# Okabe and Ito's colours, told apart with every kind of colour vision; markers and dashes repeat them.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+SMALL = (3.5, 2.5)  # inches: three beside each other on a page of 1,100 pixels, where 8 points are 11 pixels
+
 
 def new_figure(width: float, height: float, dpi: int = 100) -> Any:
     """An empty matplotlib ``Figure``, sizes in inches."""

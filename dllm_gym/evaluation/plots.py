@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.ticker import EngFormatter
 
-from dllm_gym.evaluation.figures import legend, literal_texts, new_figure
+from dllm_gym.evaluation.figures import COLOURS, SMALL, legend, literal_texts, new_figure
 from dllm_gym.evaluation.results import EvaluationResult
 
 _MARKERS = "osD^vP<>Xph"
@@ -19,6 +19,7 @@ def pareto_figure(
     results: Sequence[EvaluationResult],
     learned: Sequence[bool],
     tracks: Sequence[Sequence[tuple[float, float]]] = (),
+    colours: Mapping[str, str] | None = None,
 ) -> Any:
     """Accuracy over mean steps with 95 % intervals; strategies as lines, learned agents as stars.
 
@@ -26,6 +27,7 @@ def pareto_figure(
         results: What to draw.
         learned: Which of them are stars.
         tracks: For every star the way it came: earlier pairs of mean steps and accuracy.
+        colours: Of agents, by label, that have one elsewhere, too. The lines of all strategies are then grey.
     """
     figure = new_figure(8.0, 4.2, dpi=150)
     axes = figure.add_subplot()
@@ -37,12 +39,21 @@ def pareto_figure(
             rules.setdefault(result.agent, []).append(result)
     for at, (name, points) in enumerate(rules.items()):
         points.sort(key=lambda r: r.nfe_mean)
-        style = {"color": palette(at % 10), "marker": _MARKERS[at % 11], "linestyle": "-"}
-        handles.append(_errorbar(axes, points, label=name, **style))
+        style: dict[str, Any] = {
+            "color": palette(at % 10) if colours is None else "grey",
+            "marker": _MARKERS[at % 11],
+        }
+        own = [point for point in points if colours and point.label in colours]
+        if len(own) < len(points):
+            handles.append(_errorbar(axes, points, label=name, linestyle="-", **style))
+        for point in own:
+            style |= {"color": (colours or {})[point.label], "markersize": 8, "zorder": 4}
+            handles.append(_errorbar(axes, [point], label=point.label, linestyle="none", **style))
     stars = [r for r, is_learned in zip(results, learned, strict=True) if is_learned]
     shades = mpl.colormaps["autumn"]
     for at, result in enumerate(stars):
-        color = shades(0.7 * at / max(len(stars) - 1, 1))
+        color: Any = shades(0.7 * at / max(len(stars) - 1, 1))
+        color = color if colours is None else colours.get(result.label, color)
         if at < len(tracks):
             way = [*tracks[at], (result.nfe_mean, result.accuracy)]
             axes.plot(*zip(*way, strict=True), color=color, marker=".", linewidth=0.8, alpha=0.6)
@@ -63,7 +74,7 @@ def pareto_figure(
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    legend(axes, handles, fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend(axes, handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -80,16 +91,18 @@ def learning_figures(evaluations: Sequence[Mapping[str, Any]]) -> list[Any]:
     measures = {"accuracy": "accuracy", "nfe_mean": "steps per completion (NFE)", "reward_mean": "reward"}
     figures: list[Any] = []
     for name, label in measures.items():
-        figure = new_figure(4.6, 3.0)
+        figure = new_figure(*SMALL)
         axes = figure.add_subplot()
-        for at, decoding in enumerate(decodings):
+        for decoding, marker, dashes in zip(decodings, _MARKERS, ("-", "--", ":"), strict=False):
             values = [row[decoding][name] for row in evaluations]
+            # one agent, so one colour: that of the first in a report
             axes.plot(
-                timesteps, values, label=decoding, color=mpl.colormaps["tab10"](at), marker=_MARKERS[at],
-                markersize=3.5, linewidth=1.3,
+                timesteps, values, dashes, label=decoding, color=COLOURS[0], marker=marker, markersize=3.5,
+                linewidth=1.3,
             )  # fmt: skip
-        axes.set_xlabel("environment steps of training")
-        axes.set_ylabel(label)
+        axes.set_xlabel("environment steps of training", fontsize=9)
+        axes.set_ylabel(label, fontsize=9)
+        axes.tick_params(labelsize=8)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0, top=1.02 if name != "nfe_mean" else None)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

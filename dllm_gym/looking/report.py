@@ -26,8 +26,8 @@ from dllm_gym.evaluation import (
     profile,
     sweep,
 )
-from dllm_gym.evaluation.analysis_plots import colour, heat_map_figure, panel_figures
-from dllm_gym.evaluation.figures import svg_element
+from dllm_gym.evaluation.analysis_plots import heat_map_figure, panel_figures
+from dllm_gym.evaluation.figures import COLOURS, svg_element
 from dllm_gym.evaluation.plots import learning_figures, pareto_figure
 from dllm_gym.fields import FLAG, INTERVAL, SHARE, TEXT, check_fields, number, whole
 from dllm_gym.files import read_json, write_text
@@ -147,10 +147,10 @@ def _read_run(text: str) -> dict[str, Any] | None:
 
 
 def _samples(result: EvaluationResult) -> list[int]:
-    """The first problems that were solved and the first that were not, in their order."""
+    """The first problems that were solved, then the first that were not."""
     success = result.records.success == 1
     chosen = [np.flatnonzero(kind)[:_OF_EACH_KIND] for kind in (success, ~success)]
-    problems: list[int] = result.records.problem[np.sort(np.concatenate(chosen))].tolist()
+    problems: list[int] = result.records.problem[np.concatenate(chosen)].tolist()
     return problems
 
 
@@ -167,7 +167,7 @@ def _player_data(films: Iterable[tuple[int, Film]]) -> list[dict[str, Any]]:
             "title": f"{problem}: {verdicts}",
             "prompt": made.frames[0][0].prompt,
             "runs": [
-                _player_run([frames[at] for frames in made.frames], episode.reward)
+                _player_run([frames[at] for frames in made.frames], episode.reward, _css(at))
                 for at, episode in enumerate(made.episodes)
             ],
         }
@@ -178,7 +178,7 @@ def _player_data(films: Iterable[tuple[int, Film]]) -> list[dict[str, Any]]:
     return data
 
 
-def _player_run(frames: Sequence[Frame], reward: float) -> dict[str, Any]:
+def _player_run(frames: Sequence[Frame], reward: float, own_colour: str) -> dict[str, Any]:
     """One agent's episode: ``confidence`` has, for every step, thousandths at the masked positions only."""
     last = frames[-1]
     length = len(last.tokens)
@@ -187,6 +187,7 @@ def _player_run(frames: Sequence[Frame], reward: float) -> dict[str, Any]:
         revealed[frame.just_revealed] = frame.step
     return {
         "agent": last.agent,
+        "colour": own_colour,
         "columns": grid_columns(length),
         "edges": [position for position in range(length) if last.is_edge(position)],
         "tokens": [token_text(token) for token in last.tokens],
@@ -230,21 +231,20 @@ def _page(
         f"({100 * low:.1f} to {100 * high:.1f}) in {main.nfe_mean:.1f} steps; {main.episodes} "
         f"{seen_in['split']} problems"
     )
-    before = [("learning", "Learning curves", _learning(training))] if training is not None else []
-    before.append(("pareto", "Accuracy against steps", _pareto(rows)))
-    after = [
+    after = [("learning", "Learning curves", _learning(training))] if training is not None else []
+    after += [
+        ("pareto", "Accuracy against steps", _pareto(rows, [result.label for result in results])),
         ("order", "What it reveals when", _order(profiles)),
         ("behaviour", "How it decodes", _panels(profiles)),
         ("configuration", "Configuration", _configuration(training, main)),
     ]
-    links = [*before, ("episodes", "Episodes", ""), *after]
+    links = [("episodes", "Episodes", ""), *after]
     values = {
         "script_hash": f"sha256-{digest}",
         "title": html.escape(f"{name}: report"),
         "heading": html.escape(name),
         "summary": html.escape(summary),
         "links": "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in links),
-        "before": "\n".join(_section(*section) for section in before),
         "after": "\n".join(_section(*section) for section in after),
         "samples": html.escape(
             f"The first problems that {main.label} solved and the first that it did not, up to "
@@ -271,10 +271,12 @@ def _learning(training: Mapping[str, Any]) -> str:
     return f'<p class="muted">{text}</p>' + _figures(learning_figures(evaluations), "learning curve")
 
 
-def _pareto(rows: Sequence[Mapping[str, Any]]) -> str:
+def _pareto(rows: Sequence[Mapping[str, Any]], team: Sequence[str]) -> str:
     # the plot reads the attributes that a result and its row of JSON have in common
     points: Any = [SimpleNamespace(**row, environment=row) for row in rows]
-    picture = svg_element(pareto_figure(points, [row["learned"] for row in rows]), "accuracy against steps")
+    colours = {label: COLOURS[at % len(COLOURS)] for at, label in enumerate(team)}
+    figure = pareto_figure(points, [row["learned"] for row in rows], colours=colours)
+    picture = _svg(figure, "accuracy against steps")
     head = ["agent", "accuracy", "95 % interval", "steps", "reward", "points over the strategies"]
     lines = []
     for row in rows:
@@ -299,15 +301,12 @@ def _gap(row: Mapping[str, Any]) -> str:
 
 
 def _order(profiles: Sequence[Profile]) -> str:
-    picture = svg_element(heat_map_figure(profiles), "which position is revealed in which step")
-    return f'<figure class="wide">{picture}</figure>'
+    figures = [heat_map_figure([one]) for one in profiles]
+    text = "Share of the episodes in which a position is revealed in a step."
+    return f'<p class="muted">{text}</p>' + _figures(figures, "which position is revealed in which step")
 
 
 def _panels(profiles: Sequence[Profile]) -> str:
-    legend = "".join(
-        f'<li><i style="background: {colour(at)}"></i>{html.escape(one.label)}</li>'
-        for at, one in enumerate(profiles)
-    )
     errors = [
         f"{one.label} {one.kept_by_confidence.calibration_error:.3f}"
         for one in profiles
@@ -317,18 +316,39 @@ def _panels(profiles: Sequence[Profile]) -> str:
         "To check a token, the dLLM is shown the finished text without it: would it write it again? Mean "
         f"distance between how often it does and its confidence (calibration error): {', '.join(errors)}."
     )
-    return f'<p class="muted">{text}</p><ul class="legend">{legend}</ul>' + _figures(
+    return f'<p class="muted">{text}</p>{_legend(profiles)}' + _figures(
         panel_figures(profiles), "how it decodes"
     )
+
+
+def _legend(profiles: Sequence[Profile]) -> str:
+    names = "".join(
+        f'<li><i class="swatch" style="background: {_css(at)}"></i>{html.escape(one.label)}</li>'
+        for at, one in enumerate(profiles)
+    )
+    return f'<ul class="legend">{names}</ul>'
+
+
+def _svg(figure: Any, description: str) -> str:
+    """A figure whose agents have the page's colours, which are others in the dark."""
+    element = svg_element(figure, description)
+    for at, own in enumerate(COLOURS):
+        element = element.replace(own.lower(), _css(at))
+    return element
+
+
+def _css(at: int) -> str:
+    """The colour of the agent at a place of the list, as the style sheet has it."""
+    return f"var(--agent-{at % len(COLOURS)})"
 
 
 def _figures(figures: Sequence[Any], what: str) -> str:
     elements = []
     for figure in figures:
-        (axes,) = figure.axes
+        axes, *_ = figure.axes  # and the bar of a heat map
         words = [what, axes.get_title(loc="left"), axes.get_ylabel(), axes.get_xlabel()]
         label = ", ".join(filter(None, words))
-        elements.append(f"<figure>{svg_element(figure, label)}</figure>")
+        elements.append(f"<figure>{_svg(figure, label)}</figure>")
     return f'<div class="figures">{"".join(elements)}</div>'
 
 

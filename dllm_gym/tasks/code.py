@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dllm_gym.sandbox import Job, Limits, Outcome, Sandbox
-from dllm_gym.tasks.answers import before_end
 from dllm_gym.tasks.base import Problem
+from dllm_gym.tasks.scoring.answers import before_end
 
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*(?:\n|\Z)", re.MULTILINE)
 _PYTHON = ("", "python", "python3", "py")

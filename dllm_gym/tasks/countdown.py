@@ -8,11 +8,11 @@ from itertools import permutations
 from operator import add, mul, sub
 from pathlib import Path
 
-from dllm_gym.tasks.answers import EQUALS, before_end, boxes, tagged, without_markup
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
 from dllm_gym.tasks.data import HUB, Row, read_rows, refuse_test_file, rows_of_split, text_in, whole_number
-from dllm_gym.tasks.expression import evaluate
-from dllm_gym.tasks.prompts import COUNTDOWN_D1
+from dllm_gym.tasks.forms import COUNTDOWN_D1
+from dllm_gym.tasks.scoring.answers import EQUALS, before_end, boxes, tagged, without_markup
+from dllm_gym.tasks.scoring.expression import evaluate
 
 _COUNT, _LARGEST = 3, 100
 _ORDERS = tuple(permutations(range(_COUNT)))

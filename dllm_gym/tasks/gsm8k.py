@@ -5,11 +5,11 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-from dllm_gym.tasks.answers import before_end, boxes, number, same_number, tagged
 from dllm_gym.tasks.base import Problem
 from dllm_gym.tasks.data import Row, read_rows, text_in
-from dllm_gym.tasks.prompts import GSM8K_D1, GSM8K_LM_EVAL, GSM8K_TRAINING
+from dllm_gym.tasks.forms import GSM8K_D1, GSM8K_LM_EVAL, GSM8K_TRAINING
 from dllm_gym.tasks.questions import QuestionRow, QuestionTask
+from dllm_gym.tasks.scoring.answers import before_end, boxes, number, same_number, tagged
 
 _FORMS = {"paper": (GSM8K_TRAINING, GSM8K_D1), "d1": (GSM8K_D1, GSM8K_D1), "lm-eval": (GSM8K_LM_EVAL,) * 2}
 _FILES = {

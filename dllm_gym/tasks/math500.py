@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.files import is_finite
-from dllm_gym.tasks.answers import before_end, boxes, same_text, tagged
 from dllm_gym.tasks.base import Problem
 from dllm_gym.tasks.data import Row, read_rows, text_in
-from dllm_gym.tasks.math_equality import require_math_verify, same_value
-from dllm_gym.tasks.prompts import MATH_D1, MATH_LM_EVAL, MATH_TRAINING
+from dllm_gym.tasks.forms import MATH_D1, MATH_LM_EVAL, MATH_TRAINING
 from dllm_gym.tasks.questions import QuestionRow, QuestionTask
+from dllm_gym.tasks.scoring.answers import before_end, boxes, same_text, tagged
+from dllm_gym.tasks.scoring.math_equality import require_math_verify, same_value
 
 _FORMS = {"paper": (MATH_TRAINING, MATH_D1), "d1": (MATH_D1, MATH_D1), "lm-eval": (MATH_LM_EVAL,) * 2}
 _EQUALITIES = ("math-verify", "text")

@@ -8,7 +8,7 @@ from typing import Any
 
 from dllm_gym.tasks.base import Problem, check_index, check_split
 from dllm_gym.tasks.data import refuse_test_file, rows_of_split
-from dllm_gym.tasks.prompts import PromptForm, form_of_split
+from dllm_gym.tasks.forms import PromptForm, form_of_split
 
 QuestionRow = tuple[str, str, str]  # question, solution as the file has it, reference
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from dllm_gym.tasks.answers import before_end, tagged
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
+from dllm_gym.tasks.scoring.answers import before_end, tagged
 
 # Data sets that are refused, and why (reasoning-gym 0.1.25, module in brackets).
 DENIED = {

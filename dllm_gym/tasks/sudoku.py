@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dllm_gym.tasks.answers import before_end, tagged
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
 from dllm_gym.tasks.data import file_rows
-from dllm_gym.tasks.prompts import SUDOKU_D1
+from dllm_gym.tasks.forms import SUDOKU_D1
+from dllm_gym.tasks.scoring.answers import before_end, tagged
 
 _PROMPTS = ("plain", "d1")
 _BOXES = {4: (2, 2), 6: (2, 3)}  # size -> rows and columns of a box

@@ -19,14 +19,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.base_run import Run, begin_with, refuse_unknown
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.ray_cluster import ray_cluster
 from dllm_agents.rllib.config import ppo_config
 from dllm_agents.rllib.module import learned_network, set_network
 from dllm_agents.rllib.runner import ENDS
-from dllm_agents.runs import REPORTED, RLLIB_STATE, read_rllib_state
+from dllm_agents.run import Run, begin_with, refuse_unknown
+from dllm_agents.run_folder import REPORTED, RLLIB_STATE, read_rllib_state
 from dllm_agents.spaces import network_for
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult, evaluate

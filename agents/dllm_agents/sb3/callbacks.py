@@ -16,7 +16,7 @@ from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import obs_as_tensor
 
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.runs import REPORTED
+from dllm_agents.run_folder import REPORTED
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_gym.envs.rendering import render_ansi
 from dllm_gym.evaluation import EvaluationResult, compare, evaluate, profile

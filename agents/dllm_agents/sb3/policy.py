@@ -132,8 +132,8 @@ class UnmaskPolicy(ActorCriticPolicy):
         sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
             groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
-        optimizer_class: As in SB3, like the argument that follows.
-        optimizer_kwargs: See there.
+        optimizer_class: Of torch; a configuration gives its name.
+        optimizer_kwargs: Its arguments but for the learning rate.
         use_sde: SB3's algorithms say it; must be ``False``.
         **unsupported: SB3's other arguments of policies, such as ``net_arch``, are about networks this policy
             does not have.

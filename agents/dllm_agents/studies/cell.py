@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_agents.config import load_config, plain
-from dllm_agents.runs import CONFIG, METRICS
+from dllm_agents.run_folder import CONFIG, METRICS
 from dllm_agents.studies.grid import STUDY, Cell, Study, load_study
 from dllm_agents.training import train
 from dllm_gym.evaluation import EvaluationResult, compare

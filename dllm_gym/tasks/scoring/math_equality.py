@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from dllm_gym.tasks.answers import plain_latex
+from dllm_gym.tasks.scoring.answers import plain_latex
 
 _TIMEOUT = 10.0  # seconds for one comparison, which mostly takes milliseconds
 _START_TIMEOUT = 120.0  # seconds; importing sympy takes a few on a busy machine

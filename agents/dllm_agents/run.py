@@ -17,7 +17,7 @@ from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer
-from dllm_agents.runs import CONFIG, METRICS, REPORTED
+from dllm_agents.run_folder import CONFIG, METRICS, REPORTED
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
 

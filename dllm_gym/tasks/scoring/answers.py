@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-from dllm_gym.tasks.expression import evaluate
+from dllm_gym.tasks.scoring.expression import evaluate
 
 # What the tokenizers of the supported families call the end of a text or of a turn, and padding.
 _END = re.compile(r"<\|(?:eot_id|endoftext|end_of_text|im_end|role_end|dlm_pad)\|>|</s>")
@@ -205,7 +205,7 @@ def same_text(one: str, other: str) -> bool:
 
     Equality of strings in the manner of the MATH data set's authors (hendrycks/math, ``math_equivalence``):
     ``\frac12`` is ``\frac{1}{2}``, ``a/b`` is ``\frac{a}{b}``, ``0.5`` and ``.5`` are ``\frac{1}{2}``.
-    Other ways of writing a value count as different; see ``dllm_gym.tasks.math_equality``.
+    Other ways of writing a value count as different; see ``dllm_gym.tasks.scoring.math_equality``.
     """
     return _canonical(one) == _canonical(other)
 
