@@ -62,6 +62,20 @@ def remove_unfinished(directory: str | Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
+def check_ending(path: str | Path, ending: str) -> None:
+    """Refuses a file name that promises another kind of file; one without an ending promises nothing.
+
+    Args:
+        path: Of a file that is to be written.
+        ending: What its kind of file ends in, such as ``.gif``.
+
+    Raises:
+        ValueError: If it has another ending.
+    """
+    if Path(path).suffix.lower() not in ("", ending):
+        raise ValueError(f"{path} must end in {ending}, which is what would be written there")
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Writes ``value`` as indented JSON, atomically."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
+from dllm_gym.evaluation.home import at_home, dllm_of
 from dllm_gym.evaluation.kept import Lines, lines_of
 from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
 from dllm_gym.trained import trained_length
@@ -53,23 +54,26 @@ class Generation:
 
 @overload
 def generate(
-    prompts: str | Sequence[Message], agent: Any = ..., backend: str | Path | Backend = ..., **options: Any
+    prompts: str | Sequence[Message],
+    agent: Any = ...,
+    backend: str | Path | Backend | None = ...,
+    **options: Any,
 ) -> Generation: ...
 
 
 @overload
 def generate(
-    prompts: Iterable[Prompt], agent: Any = ..., backend: str | Path | Backend = ..., **options: Any
+    prompts: Iterable[Prompt], agent: Any = ..., backend: str | Path | Backend | None = ..., **options: Any
 ) -> list[Generation]: ...
 
 
 def generate(  # type: ignore[misc]  # the overloads leave the options to this one
     prompts: str | Sequence[Message] | Iterable[Prompt],
     agent: Any = "fast-dllm:threshold=0.9",
-    backend: str | Path | Backend = "tiny-arithmetic",
+    backend: str | Path | Backend | None = None,
     *,
     completion_length: int | None = None,
-    block_length: int | None = None,
+    block_length: int | str | None = "own",
     temperature: float = 0.0,
     stop_at_eos: bool = True,
     revealed_confidence: str = "one",
@@ -92,11 +96,12 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
             of texts and chats.
         agent: Whatever ``as_agent`` takes: a strategy or its name, a saved policy's path, ``policy:NAME``, an
             object with ``act``, a function.
-        backend: What ``load_backend`` takes, or a backend.
+        backend: What ``load_backend`` takes, or a backend; ``None`` is the dLLM that the agent was trained
+            with, or ``tiny-arithmetic``.
         completion_length: Positions to write in. ``None`` takes the longest completion a dLLM from
             ``dllm-gym pretrain`` was trained on, and for others 256.
         block_length: Width of the semi-autoregressive window; ``None`` is full diffusion, or the dLLM's own
-            block if it attends in blocks.
+            block if it attends in blocks; ``"own"`` is what the agent was trained with, or ``None``.
         temperature: 0 writes the most probable tokens; above, tokens are drawn.
         stop_at_eos: End a row as soon as an end token and everything before it are revealed.
         revealed_confidence: What the agent sees, as in ``UnmaskEnv``, like what follows: a policy wants what
@@ -126,6 +131,12 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     asked = check_prompts([prompts] if one else prompts)
     if not asked:
         return []
+    if isinstance(block_length, str) and block_length != "own":
+        raise ValueError(f"block_length must be a whole number, None or 'own', got {block_length!r}")
+    told = {"backend": backend, "block_length": block_length}
+    untold = {"backend": None, "block_length": "own"}
+    home = at_home([resolved], {key: value for key, value in told.items() if value != untold[key]})
+    backend, block_length = dllm_of(home), home.get("block_length")
     source = str(backend) if isinstance(backend, Path) else backend
     engine = Engine(
         min(batch_size, len(asked)),

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dllm_gym.hub import connection
 from dllm_gym.plugins import plugins
 
 CARD = "README.md"
@@ -226,17 +227,14 @@ def _clear_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
-        yield
+        with connection():
+            yield
     except errors.RepositoryNotFoundError as error:
         raise ValueError(
             f"the hub shows no model {repo_id!r}: there is none, or it takes a token that may see it"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo_id} has no revision {revision!r}") from error
-    except errors.HTTPError as error:  # type: ignore[attr-defined]
-        if isinstance(error, OSError):
-            raise
-        raise ConnectionError(f"the hub cannot be reached: {error}") from error
     except RuntimeError as error:  # how huggingface_hub reports a large file that did not go through
         raise OSError(f"{error} {error.__cause__ or ''}") from error
 

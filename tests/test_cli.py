@@ -22,6 +22,7 @@ from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_gym import bench, cli
+from dllm_gym.cli import screen
 from dllm_gym.evaluation import sweep
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -116,7 +117,10 @@ def test_list(run, tmp_path, monkeypatch):
         assert f"{kind}: {', '.join(names)}" in done.words
     assert len(done.out.splitlines()) == 1
 
-    assert run("list", "--json", tmp_path / "list.json").out == ""
+    listed = run("list", "--json", tmp_path / "list.json")
+    assert listed.err == ""
+    for kind, names in content.items():
+        assert f"{kind}: {', '.join(names)}" in listed.out.splitlines()
     assert json.loads((tmp_path / "list.json").read_text()) == done.json
 
 
@@ -203,16 +207,21 @@ def test_generate_answers_chats(run, tmp_path):
     prompt = "Sam has 20 coins, finds 4, loses 9. Total?"
     lines = [json.dumps({"messages": [{"role": "user", "content": prompt}]}), json.dumps({"prompt": prompt})]
     (tmp_path / "chats.jsonl").write_text("\n".join(lines))
-    done = run("generate", "--file", tmp_path / "chats.jsonl")
+    done = run("generate", "--no-compile", "--file", tmp_path / "chats.jsonl")
     chat, text = done.out.splitlines()
     assert chat == text == dllm_gym.generate(prompt).text
     assert done.words.count(prompt) == 2
 
 
 def test_generate_streams_the_text_being_written(run, monkeypatch):
-    monkeypatch.setattr(cli, "console", Console(stderr=True, force_terminal=True, width=80))
+    monkeypatch.setattr(screen, "console", Console(stderr=True, force_terminal=True, width=80))
     done = run(
-        "generate", "--stream", "--agent", "confidence:k=12", "Mia has 7 pens, doubles them, finds 4. Total?"
+        "generate",
+        "--no-compile",
+        "--stream",
+        "--agent",
+        "confidence:k=12",
+        "Mia has 7 pens, doubles them, finds 4. Total?",
     )
     assert done.code == 0, done.err
     drafts = []
@@ -263,7 +272,7 @@ def test_bench_json(run, monkeypatch):
     assert all(limit["completion_length"] == 16 for limit in done.json["limits"])
     assert done.json["efficiency_batch_3"] == pytest.approx(done.json["limits"][1]["efficiency"], abs=1e-3)
     assert done.json["machine"]["torch"]
-    assert "efficiency" in done.err
+    assert "efficiency" in done.err  # standard output has the JSON alone
     found = [(speed["label"], speed["batch_size"], speed["steps"]) for speed in done.json["speeds"]]
     each = [("plain loop", 16.0), ("confidence(k=4)", 4.0)]
     assert found == [(label, size, steps) for size in (1, 3) for label, steps in each]
@@ -293,13 +302,14 @@ def test_evaluate_json(run):
     assert "confidence(k=2)" in done.err
 
 
-def test_evaluate_without_json_leaves_standard_output_alone(run, tmp_path):
+def test_results_go_to_standard_output(run, tmp_path):
     arguments = ("evaluate", "--agent", "random:k=1", *TOY, "--episodes", 3)
     done = run(*arguments)
-    assert (done.code, done.out) == (0, "")
-    assert "random(k=1)" in done.err
-    done = run(*arguments, "--json", tmp_path / "deep" / "result.json")
-    assert (done.code, done.out) == (0, "")
+    assert (done.code, done.err) == (0, "")
+    assert "3 test problems of toy, decoded with toy" in done.out
+    assert "random(k=1)" in done.out
+    again = run(*arguments, "--json", tmp_path / "deep" / "result.json")
+    assert again == done
     assert json.loads((tmp_path / "deep" / "result.json").read_text())[0]["episodes"] == 3
 
 
@@ -338,7 +348,7 @@ def test_compare(run, tmp_path):
         "compare", *TOY, "--episodes", 6, "--agent", tmp_path / "a/best", "--agent", tmp_path / "b/best",
         "--plot", tmp_path / "plots" / "pareto.png", "--json", tmp_path / "rows.json",
     )  # fmt: skip
-    assert (done.code, done.out) == (0, "")
+    assert (done.code, done.err) == (0, f"plot: {tmp_path / 'plots' / 'pareto.png'}\n")
     assert (tmp_path / "plots" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["label"] for row in rows[:-2]] == [strategy.label for strategy in sweep("full")]
@@ -354,7 +364,7 @@ def test_compare(run, tmp_path):
         assert low <= high
         assert (
             f"best (sample): {100 * row['accuracy']:.1f} % at {row['nfe_mean']:.1f} steps, "
-            f"{100 * row['envelope_gap']:+.1f} points" in done.words
+            f"{100 * row['envelope_gap']:+.1f} points" in done.out
         )
     assert rows[-1]["nfe_mean"] < rows[-2]["nfe_mean"]
 
@@ -363,8 +373,8 @@ def test_names_that_look_like_markup(run, tmp_path):
     save_network(tmp_path / "[x]" / "best")
     done = run("compare", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]")
     assert done.code == 0
-    assert done.words.count("[x] (sample)") == 2  # in the table and in the line about its gap
-    assert "[x] (sample)" in run("evaluate", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]").err
+    assert done.out.count("[x] (sample)") == 2  # in the table and in the line about its gap
+    assert "[x] (sample)" in run("evaluate", *TOY, "--episodes", 2, "--agent", tmp_path / "[x]").out
 
 
 def test_results_are_there_whatever_happens_to_the_plot(run, tmp_path, monkeypatch):
@@ -476,7 +486,8 @@ def test_analyze(run, tmp_path, monkeypatch):
         "analyze", "--recording", output / names[1], "--recording", output / names[0], "--output", "again",
         "--text-only",
     )  # fmt: skip
-    assert (again.code, again.out) == (0, "")
+    assert again.code == 0
+    assert "[mine] (deterministic)" in again.out
     assert sorted(path.name for path in Path("again").iterdir()) == ["analysis.json", "analysis.png"]
     text = json.loads((Path("again") / "analysis.json").read_text())
     assert [row["label"] for row in text] == [row["label"] for row in rows[::-1]]
@@ -569,7 +580,34 @@ def test_train_overrides_the_configuration(run, tmp_path, config_file):
         ),
         ("compare --agent nobody", "'nobody' is neither a strategy nor the path of a saved policy"),
         ("evaluate --agent [bold]x", "'[bold]x' is neither a strategy"),
-        ("evaluate --agent [/x]", "'[/x]' is neither a strategy"),
+        ("evaluate --agent [/x]", "there is no folder [/x]"),
+        ("evaluate --agent runs/mine:sample", "there is no folder runs/mine"),
+        ("evaluate --agent .", ". holds no policy: there is no policy.json in it"),
+        (
+            "evaluate --agent confidnce:k=2",
+            "'confidnce:k=2' is neither a strategy nor the path of a saved policy "
+            "(did you mean 'confidence'?)",
+        ),
+        ("evaluate --agent arithmetic-full", "(did you mean 'policy:arithmetic-full'?)"),
+        (
+            "evaluate --agent policy:sudoku-ful:sample",
+            "unknown policy 'sudoku-ful' (did you mean 'sudoku-full'?)",
+        ),
+        ("evaluate --agent random --task sudku", "unknown task 'sudku' (did you mean 'sudoku'?)"),
+        (
+            "evaluate --agent random --backend tiny-sudku",
+            "unknown backend 'tiny-sudku' (did you mean 'tiny-sudoku'?)",
+        ),
+        ("train pppo", "unknown algorithm 'pppo' (did you mean 'ppo'?)"),
+        ("train ppo --config ppo-fll", "no configuration 'ppo-fll' (did you mean 'ppo-full'?)"),
+        ("train ppo --set env.alpha", "write name=value, such as env.alpha=2, got 'env.alpha'"),
+        ("train ppo --set nvironment.alpha=2", "unknown configuration fields ['nvironment']"),
+        ("train ppo --set env=[", "env=[ is not YAML"),
+        ("train ppo --set num_envs=x", "num_envs must be a whole number of at least 1, got 'x'"),
+        ("train ppo --import tasks.txt", "--import takes Python files such as my_tasks.py, got"),
+        ("evaluate --agent random --import nowhere.py", "No such file or directory:"),
+        ("play --gif a.png", "a.png must end in .gif, which is what would be written there"),
+        ("play --mp4 a.gif", "a.gif must end in .mp4"),
         ("evaluate --agent policy:nothing", "unknown policy 'nothing'; shipped are:"),
         ("evaluate --agent confidence:k=0", "k must be an integer >= 1, got 0"),
         ("evaluate --agent confidence:k=two", "cannot read the parameter 'k=two'; write name=number"),
@@ -591,7 +629,8 @@ def test_train_overrides_the_configuration(run, tmp_path, config_file):
         ("evaluate --agent random --split exam --task toy --backend toy", "unknown split 'exam'"),
         ("train dqn", "unknown algorithm 'dqn'; choose one of grpo, ppo, a2c"),
         ("train ppo --config nothing", "no configuration 'nothing'; known: "),
-        ("train ppo --resume --output nowhere", "nothing to resume in nowhere"),
+        ("train ppo --resume --output nowhere", "nothing to resume in nowhere: there is no such folder"),
+        ("train ppo --resume --output .", "nothing to resume in .: no config.yaml there"),
         ("train a2c --config ppo-full --output new", "configures ppo, not a2c"),
         ("train ppo --config ppo-full --output new --seed -1", "seed must be a whole number from 0"),
         ("train ppo --config broken.yaml --output new", "broken.yaml is not YAML"),
@@ -659,8 +698,8 @@ def test_own_errors_are_not_hidden(run, monkeypatch):
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(run, monkeypatch):
     monkeypatch.setattr("dllm_gym.evaluation.home._shown", lambda block: f"[red]{block}")
-    arguments = ("--task", "arithmetic", "--episodes", 1)
-    done = run("evaluate", "--agent", "policy:arithmetic-semi", *arguments)
+    arguments = ("--task", "arithmetic", "--episodes", 1, "--no-compile")
+    done = run("evaluate", "--agent", "policy:arithmetic-semi", "--block-length", "full", *arguments)
     assert done.code == 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert line == (
@@ -691,8 +730,8 @@ def test_console_script(tmp_path):
     script = Path(sys.executable).with_name("dllm-gym")
     command = [script, "list", "--json", tmp_path / "file" / "list.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    *listed, error = done.stderr.splitlines()
+    assert done.returncode == 1
+    listed, (error,) = done.stdout.splitlines(), done.stderr.splitlines()
     assert any(line.startswith("policies: ") for line in listed)
     assert error.startswith("error: ")
     assert str(tmp_path / "file") in error
@@ -769,7 +808,7 @@ def test_report_of_an_agent_and_of_a_run(run, tmp_path):
 
 
 def test_report_refuses(run, tmp_path):
-    assert "neither a strategy nor" in run("report", tmp_path / "nothing").words
+    assert f"there is no folder {tmp_path / 'nothing'}" in run("report", tmp_path / "nothing").words
     done = run("report", "confidence", "--comparison", tmp_path / "none.json", *TOY)
     assert done.code == 1
     assert "none.json" in done.words

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dllm_gym.evaluation.home import settle
 from dllm_gym.files import is_finite
+from dllm_gym.suggestions import did_you_mean
 
 ALGORITHMS = ("grpo", "ppo", "a2c", "success", "rllib-ppo")
 WARM_STARTS = ("success",)
@@ -251,6 +253,37 @@ class TrainConfig:
                 together[name] = {**before, **value} if both else value
         return replace(self, **together)
 
+    def with_settings(self, settings: Iterable[str]) -> TrainConfig:
+        """A copy with some values replaced, the way back from ``settings``.
+
+        Args:
+            settings: ``name=value``; the value as in YAML, names of those inside others with dots, such as
+                ``env.alpha=2``.
+
+        Raises:
+            ValueError: For something else, an unknown field or a value out of range.
+        """
+        content = self.to_dict()
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"write name=value, such as env.alpha=2, got {setting!r}")
+            *way, last = name.strip().split(".")
+            place = content
+            for key in way:
+                if not isinstance(place.get(key), dict):
+                    place[key] = {}
+                place = place[key]
+            place[last] = _parse(text, setting)
+        return TrainConfig().updated(**content)
+
+    def on_task(self, task: str) -> TrainConfig:
+        """A copy that trains on another task; what belongs to the former one is left behind."""
+        env = {"block_length": None, **settle({"task": task}, {"task": "arithmetic", **self.env})}
+        place = {key: value for key, value in env.items() if value is not None or key == "block_length"}
+        rest = {key: value for key, value in self.env.items() if key not in env}
+        return self.updated(env={**rest, **place})
+
 
 def find_config(name: str | Path) -> Path:
     """The path of a configuration: a file, or the name of one that comes with the package.
@@ -282,8 +315,8 @@ def find_shipped(name: str | Path, kind: str, folders: Sequence[Path], without: 
     for path in (Path(name), shipped.get(str(name))):
         if path is not None and path.is_file():
             return path
-    known = ", ".join(shipped)
-    raise FileNotFoundError(f"no {kind} {str(name)!r}; known: {known}; or give the path of a YAML file")
+    hint, known = did_you_mean(str(name), shipped), ", ".join(shipped)
+    raise FileNotFoundError(f"no {kind} {str(name)!r}{hint}; known: {known}; or give the path of a YAML file")
 
 
 def load_config(path: str | Path) -> TrainConfig:
@@ -309,13 +342,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         text = file.read(_LARGEST_FILE + 1)
     if len(text) > _LARGEST_FILE:
         raise ValueError(f"{path} is no configuration: it has more than {_LARGEST_FILE} bytes")
-    try:
-        content = yaml.load(text, _Loader)  # a SafeLoader
-    except _MALFORMED as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    content = _parse(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
-    return {name: _with_numbers(value) for name, value in content.items()}
+    return content
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:
@@ -329,6 +359,13 @@ def plain(config: TrainConfig) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"a configuration must hold plain values: {error}") from error
     return values
+
+
+def _parse(text: str | bytes, place: str) -> Any:
+    try:
+        return _with_numbers(yaml.load(text, _Loader))  # a SafeLoader
+    except _MALFORMED as error:
+        raise ValueError(f"{place} is not YAML: {error}") from error
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

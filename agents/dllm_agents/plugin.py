@@ -5,6 +5,7 @@ dllm_gym finds this module through the entry point group ``dllm_gym.plugins``.
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dllm_gym.cli.options import ImportOption, complete_task, run_files
+from dllm_gym.cli.program import command
+from dllm_gym.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from dllm_agents.agent import LearnedPolicy
@@ -34,7 +39,10 @@ def load_agent(text: str) -> LearnedPolicy | None:
     if text.startswith("policy:"):
         name, _, options = text.removeprefix("policy:").partition(":")
         if name not in shipped_policies():
-            raise ValueError(f"unknown policy {name!r}; shipped are: {', '.join(shipped_policies())}")
+            known = shipped_policies()
+            raise ValueError(
+                f"unknown policy {name!r}{did_you_mean(name, known)}; shipped are: {', '.join(known)}"
+            )
         return load_policy(name, name=name, **policy_options(options))
     path, colon, options = text.rpartition(":")
     for place, given in ((Path(text), ""), *([(Path(path), options)] if colon else [])):
@@ -95,8 +103,8 @@ def policy_options(text: str) -> dict[str, Any]:
 
 def register_commands(app: typer.Typer) -> None:
     """Adds ``dllm-gym train`` and ``dllm-gym study``."""
-    app.command("train")(_train)
-    app.command("study")(_study)
+    command("train", app)(_train)
+    command("study", app)(_study)
 
 
 def _train(
@@ -105,7 +113,26 @@ def _train(
         str | None,
         typer.Option(help="Name of a configuration in agents/configs (paper/llada-bl32), or a YAML file."),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Directory of the run; default: runs/<config>.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Train on another task than the configuration's, one of yours with --import.",
+            autocompletion=complete_task,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A field of the configuration, such as env.task_kwargs.size=6; may be given several times.",
+        ),
+    ] = None,
+    imports: ImportOption = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Directory of the run; default: runs/<config>, or runs/<config>-<task>."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     total_timesteps: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Overrides the configuration.")] = None,
@@ -130,12 +157,16 @@ def _train(
     from dllm_agents.training import train
 
     if algorithm not in ALGORITHMS:
-        raise ValueError(f"unknown algorithm {algorithm!r}; choose one of {', '.join(ALGORITHMS)}")
+        hint = did_you_mean(algorithm, ALGORITHMS)
+        raise ValueError(f"unknown algorithm {algorithm!r}{hint}; choose one of {', '.join(ALGORITHMS)}")
+    run_files(imports)
     name = config or f"{algorithm}-full"
-    directory = output or Path("runs") / find_config(name).stem
+    of_task = "-".join(["", *re.findall(r"[\w.]+", task or "")])
+    directory = output or Path("runs") / f"{find_config(name).stem}{of_task}"
     path = directory / CONFIG if resume else find_config(name)
     if resume and not path.is_file():
-        raise FileNotFoundError(f"nothing to resume in {directory}: no {CONFIG} there")
+        missing = f"no {CONFIG} there" if directory.is_dir() else "there is no such folder"
+        raise FileNotFoundError(f"nothing to resume in {directory}: {missing}")
     changes = {
         "seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes, "num_envs": num_envs,
         "eval_every": eval_every,
@@ -145,6 +176,9 @@ def _train(
     workers = {name: value for name, value in workers.items() if value is not None}
     env = {} if alpha is None else {"alpha": alpha}
     resolved = load_config(path).merged(changes, {"env": env, "workers": workers})
+    if task is not None:
+        resolved = resolved.on_task(task)
+    resolved = resolved.with_settings(settings or ())
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])

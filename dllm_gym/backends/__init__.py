@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dllm_gym.arguments import call_named
+from dllm_gym.suggestions import did_you_mean
 
 if TYPE_CHECKING:
     from dllm_gym.backends.base import Backend, Prediction
@@ -91,8 +92,9 @@ def _source(name: str) -> str:
     if directory.is_dir():
         return str(directory.absolute())  # what a relative path means changes with the working directory
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        known = backend_names()
         raise ValueError(
-            f"unknown backend {name!r}; known: {', '.join(backend_names())}; "
+            f"unknown backend {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}; "
             "or give a checkpoint directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct"
         )
     return name

@@ -12,6 +12,7 @@ import torch
 
 from dllm_gym.backends.families import Family
 from dllm_gym.files import read_json
+from dllm_gym.hub import ask_once
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"  # which tensor is in which of several files
@@ -38,6 +39,8 @@ def read_config(source: str | Path) -> Fields:
         ValueError: If it holds no JSON object, or if there is a LoRA adapter, beside a model or alone.
     """
     with _hub(source):
+        if not Path(source).is_dir():
+            ask_once(str(source), "config.json")
         adapter = optional_file(source, "adapter_config.json")
     if adapter is not None:
         raise ValueError(

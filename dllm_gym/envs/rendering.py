@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dllm_gym.files import write_atomically
+from dllm_gym.files import check_ending, write_atomically
 
 # Shown as a small symbol, or the padding after a short answer would drown it.
 END_TOKENS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>", "</s>")
@@ -174,8 +174,10 @@ def save_gif(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
         hold_last: Seconds for which the last frame stays.
 
     Raises:
-        ValueError: For no frames, frames of different shapes, or durations that are not positive.
+        ValueError: For no frames, frames of different shapes, durations that are not positive, or a path with
+            another ending than ``.gif``.
     """
+    check_ending(path, ".gif")
     _check_film(frames, fps, hold_last)
     palette = _palette(frames)
     images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -193,8 +195,9 @@ def save_mp4(frames: Sequence[np.ndarray], path: str | Path, fps: float = 4, hol
 
     Raises:
         ImportError: Without imageio-ffmpeg.
-        ValueError: As `save_gif` does.
+        ValueError: As `save_gif` does; the ending is ``.mp4``.
     """
+    check_ending(path, ".mp4")
     _check_film(frames, fps, hold_last)
     write_frames = mp4_writer()
     height, width = frames[0].shape[:2]

@@ -2,7 +2,7 @@
 
 from dllm_gym.evaluation.agents import Agent, PredictAgent, as_agent
 from dllm_gym.evaluation.analysis import Analysis, analyze
-from dllm_gym.evaluation.comparison import Comparison, Gap, compare
+from dllm_gym.evaluation.comparison import Comparison, Gap, Lead, compare
 from dllm_gym.evaluation.profiles import Profile, profile
 from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult
@@ -16,6 +16,7 @@ __all__ = [
     "EpisodeRecords",
     "EvaluationResult",
     "Gap",
+    "Lead",
     "PredictAgent",
     "Profile",
     "Recording",

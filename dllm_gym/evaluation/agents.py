@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dllm_gym.evaluation.oracle import Oracle
 from dllm_gym.plugins import plugins
 from dllm_gym.strategies import make_strategy, strategy_names
+from dllm_gym.suggestions import did_you_mean
 
 Observation = Mapping[str, NDArray[Any]]
 
@@ -27,7 +28,7 @@ class Agent(Protocol):
     episode makes results independent of the batch size), ``prepare(engine, problems, seed)`` (called once
     before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
     every other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was
-    trained with: elsewhere there is a warning).
+    trained with: it decodes there where nothing else is said, and elsewhere there is a warning).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:
@@ -126,8 +127,22 @@ def _agent_by_name(text: str) -> Agent:
         agent = plugin.load_agent(text)
         if agent is not None:
             return agent  # type: ignore[no-any-return]
-    raise ValueError(
-        f"{text!r} is neither a strategy nor the path of a saved policy; "
+    raise ValueError(_no_agent(text))
+
+
+def _no_agent(text: str) -> str:
+    """What is wrong with a text that names no agent: a path leads nowhere, or a name is misspelt."""
+    bare = text.rpartition(":")[0] or text  # options may follow
+    for place in (text, bare):
+        if Path(place).exists():
+            return f"{place} holds no policy: there is no policy.json in it, nor in its folder best"
+    if len(Path(bare).parts) > 1:
+        return f"there is no folder {bare}"
+    known = [name for plugin in plugins() for name in plugin.agent_names()]
+    hint = did_you_mean(text.partition(":")[0], [*strategy_names(), Oracle.name])
+    hint = hint or did_you_mean(text, known) or did_you_mean(bare, known)
+    return (
+        f"{text!r} is neither a strategy nor the path of a saved policy{hint}; "
         f"strategies: {', '.join(strategy_names())}; {Oracle.name}"
     )
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dllm_gym.evaluation.agents import as_agent
+from dllm_gym.evaluation.home import at_home
 from dllm_gym.evaluation.profiles import Profile, profile
 from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.running import evaluate
@@ -66,7 +68,8 @@ def analyze(
         split: See there.
         text_only: Leave out the positions from the first end token on, which otherwise are part of the order.
         on_result: Called with every agent's profile as soon as it is there.
-        **kwargs: Further arguments of ``evaluate``.
+        **kwargs: Further arguments of ``evaluate``; all agents decode in one place, that of the first policy
+            among them where nothing is said.
 
     Returns:
         The recordings, the numbers, and the plot.
@@ -75,10 +78,13 @@ def analyze(
         ValueError: For no agents, and what ``evaluate`` raises.
     """
     recordings, profiles = [], []
-    for agent in agents:
-        recording = agent
-        if not isinstance(agent, Recording):
+    everyone = [agent if isinstance(agent, Recording) else as_agent(agent) for agent in agents]
+    kwargs = at_home(everyone, kwargs)
+    for agent in everyone:
+        recording = agent if isinstance(agent, Recording) else None
+        if recording is None:
             recording = evaluate(agent, episodes, split, record=True, **kwargs).recording
+        assert recording is not None
         recordings.append(recording)
         profiles.append(profile(recording.text_only() if text_only else recording))
         if on_result is not None:

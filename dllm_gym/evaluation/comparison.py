@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dllm_gym.evaluation.agents import as_agent
+from dllm_gym.evaluation.home import at_home
 from dllm_gym.evaluation.kept import kept_file
 from dllm_gym.evaluation.results import EvaluationResult
 from dllm_gym.evaluation.running import evaluate
-from dllm_gym.evaluation.statistics import Interval, envelope_gap
+from dllm_gym.evaluation.statistics import Interval, envelope_gap, mean_interval, paired_share_interval
 from dllm_gym.evaluation.sweeps import sweep
 from dllm_gym.files import json_values, remove_unfinished
 from dllm_gym.strategies.base import Strategy
@@ -41,16 +42,80 @@ class Gap:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """What the first of the agents that were to be compared has over another one, problem by problem.
+
+    Every difference is first - other, with its 95 % interval; NaN where one problem does not tell how
+    differences vary.
+
+    Attributes:
+        first: The label of the first.
+        other: The label of the other.
+        nfe_means: The mean steps of the two, at which the accuracies were reached.
+        accuracy: Difference of accuracies.
+        accuracy_ci95: Agresti and Min's interval.
+        nfe: Difference of mean steps.
+        nfe_ci95: Normal interval of paired differences.
+        reward: Difference of mean rewards, in which both pay the same price for a step.
+        reward_ci95: Normal interval of paired differences.
+    """
+
+    first: str
+    other: str
+    nfe_means: tuple[float, float]
+    accuracy: float
+    accuracy_ci95: Interval
+    nfe: float
+    nfe_ci95: Interval
+    reward: float
+    reward_ci95: Interval
+
+    @classmethod
+    def of(cls, first: EvaluationResult, other: EvaluationResult) -> Lead:
+        """Of results on the same problems."""
+        one, two = first.records, other.records
+        return cls(
+            first.label,
+            other.label,
+            (first.nfe_mean, other.nfe_mean),
+            first.accuracy - other.accuracy,
+            paired_share_interval(one.success, two.success),
+            first.nfe_mean - other.nfe_mean,
+            mean_interval(one.nfe - two.nfe),
+            first.reward_mean - other.reward_mean,
+            mean_interval(one.reward - two.reward),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As fields of the other's row."""
+        values = {"lead_of": self.first}
+        for name in ("accuracy", "nfe", "reward"):
+            values |= {
+                f"lead_{name}": getattr(self, name),
+                f"lead_{name}_ci95": getattr(self, f"{name}_ci95"),
+            }
+        flat: dict[str, Any] = json_values(values)
+        return flat
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Several agents on the same problems.
 
     Attributes:
         results: One per agent.
         learned: Which of them are not rule-based strategies.
+        agents: How many of them, the last ones, were to be compared; those before are there to compare with.
     """
 
     results: Sequence[EvaluationResult]
     learned: Sequence[bool]
+    agents: int = 0
+
+    def leads(self) -> list[Lead]:
+        """The first of the agents against each of the others, paired by problem."""
+        agents = self.results[len(self.results) - self.agents :]
+        return [Lead.of(agents[0], other) for other in agents[1:]]
 
     def gaps(self) -> list[Gap]:
         """Every learned agent against the upper envelope of the strategies, paired by problem."""
@@ -69,7 +134,10 @@ class Comparison:
         return gaps
 
     def to_json(self) -> list[dict[str, Any]]:
-        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope."""
+        """A list of flat JSON objects, one per agent; learned ones tell their gap to the envelope.
+
+        From the second of the agents on they tell the first one's lead over them.
+        """
         gaps = iter(self.gaps())
         rows = []
         for result, learned in zip(self.results, self.learned, strict=True):
@@ -82,6 +150,9 @@ class Comparison:
                     "envelope_gap_ci95": json_values(gap.difference_ci95),
                 }
             rows.append(row)
+        leads = self.leads()
+        for row, lead in zip(rows[len(rows) - len(leads) :], leads, strict=True):
+            row |= lead.to_json()
         return rows
 
     def plot(self, path: str | Path | None = None) -> Any:
@@ -126,19 +197,23 @@ def compare(
             of the same agent under the same arguments is taken instead of evaluating again: an interrupted
             comparison goes on. A dLLM is known by its name or path only. Agents without ``fingerprint`` are
             always evaluated.
-        **kwargs: Further arguments of ``evaluate``.
+        **kwargs: Further arguments of ``evaluate``; all decode in one place, that of the first policy among
+            the agents where nothing is said.
 
     Returns:
-        All results, the gaps between learned agents and the strategies' envelope, table and plot.
+        All results, the gaps between learned agents and the strategies' envelope, the first agent's leads
+        over the others, table and plot.
 
     Raises:
         ValueError: For nobody to compare or unknown strategies; if results are to be kept with a recording
             or under arguments that are more than plain values; and what ``evaluate`` raises.
     """
     rules = sweep(strategies) if isinstance(strategies, str) else [as_agent(rule) for rule in strategies]
-    everyone = [*rules, *(as_agent(agent) for agent in agents)]
+    asked = [as_agent(agent) for agent in agents]
+    everyone = [*rules, *asked]
     if not everyone:
         raise ValueError("nobody to compare: give at least one agent, or strategies")
+    kwargs = at_home(asked, kwargs)
     results = []
     if keep is not None:
         remove_unfinished(keep)
@@ -156,4 +231,5 @@ def compare(
         results.append(result)
         if on_result is not None:
             on_result(result)
-    return Comparison(results, [not isinstance(agent, Strategy) for agent in everyone])
+    learned = [not isinstance(agent, Strategy) for agent in everyone]
+    return Comparison(results, learned, len(asked))

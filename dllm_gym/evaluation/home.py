@@ -1,14 +1,68 @@
-"""Where a policy was trained: it may be used elsewhere, but not without a word."""
+"""Where a policy was trained: there it decodes unless told otherwise, and not elsewhere without a word."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dllm_gym.backends import backend_names, embedded_names
 from dllm_gym.envs.engine import Engine
+from dllm_gym.fields import OBJECT, TEXT, Field, whole
 from dllm_gym.prompts import PromptTask
+
+# The arguments of ``UnmaskEnv`` that say where, and what they must be: a policy may be a stranger's.
+_PLACE: dict[str, Field] = {
+    "task": TEXT,
+    "task_kwargs": OBJECT,
+    "completion_length": whole(1),
+    "backend": TEXT,
+    "block_length": whole(1),
+}
+_PROBLEMS = ("task", "task_kwargs", "completion_length")
+
+
+def at_home(agents: Iterable[Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``UnmaskEnv``: what was told, and for the rest the place where the agents were trained.
+
+    Everybody decodes in one place: that of the first agent of whom it is known.
+
+    Args:
+        agents: They may tell where they were trained as ``trained_in``.
+        told: Arguments of ``UnmaskEnv``, which win. Whoever names another task, or other parameters of it,
+            leaves the policy's own behind, and the embedded dLLM that was made for it.
+    """
+    homes = (getattr(agent, "trained_in", None) for agent in agents)
+    return settle(told, next(filter(None, homes), {}))
+
+
+def settle(told: Mapping[str, Any], home: Mapping[str, Any]) -> dict[str, Any]:
+    """See ``at_home``; every argument that says where is among the result if anything is known of a home."""
+    if not home:
+        return dict(told)
+    known = {key: home[key] for key, field in _PLACE.items() if key in home and field.fits(home[key])}
+    if "task" in told and told["task"] != known.get("task", "arithmetic"):
+        for key in _PROBLEMS:
+            known.pop(key, None)
+        if Path(known.get("backend", "")).name in embedded_names():
+            del known["backend"]
+    elif "task_kwargs" in told:
+        known.pop("completion_length", None)
+    if "backend" in known:
+        known["backend"] = _nearby(known["backend"])
+    return {**dict.fromkeys(_PLACE), "task": "arithmetic", **known, **told}
+
+
+def dllm_of(arguments: Mapping[str, Any]) -> Any:
+    """The dLLM that arguments of ``UnmaskEnv`` mean: what is given, or the task's embedded one."""
+    return arguments.get("backend") or f"tiny-{arguments.get('task', 'arithmetic')}"
+
+
+def _nearby(backend: str) -> str:
+    """A dLLM that is known by name is taken from here, wherever it lay at the training."""
+    name = Path(backend).name
+    return name if name in backend_names() and not Path(backend).is_dir() else backend
 
 
 def warn_if_abroad(agent: Any, engine: Engine) -> None:
@@ -31,14 +85,14 @@ def _differences(trained_in: Mapping[str, Any], engine: Engine) -> Iterator[str]
     task = str(trained_in.get("task", "arithmetic"))
     if not isinstance(engine.task, PromptTask) and _family(task) != _family(engine.task.name):
         yield f"on {task}, not on {engine.task.name}"
-    backend = str(trained_in.get("backend") or f"tiny-{task}")
+    backend = str(dllm_of(trained_in))
     named = engine.backend_name != type(engine.backend).__name__  # an object does not say which dLLM it is
     if named and Path(backend).name != Path(engine.backend_name).name:  # wherever the two lie
         yield f"with the dLLM {backend}, not with {engine.backend_name}"
-    whole = getattr(engine.backend, "attention_block", None) or engine.length  # without a block_length
+    full = getattr(engine.backend, "attention_block", None) or engine.length  # without a block_length
     block = trained_in.get("block_length")
-    if (block or whole) != engine.block_length:
-        yield f"{_shown(block)}, not {_shown(None if engine.block_length == whole else engine.block_length)}"
+    if (block or full) != engine.block_length:
+        yield f"{_shown(block)}, not {_shown(None if engine.block_length == full else engine.block_length)}"
 
 
 def _family(task: str) -> str:

@@ -45,7 +45,7 @@ def kept_file(
     fingerprint = getattr(agent, "fingerprint", None)
     if fingerprint is None:
         return None
-    asked = {key: value for key, value in kwargs.items() if key != "on_episode"}
+    asked = {key: value for key, value in kwargs.items() if key not in ("on_start", "on_episode")}
     name = "-".join(re.findall(r"[\w.]+", agent.label))
     return directory / f"{name}-{digest([dllm_gym.__version__, fingerprint, episodes, split, asked])}.json"
 

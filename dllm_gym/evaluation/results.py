@@ -191,7 +191,10 @@ _MEASURES: dict[str, Callable[[EvaluationResult], Any]] = {
     "reward_mean": lambda result: result.reward_mean,
     "reward_ci95": lambda result: mean_interval(result.records.reward),
 }
-_IN_COMPARISON = ("learned", "envelope_accuracy", "envelope_gap", "envelope_gap_ci95")
+_IN_COMPARISON = (
+    *("learned", "envelope_accuracy", "envelope_gap", "envelope_gap_ci95", "lead_of", "lead_accuracy"),
+    *("lead_accuracy_ci95", "lead_nfe", "lead_nfe_ci95", "lead_reward", "lead_reward_ci95"),
+)
 
 
 def check_metric_names(names: Iterable[str], environment: Mapping[str, Any], place: str) -> None:

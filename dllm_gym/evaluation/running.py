@@ -11,6 +11,7 @@ import numpy as np
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.home import at_home
 from dllm_gym.evaluation.kept import episodes_found, lines_of
 from dllm_gym.evaluation.recording import Recorder, self_consistency
 from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult, check_metric_names
@@ -23,6 +24,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 64,
+    on_start: Callable[[int], None] | None = None,
     on_episode: Callable[[Episode], None] | None = None,
     record: bool = False,
     check_consistency: bool = False,
@@ -38,6 +40,7 @@ def evaluate(
         split: ``train``, ``validation`` or ``test``.
         seed: Seeds the agent's draws and the token noise, never the problems.
         batch_size: Rows decoded at once. Changes the speed, not the result.
+        on_start: Called with the number of episodes that are to be decoded, once that is known.
         on_episode: Called with every finished episode, for progress bars.
         record: Keep when every position was revealed, how sure the dLLM was, and what it wrote: the result's
             ``recording``.
@@ -48,7 +51,8 @@ def evaluate(
             ``episodes`` can be extended. A dLLM is known by its name or path only, an agent without
             ``fingerprint`` by its ``label``.
         **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
-            is observed automatically.
+            is observed automatically. A policy that tells where it was trained has its task, dLLM and block
+            length where they are not given.
 
     Returns:
         Accuracy, mean steps and mean reward with their 95 % intervals.
@@ -64,6 +68,7 @@ def evaluate(
     if output is not None and (record or check_consistency):
         raise ValueError("episodes are kept without recordings: give output or record, not both")
     resolved = as_agent(agent)
+    env_kwargs = at_home([resolved], env_kwargs)
     observe = env_kwargs.pop("observe", ())
     observe = (observe,) if isinstance(observe, str) else tuple(observe)
     observe += tuple(getattr(resolved, "requires", ()))
@@ -75,6 +80,8 @@ def evaluate(
     if lines is not None:
         finished = episodes_found(lines, engine.metric_names)
     missing = [index for index in range(episodes) if index not in finished]
+    if on_start is not None:
+        on_start(len(missing))
     if missing and hasattr(resolved, "prepare"):
         resolved.prepare(engine, missing, seed)
     recorder = Recorder(engine, episodes) if record or check_consistency else None

@@ -33,6 +33,23 @@ def mean_interval(values: Sequence[float] | FloatArray) -> Interval:
     return float(array.mean() - half), float(array.mean() + half)
 
 
+def paired_share_interval(first: FloatArray, second: FloatArray) -> Interval:
+    """95 % interval of the difference of two shares, first - second, in the same cases.
+
+    Agresti and Min's (2005, Statistics in Medicine 24:729): half a case is added to each of the four kinds of
+    pairs, so that two that agree everywhere are not taken to agree for certain.
+
+    Args:
+        first: ``(N,)`` 0/1 per case.
+        second: ``(N,)`` the same cases.
+    """
+    n = len(first) + 2
+    difference = float(np.sum(first - second)) / n
+    discordant = (float(np.sum(first != second)) + 1) / n
+    half = _Z95 * math.sqrt((discordant - difference**2) / n)
+    return max(-1.0, difference - half), min(1.0, difference + half)
+
+
 def envelope(nfe: FloatArray, accuracy: FloatArray, at: float) -> float:
     """The best accuracy a mixture of some decoders reaches with ``at`` steps on average.
 

@@ -28,6 +28,7 @@ from dllm_gym.evaluation import (
 )
 from dllm_gym.evaluation.analysis_plots import heat_map_figure, panel_figures
 from dllm_gym.evaluation.figures import COLOURS, svg_element
+from dllm_gym.evaluation.home import at_home, settle
 from dllm_gym.evaluation.plots import learning_figures, pareto_figure
 from dllm_gym.fields import FLAG, INTERVAL, SHARE, TEXT, check_fields, number, whole
 from dllm_gym.files import read_json, write_text
@@ -65,6 +66,8 @@ def report(
     split: str = "test",
     seed: int = 0,
     on_part: Callable[[str], None] | None = None,
+    on_start: Callable[[int], None] | None = None,
+    on_episode: Callable[[Any], None] | None = None,
     **env_kwargs: Any,
 ) -> Path:
     """Writes a page with learning curves, accuracy against steps, episodes to step through, order and so on.
@@ -81,7 +84,10 @@ def report(
         split: ``train``, ``validation`` or ``test``.
         seed: Seeds sampling, never the problems.
         on_part: Called with the name of each part of the work that begins.
-        **env_kwargs: Arguments of ``UnmaskEnv``, before those of the run.
+        on_start: As in ``evaluate``, for every agent.
+        on_episode: See there.
+        **env_kwargs: Arguments of ``UnmaskEnv``, before those of the run and the place where the agent was
+            trained.
 
     Returns:
         Where the page is.
@@ -89,24 +95,28 @@ def report(
     Raises:
         ValueError: For a run or agent that is not there, or a comparison that is none.
     """
-    training = _read_run(str(run))
+    training = run_named(str(run))
     folder = Path() if training is None else training["directory"]
     tell = on_part or (lambda _: None)
     if comparison is None and training is not None and (folder / _COMPARISON).is_file():
         comparison = folder / _COMPARISON
     rows = None if comparison is None else read_comparison(comparison)
-    environment = {**(training["environment"] if training is not None else {}), **env_kwargs}
-    environment.pop("split", None)  # of the training
     team = [as_agent(str(run)), *(as_agent(agent) for agent in agents)]
+    trained = {} if training is None else training["environment"]
+    environment = {**trained, **at_home(team, settle(env_kwargs, trained))}
+    environment.pop("split", None)  # of the training
     results = []
+    asked: dict[str, Any] = {"seed": seed, "on_start": on_start, "on_episode": on_episode, **environment}
     for agent in team:
         tell(f"decoding with {getattr(agent, 'label', agent)}")
-        results.append(evaluate(agent, episodes, split, seed=seed, check_consistency=True, **environment))
+        results.append(evaluate(agent, episodes, split, check_consistency=True, **asked))
     if rows is None:
-        tell("comparing with a few strategies")
         there = [getattr(agent, "label", "") for agent in team]
         rules = [rule for rule in sweep("short") if rule.label not in there]
-        others = [evaluate(rule, episodes, split, seed=seed, **environment) for rule in rules]
+        others = []
+        for rule in rules:
+            tell(f"comparing with {rule.label}")
+            others.append(evaluate(rule, episodes, split, **asked))
         learned = [not isinstance(agent, Strategy) for agent in team]
         rows = Comparison([*results, *others], learned + [False] * len(others)).to_json()
     tell("filming episodes")
@@ -138,7 +148,8 @@ def read_comparison(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_run(text: str) -> dict[str, Any] | None:
+def run_named(text: str) -> dict[str, Any] | None:
+    """What the folder of a training run says, see ``dllm_gym.plugins``; ``None`` for anything else."""
     for plugin in plugins():
         run: dict[str, Any] | None = plugin.read_run(text)
         if run is not None:

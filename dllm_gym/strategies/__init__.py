@@ -18,6 +18,7 @@ from dllm_gym.strategies.rules import (
     Margin,
     Random,
 )
+from dllm_gym.suggestions import did_you_mean
 
 __all__ = ["InBlocks", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
 
@@ -56,6 +57,7 @@ def make_strategy(name: str, **parameters: Any) -> Strategy:
         ValueError: For an unknown name, an unknown or missing parameter, or a parameter value out of range.
     """
     if name not in _STRATEGIES:
-        raise ValueError(f"unknown strategy {name!r}; known strategies: {', '.join(strategy_names())}")
+        hint, known = did_you_mean(name, _STRATEGIES), ", ".join(strategy_names())
+        raise ValueError(f"unknown strategy {name!r}{hint}; known strategies: {known}")
     strategy: Strategy = call_named(f"strategy {name!r}", _STRATEGIES[name], parameters)
     return strategy

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from dllm_gym.arguments import call_named
+from dllm_gym.suggestions import did_you_mean
 from dllm_gym.tasks.base import SPLITS, GenerativeTask, Problem, Task
 
 __all__ = ["SPLITS", "GenerativeTask", "Problem", "Task", "load_task", "register_task", "task_names"]
@@ -43,7 +44,11 @@ def task_factory(name: str) -> Callable[..., Any]:
         ValueError: For an unknown name.
     """
     if name not in _TASKS:
-        raise ValueError(f"unknown task {name!r}; known tasks: {', '.join(task_names())}")
+        hint, known = did_you_mean(name, _TASKS), ", ".join(task_names())
+        raise ValueError(
+            f"unknown task {name!r}{hint}; known tasks: {known}; one of your own is registered first "
+            "(register_task; on the command line --import my_tasks.py)"
+        )
     factory = _TASKS[name]
     if isinstance(factory, str):
         module, _, attribute = factory.partition(":")

@@ -1,0 +1,184 @@
+"""dLLMs themselves: ``pretrain`` and ``bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from dllm_gym.cli.options import (
+    AgentsOption,
+    BlockOption,
+    Dllm,
+    ImportOption,
+    JsonOption,
+    TaskKwargsOption,
+    complete_task,
+    read_block_length,
+    read_task_kwargs,
+    run_files,
+)
+from dllm_gym.cli.program import command
+from dllm_gym.cli.screen import progress, results_table, show, write_json
+
+if TYPE_CHECKING:
+    from dllm_gym.speeds import Speed
+
+_Task = Annotated[str, typer.Option(help="Registered task.", autocompletion=complete_task)]
+
+
+@command("pretrain")
+def pretrain(
+    output: Annotated[Path, typer.Option(help="Directory for the checkpoint; an interrupted run goes on.")],
+    task: _Task = "arithmetic",
+    task_kwargs: Annotated[
+        str, typer.Option(help="The task's parameters as JSON; a list of them is a mixture.")
+    ] = "{}",
+    layout: Annotated[str, typer.Option(help="Family of the checkpoint: llada or dream.")] = "llada",
+    layers: Annotated[int, typer.Option(min=1)] = 6,
+    width: Annotated[int, typer.Option(min=2)] = 64,
+    heads: Annotated[int, typer.Option(min=1)] = 1,
+    kv_heads: Annotated[
+        int | None, typer.Option(min=1, help="Heads of keys and values; default: as many as heads.")
+    ] = None,
+    mlp_width: Annotated[int, typer.Option(min=1)] = 192,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 8000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 4e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    init_from: Annotated[
+        str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
+    ] = None,
+    residual_context: Annotated[
+        bool,
+        typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
+    ] = False,
+    episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
+    imports: ImportOption = None,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
+) -> None:
+    """Train a small dLLM from scratch on a task."""
+    from dllm_gym.evaluation import evaluate as run_evaluation
+    from dllm_gym.pretrain import PretrainConfig, Pretrainer
+
+    run_files(imports)
+    config = PretrainConfig(
+        task=task,
+        task_kwargs=read_task_kwargs(task_kwargs, mixture=True),
+        layout=layout,
+        layers=layers,
+        width=width,
+        heads=heads,
+        kv_heads=kv_heads,
+        mlp_width=mlp_width,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        init_from=init_from,
+        residual_context=residual_context,
+    )
+    pretrainer = Pretrainer(config, output)
+    average = None
+    with progress("pretraining", steps - pretrainer.step) as bar:
+        for _, loss in pretrainer.train(save_every):
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            bar.describe(f"loss {average:.4f}")
+            bar.advance()
+    pretrainer.save_checkpoint()
+    rows = [
+        run_evaluation(
+            "confidence:k=1",
+            episodes,
+            backend=str(output.resolve()),
+            backend_kwargs={"residual_context": "warm"} if residual_context else {},
+            task=task,
+            task_kwargs=variant,
+            block_length=block_length,
+        ).to_json()
+        | {"backend": output.name}  # not the path it was evaluated at
+        for variant, trained in zip(config.variants, pretrainer.tasks, strict=True)
+        for block_length in sorted({min(8, trained.completion_length), trained.completion_length})
+    ]
+    pretrainer.write_model_card(rows)
+    show(None, results_table(rows))
+
+
+@command("bench")
+def bench(
+    dllm: Dllm,
+    batch_size: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Rows; may be given several times.  [default: 1, 8, 64, 256]"),
+    ] = None,
+    completion_length: Annotated[
+        int | None, typer.Option(min=1, help="Positions to write in; default: the task's.")
+    ] = None,
+    block_length: BlockOption = None,
+    agent: AgentsOption = None,
+    task: _Task = "arithmetic",
+    task_kwargs: TaskKwargsOption = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Batch sizes 1 and 64, in less than a minute.")
+    ] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Measure a dLLM on this machine: its bare forward, environment steps, rules and a plain loop.
+
+    The agents are those whose completions per second are measured beside a plain loop's; without --agent
+    fast-dllm:threshold=0.9 and eb-sampler:gamma=0.1.
+    """
+    from dllm_gym.backends import load_backend
+    from dllm_gym.bench import machine, measure_limit
+    from dllm_gym.speeds import RULES, measure_speeds
+
+    given = dllm.arguments()
+    backend = given.get("backend", f"tiny-{task}")
+    loaded = load_backend(backend, **given.get("backend_kwargs", {}))
+    limits, speeds = [], []
+    environment: dict[str, Any] = {
+        "task": task,
+        "task_kwargs": read_task_kwargs(task_kwargs or "{}"),
+        "completion_length": completion_length,
+        "block_length": read_block_length(block_length or "full"),
+    }
+    sizes = batch_size or ([1, 64] if quick else [1, 8, 64, 256])
+    with progress(backend, len(sizes) * (2 + len(agent or RULES))) as bar:
+        for size in sizes:
+            rounds = 3 if quick else 5
+            limits.append(measure_limit(loaded, batch_size=size, rounds=rounds, **environment))
+            bar.advance()
+            for speed in measure_speeds(loaded, agent or RULES, batch_size=size, **environment):
+                speeds.append(speed)
+                bar.advance()
+    table = Table(box=None)
+    for name in ("rows", "bare forward, rows/s", "environment, steps/s", "efficiency", "of it in the model"):
+        table.add_column(name, justify="right")
+    for limit in limits:
+        per_second = (f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}")
+        table.add_row(str(limit.batch_size), *per_second, f"{limit.efficiency:.2f}", f"{limit.model:.1%}")
+    show(json_file, table, _speed_table(speeds))
+    efficiencies = {f"efficiency_batch_{limit.batch_size}": round(limit.efficiency, 3) for limit in limits}
+    measured = {name: [one.to_json() for one in of] for name, of in (("limits", limits), ("speeds", speeds))}
+    write_json({"backend": backend, **efficiencies, "machine": machine(), **measured}, json_file)
+
+
+def _speed_table(speeds: Sequence[Speed]) -> Table:
+    table = Table(box=None)
+    for name in ("rows", "decoded by", "completions/s", "times the loop", "steps", "accuracy"):
+        table.add_column(name, justify="left" if name == "decoded by" else "right")
+    for speed in speeds:
+        loop = next(one for one in speeds if one.batch_size == speed.batch_size)  # comes first
+        table.add_row(
+            str(speed.batch_size),
+            escape(speed.label),
+            f"{speed.completions_per_second:.3g}",
+            f"{speed.completions_per_second / loop.completions_per_second:.1f}",
+            f"{speed.steps:.1f}",
+            f"{speed.accuracy:.3f}",
+        )
+    return table
