@@ -22,7 +22,8 @@ from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig, load_config
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_gym import bench, cli
-from dllm_gym.cli import screen
+from dllm_gym.cli import options, screen
+from dllm_gym.cli.evaluation import Settings
 from dllm_gym.evaluation import sweep
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -122,6 +123,32 @@ def test_list(run, tmp_path, monkeypatch):
     for kind, names in content.items():
         assert f"{kind}: {', '.join(names)}" in listed.out.splitlines()
     assert json.loads((tmp_path / "list.json").read_text()) == done.json
+
+
+def test_version(run):
+    assert run("--version") == (0, f"dllm-gym {dllm_gym.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("complete", "incomplete", "expected"),
+    [
+        (options.complete_task, "ari", ["arithmetic"]),
+        (options.complete_dllm, "tiny-arithmetic-", ["tiny-arithmetic-dream"]),
+        (options.complete_agent, "conf", ["confidence"]),
+        (options.complete_agent, "policy:sudoku", ["policy:sudoku-full"]),
+        (options.complete_split, "t", ["train", "test"]),
+        (options.complete_agent, "?", []),
+    ],
+)
+def test_names_are_completed(complete, incomplete, expected):
+    assert complete(incomplete) == expected
+
+
+def test_the_shell_completes_values(run, monkeypatch):
+    monkeypatch.setenv("_DLLM_GYM_COMPLETE", "complete_fish")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "dllm-gym evaluate --task sud")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    assert run().out.split() == ["sudoku"]
 
 
 # Pretrain ---------------------------------------------------------------------------------------------------
@@ -446,6 +473,187 @@ def test_compare_strategies_alone(run):
     assert all(row["block_length"] == 3 for row in done.json)
 
 
+def test_compare_two(run):
+    done = run("compare", "confidence:k=3", "confidence:k=1", *TOY, "--strategies", "none", "--json", "-")
+    first, second = (dllm_gym.evaluate(f"confidence:k={k}", task="toy", backend="toy") for k in (3, 1))
+    _, row = done.json
+    assert row["lead_of"] == "confidence(k=3)"
+    assert row["lead_accuracy"] == pytest.approx(first.accuracy - second.accuracy)
+    assert row["lead_nfe"] == -4.0  # two steps instead of six
+    assert row["lead_reward"] == pytest.approx(first.reward_mean - second.reward_mean)
+    (line,) = [line for line in done.err.splitlines() if " - confidence(k=1): " in line]
+    assert f"{100 * row['lead_accuracy']:+.1f} points" in line
+    assert "at 2.0 and 6.0 steps, -4.0 steps (-4.0 to -4.0), reward " in line
+    # an agent may also be named by --agent
+    again = run("compare", "confidence:k=3", "--agent", "confidence:k=1", *TOY, "--strategies", "none")
+    assert line in again.out.splitlines()
+
+
+def test_the_duration_is_told_after_the_first_setting(capfd):
+    seconds = iter([100.0, 103.0, 103.0, 106.0])
+    follow = Settings(4, screen.Counter("decoding"), clock=lambda: next(seconds))
+    result = dllm_gym.evaluate("confidence:k=3", 5, task="toy", backend="toy")
+    for _ in range(2):
+        follow.start(5)
+        follow.finish(result)
+    expected = "time: confidence(k=3) took 3 s for 2.0 steps a problem; 3 more settings like it take 9 s\n"
+    assert capfd.readouterr() == ("", expected)
+
+
+def test_what_takes_no_time_is_not_told(run):
+    assert run("compare", *TOY, "--episodes", 2, "--strategies", "short").err == ""
+
+
+# Progress ---------------------------------------------------------------------------------------------------
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then():
+    now, lines = [0.0], []
+    count = screen.Counter("decoding", 100, lines.append, lambda: now[0])
+    for second in range(1, 31):
+        now[0] = float(second)
+        count.advance()
+    assert lines == [
+        "decoding: 5 of 100, about 2 min left",
+        "decoding: 15 of 100, about 85 s left",
+        "decoding: 25 of 100, about 75 s left",
+    ]
+    lines.clear()
+    count.begin("drawing")
+    now[0] += 20
+    count.expect(4)
+    assert lines == ["drawing"]
+
+
+def test_progress_on_a_terminal_is_a_bar(monkeypatch, capfd):
+    monkeypatch.setattr(screen, "console", Console(stderr=True, force_terminal=True, width=80))
+    with screen.progress("[decoding]", 4) as bar:
+        bar.advance()
+        bar.expect(2)
+        bar.describe("[red]")
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "[red]" in shown.err
+    assert "1/3" in shown.err
+
+
+# A user's own file ------------------------------------------------------------------------------------------
+
+
+MY_TASKS = """
+from dllm_gym import register_task
+from toy_backend import ToyTask
+
+register_task("my-task", ToyTask)
+"""
+
+
+@pytest.fixture
+def my_tasks(tmp_path, monkeypatch):
+    monkeypatch.setattr(dllm_gym.tasks, "_TASKS", dict(dllm_gym.tasks._TASKS))
+    path = tmp_path / "my_tasks_of_a_test.py"
+    path.write_text(MY_TASKS)
+    yield path
+    sys.modules.pop(path.stem, None)
+
+
+def test_own_tasks(run, tmp_path, my_tasks, config_file):
+    """Trained on and evaluated on without naming it again."""
+    mine = ("--import", my_tasks)
+    directory = tmp_path / "run"
+    arguments = (
+        "--config",
+        config_file,
+        "--task",
+        "my-task",
+        "--set",
+        "env.backend=toy",
+        "--output",
+        directory,
+    )
+    done = run("train", "ppo", *arguments, *mine)
+    assert done.code == 0, done.err
+    (row,) = run("evaluate", "--agent", directory, "--episodes", 3, *mine, "--json", "-").json
+    assert (row["task"], row["backend"]) == ("toy", "toy")  # what the task calls itself
+    done = run("compare", directory, "--strategies", "none", "--episodes", 3, *mine, "--json", "-")
+    assert done.json[0]["task"] == "toy"
+    assert run("generate", "1", "--agent", directory, *mine).code == 0
+
+
+def test_without_its_file_a_task_is_unknown(run, tmp_path, my_tasks):
+    words = run("evaluate", "--agent", "random", "--task", "my-task").words
+    assert (
+        "one of your own is registered first (register_task; on the command line --import my_tasks.py)"
+        in words
+    )
+    taken = tmp_path / "json.py"
+    taken.write_text("")
+    done = run("evaluate", "--agent", "random", "--import", taken)
+    assert done.err == "error: --import json.py: there is a module json already; rename the file\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        ("train ppo --group-size 8", "field of the configuration can be given as --set name=value"),
+        ("train ppo --reward x", "a task of your own comes from --import my_tasks.py"),
+        ("evaluate --agent random --size 6", "the task's own parameters go into --task-kwargs, as JSON"),
+        ("generate 1 --cache dual", "those of the dLLM into --backend-kwargs"),
+    ],
+)
+def test_an_unknown_option_points_to_those_that_take_it(run, arguments, hint):
+    done = run(*arguments.split())
+    assert done.code == 2
+    assert hint in " ".join(done.err.replace("│", " ").split())
+
+
+# Compile ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), {"compile": "auto"}),
+        (("--compile",), {"compile": True}),
+        (("--no-compile",), {}),
+        (
+            ("--backend-kwargs", '{"compile": false}', "--dtype", "float32"),
+            {"compile": False, "dtype": "float32"},
+        ),
+        (("--task", "toy", "--backend", "toy"), {}),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", ["evaluate --agent confidence", "compare confidence", "analyze --agent confidence"]
+)
+def test_embedded_dllms_are_compiled_unless_told_otherwise(run, monkeypatch, command, arguments, expected):
+    seen = {}
+
+    def engine(*_: Any, **kwargs: Any) -> Any:
+        seen.update(kwargs)
+        raise ValueError("seen")
+
+    monkeypatch.setattr("dllm_gym.evaluation.running.Engine", engine)
+    assert "seen" in run(*command.split(), *arguments).err
+    assert (seen.get("backend_kwargs") or {}) == expected
+
+
+def test_the_dllm_of_a_text_is_compiled_and_that_of_a_film_is_not(run, monkeypatch):
+    seen = []
+
+    def engine(*_: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs.get("backend_kwargs"))
+        raise ValueError("seen")
+
+    monkeypatch.setattr("dllm_gym.generation.Engine", engine)
+    monkeypatch.setattr(sys.modules["dllm_gym.looking.film"], "Engine", engine)
+    monkeypatch.setattr("dllm_gym.evaluation.running.Engine", engine)
+    run("generate", "1", "--agent", "policy:arithmetic-full")
+    run("report", "policy:sudoku-full")
+    run("play", "--agent", "policy:sudoku-full")
+    assert seen == [{"compile": "auto"}, {"compile": "auto"}, None]
+
+
 # Analyze ----------------------------------------------------------------------------------------------------
 
 
@@ -566,6 +774,18 @@ def test_train_overrides_the_configuration(run, tmp_path, config_file):
     written = load_config(tmp_path / "run" / "config.yaml")
     env = {**load_config(config_file).env, "alpha": 2.5}
     assert written == load_config(config_file).updated(total_timesteps=1, num_envs=16, env=env)
+
+
+def test_train_sets_any_field_of_the_configuration(run, tmp_path, config_file):
+    changes = ["--set", "num_envs=16", "--set", "env.alpha=2.5", "--set", "algorithm_kwargs.ent_coef=1e-3"]
+    done = run("train", "ppo", "--config", config_file, *changes, "--output", tmp_path / "run")
+    assert done.code == 0, done.err
+    before, written = load_config(config_file), load_config(tmp_path / "run" / "config.yaml")
+    assert written == before.updated(
+        num_envs=16,
+        env={**before.env, "alpha": 2.5},
+        algorithm_kwargs={**before.algorithm_kwargs, "ent_coef": 0.001},
+    )
 
 
 # Wrong input ------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -334,3 +335,39 @@ def test_arguments_nobody_takes_leave_nothing_behind(tmp_path, changes, message)
     with pytest.raises(ValueError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# Settings by name -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ppo-full", "paper/llada-bl32"])
+def test_settings_are_read_as_they_are_told(name):
+    config = load_config(find_config(name))
+    written = [f"{key}={json.dumps(value)}" for key, value in config.settings().items()]
+    assert TrainConfig(algorithm=config.algorithm).with_settings(written) == config
+
+
+def test_a_setting_replaces_one_value():
+    config = TrainConfig(env={"task": "sudoku", "task_kwargs": {"size": 4, "seed": 1}})
+    changed = config.with_settings(["env.task_kwargs.size=6", "learning_rate=1e-3", "policy.features=[mask]"])
+    env = {"task": "sudoku", "task_kwargs": {"size": 6, "seed": 1}}
+    assert changed == config.updated(env=env, learning_rate=0.001, policy={"features": ["mask"]})
+    assert config.env["task_kwargs"]["size"] == 4
+
+
+def test_another_task_leaves_behind_what_belongs_to_the_former():
+    env = {
+        "task": "sudoku",
+        "task_kwargs": {"size": 6},
+        "backend": "tiny-sudoku",
+        "block_length": 8,
+        "alpha": 2.0,
+    }
+    assert TrainConfig(env=env).on_task("arithmetic").env == {
+        "task": "arithmetic",
+        "block_length": 8,
+        "alpha": 2.0,
+    }
+    assert TrainConfig(env=env).on_task("sudoku").env == env
+    large = {"task": "gsm8k", "backend": "GSAI-ML/LLaDA-8B-Instruct"}
+    assert TrainConfig(env=large).on_task("math500").env == {**large, "task": "math500", "block_length": None}

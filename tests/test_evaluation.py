@@ -31,7 +31,13 @@ from dllm_gym.evaluation import (
     evaluate,
     sweep,
 )
-from dllm_gym.evaluation.statistics import envelope, envelope_gap, mean_interval, wilson_interval
+from dllm_gym.evaluation.statistics import (
+    envelope,
+    envelope_gap,
+    mean_interval,
+    paired_share_interval,
+    wilson_interval,
+)
 from dllm_gym.looking import film
 from dllm_gym.strategies import make_strategy
 from dllm_gym.tasks.arithmetic import ArithmeticTask
@@ -102,6 +108,49 @@ def test_a_wilson_interval_surrounds_the_share(case):
             )
     mirrored = wilson_interval(trials - successes, trials)
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+
+def test_a_paired_interval_covers_the_true_difference():
+    """All tables of 30 pairs, by their probability: no less than 94 %, as Agresti and Min found."""
+    n, only_first, only_second = 30, 0.25, 0.1
+    covered = 0.0
+    for a in range(n + 1):
+        for b in range(n + 1 - a):
+            both = n - a - b
+            ways = math.comb(n, a) * math.comb(n - a, b)
+            probability = ways * only_first**a * only_second**b * (1 - only_first - only_second) ** both
+            first = np.repeat([1.0, 0.0, 1.0], [a, b, both])
+            second = np.repeat([0.0, 1.0, 1.0], [a, b, both])
+            low, high = paired_share_interval(first, second)
+            covered += probability * (low <= only_first - only_second <= high)
+    assert 0.94 < covered < 0.975
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_a_paired_interval_is_the_mirror_image_of_the_other_way_round(pairs):
+    first, second = np.array(pairs, dtype=float).T
+    low, high = paired_share_interval(first, second)
+    assert -1 <= low < high <= 1  # two that agree everywhere are not known to agree
+    assert paired_share_interval(second, first) == pytest.approx((-high, -low))
+
+
+def test_the_first_agent_leads_the_others():
+    rule = result_of("rule", [9, 9], [1, 1])
+    a, b, c = (
+        result_of("a", [2, 4, 6], [1, 0, 1]),
+        result_of("b", [3, 3, 3], [1, 1, 1]),
+        result_of("c", [2, 4, 6], [1, 0, 1]),
+    )
+    over_b, over_c = Comparison([rule, a, b, c], [False, True, True, True], agents=3).leads()
+    assert (over_b.first, over_b.other, over_b.nfe_means) == ("a", "b", (4.0, 3.0))
+    assert over_b.accuracy == pytest.approx(-1 / 3)
+    assert over_b.nfe == 1.0
+    assert over_b.nfe_ci95 == mean_interval([-1, 1, 3])
+    assert over_b.reward == pytest.approx(a.reward_mean - b.reward_mean)
+    assert over_c.accuracy == over_c.nfe == over_c.reward == 0
+    assert over_c.accuracy_ci95[0] < 0 < over_c.accuracy_ci95[1]
+    assert Comparison([rule, a], [False, True], agents=1).leads() == []
+    assert Comparison([rule], [False]).leads() == []
 
 
 def test_mean_intervals():
@@ -394,7 +443,7 @@ def test_an_agent_is_the_path_of_a_saved_policy(where, tmp_path):
             "'nope' is neither a strategy nor the path of a saved policy; strategies: confid",
         ),
         ("", ValueError, "neither a strategy nor the path"),
-        (Path("no/where"), ValueError, "'no/where' is neither"),
+        (Path("no/where"), ValueError, "there is no folder no/where"),
         ("confidence:k", ValueError, "cannot read the parameter 'k'; write name=number"),
         ("confidence:k=two", ValueError, "cannot read the parameter 'k=two'"),
         ("confidence:k=1;k=2", ValueError, "cannot read"),

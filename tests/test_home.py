@@ -12,6 +12,7 @@ from dllm_agents import load_policy, save_policy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_gym.backends import load_backend
 from dllm_gym.envs.engine import Engine
+from dllm_gym.evaluation.home import at_home, settle
 from dllm_gym.looking import film
 from dllm_gym.trained import trained_length, trained_tasks
 
@@ -40,6 +41,8 @@ def evaluated(agent, **kwargs):
         (FULL, {"backend": "tiny-arithmetic", "split": "train", "alpha": 3.0}),
         (SEMI, {"block_length": 8}),
         (SUDOKU, {"task": "sudoku"}),
+        (SUDOKU, {}),
+        (SEMI, {}),
         ("policy:arithmetic-any:target_steps=8", {}),
         ("confidence:k=8", DREAM),  # a rule is at home everywhere
         (lambda observation: observation["action_mask"], {"task": "sudoku"}),
@@ -52,10 +55,14 @@ def test_at_home_nothing_is_said(agent, kwargs):
 @pytest.mark.parametrize(
     ("agent", "kwargs", "words"),
     [
-        (SUDOKU, {}, "on sudoku, not on arithmetic; with the dLLM tiny-sudoku, not with tiny-arithmetic"),
+        (
+            SUDOKU,
+            {"task": "arithmetic"},
+            "on sudoku, not on arithmetic; with the dLLM tiny-sudoku, not with tiny-arithmetic",
+        ),
         (FULL, DREAM, "with the dLLM tiny-arithmetic, not with tiny-arithmetic-dream"),
         (FULL, {"block_length": 8}, "without blocks, not in blocks of 8"),
-        (SEMI, {}, "in blocks of 8, not without blocks"),
+        (SEMI, {"block_length": None}, "in blocks of 8, not without blocks"),
         (SEMI, {"block_length": 4}, "in blocks of 8, not in blocks of 4"),
     ],
 )
@@ -74,7 +81,7 @@ def test_prompts_are_no_task_but_dllm_and_blocks_count():
     expected = (
         "trained with the dLLM tiny-sudoku, not with tiny-arithmetic; without blocks, not in blocks of 8"
     )
-    (words,) = said(lambda: dllm_gym.generate(prompt, SUDOKU, block_length=8))
+    (words,) = said(lambda: dllm_gym.generate(prompt, SUDOKU, "tiny-arithmetic", block_length=8))
     assert words == f"sudoku-full (sample) was {expected}{CLOSING}"
 
 
@@ -85,14 +92,87 @@ def test_a_policy_of_unknown_origin_and_a_dllm_without_a_name_are_left_alone(tmp
     assert evaluated(FULL, backend=load_backend("tiny-arithmetic-dream")) == []
 
 
+def saved(path, env):
+    return save_policy(path, UnmaskTransformer(UnmaskTransformerConfig(width=16)), {"config": {"env": env}})
+
+
 def test_the_same_dllm_may_lie_elsewhere(tmp_path):
-    network = UnmaskTransformer(UnmaskTransformerConfig(width=16))
-    config = {"env": {"task": "arithmetic", "backend": "somebody/tiny-arithmetic"}}
-    save_policy(tmp_path, network, {"config": config})
+    saved(tmp_path, {"task": "arithmetic", "backend": "somebody/tiny-arithmetic"})
     assert evaluated(tmp_path) == []
-    save_policy(tmp_path, network, {"config": {"env": {"task": ["a"], "backend": 3, "block_length": "x"}}})
+    saved(tmp_path, {"task": ["a"], "backend": 3, "block_length": "x"})
     (words,) = evaluated(tmp_path)  # whatever a stranger wrote there
     assert words.endswith(CLOSING)
+
+
+HOME = {
+    "task": "sudoku",
+    "task_kwargs": {"size": 6},
+    "completion_length": 36,
+    "backend": "tiny-sudoku",
+    "block_length": 12,
+    "alpha": 3.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("told", "changes"),
+    [
+        ({}, {}),
+        ({"block_length": None}, {"block_length": None}),
+        ({"task": "sudoku"}, {}),
+        ({"alpha": 2.0, "split": "test"}, {"alpha": 2.0, "split": "test"}),
+        ({"task_kwargs": {"size": 4}}, {"task_kwargs": {"size": 4}, "completion_length": None}),
+        ({"backend": "a/b"}, {"backend": "a/b"}),
+        # an embedded dLLM is made for one task
+        (
+            {"task": "arithmetic"},
+            {"task": "arithmetic", "task_kwargs": None, "completion_length": None, "backend": None},
+        ),
+    ],
+)
+def test_what_is_not_told_is_as_at_home(told, changes):
+    place = {key: value for key, value in HOME.items() if key != "alpha"}
+    assert settle(told, HOME) == {**place, **changes}
+    assert settle(settle(told, HOME), {"task": "other", "block_length": 3}) == settle(told, HOME)
+
+
+def test_another_dllm_goes_along_to_another_task():
+    home = {"task": "gsm8k", "backend": "GSAI-ML/LLaDA-8B-Instruct", "block_length": 32}
+    settled = settle({"task": "math500"}, home)
+    assert (settled["task"], settled["backend"], settled["block_length"]) == ("math500", home["backend"], 32)
+
+
+def test_whose_home_is_unknown_is_told_everything():
+    assert at_home(["no agent"], {"task": "sudoku"}) == {"task": "sudoku"}
+    assert settle({}, {}) == {}
+
+
+def test_a_policy_decodes_where_it_was_trained():
+    result = dllm_gym.evaluate(SUDOKU, 20)
+    assert (result.environment["task"], result.environment["backend"]) == ("sudoku", "tiny-sudoku")
+    assert result.accuracy > 0.5
+    assert dllm_gym.evaluate(SEMI, 1).environment["block_length"] == 8
+    episode = film([SEMI])
+    assert episode.environment["block_length"] == 8
+
+
+def test_everybody_decodes_at_the_first_policys():
+    """So that they are compared on the same problems, in the same blocks."""
+    comparison = dllm_gym.compare(["confidence:k=4", SUDOKU], 2, strategies=["confidence:k=8"])
+    assert {result.environment["task"] for result in comparison.results} == {"sudoku"}
+    words = said(lambda: dllm_gym.analyze([SEMI, FULL], 1))
+    assert words == [f"arithmetic-full (sample) was trained without blocks, not in blocks of 8{CLOSING}"]
+
+
+def test_texts_are_written_by_the_dllm_of_the_policy(tmp_path):
+    saved(tmp_path, {"task": "arithmetic", "backend": "tiny-arithmetic-dream", "block_length": 8})
+    prompt = "Sam has 20 coins, finds 4, loses 9. Total?"
+    expected = dllm_gym.generate(prompt, tmp_path, "tiny-arithmetic-dream", block_length=8)
+    assert dllm_gym.generate(prompt, tmp_path) == expected
+    (words,) = said(lambda: dllm_gym.generate(prompt, tmp_path, block_length=None))
+    assert "in blocks of 8, not without blocks" in words
+    with pytest.raises(ValueError, match="block_length must be a whole number, None or 'own', got 'full'"):
+        dllm_gym.generate(prompt, block_length="full")
 
 
 TWO = [{"task": "arithmetic", "weight": 1}, {"task": "sudoku", "weight": 1}]

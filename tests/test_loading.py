@@ -8,6 +8,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 import torch
@@ -230,6 +233,34 @@ def test_a_hub_id_is_read_from_the_hubs_cache(tmp_path):
     environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["A2D-Qwen3", "32", "Sam"], done.stderr
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    import huggingface_hub.constants
+
+    class Refusing(BaseHTTPRequestHandler):
+        asked: ClassVar[list[str]] = []
+
+        def do_HEAD(self):
+            self.asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    url = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    with pytest.raises(FileNotFoundError, match=r"no directory runs/mine here, nor does a hub give .*503 Service"):
+        load_backend("runs/mine")
+    assert Refusing.asked == ["/runs/mine/resolve/main/config.json"]
+    server.shutdown()
+    server.server_close()
+    # nobody there at all
+    with pytest.raises(FileNotFoundError, match=r"nor does a hub give .* the hub cannot be reached"):
+        load_backend("runs/mine")
 
 
 # Keywords ---------------------------------------------------------------------------------------------------

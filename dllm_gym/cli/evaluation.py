@@ -103,7 +103,7 @@ def compare(
     team = [as_agent(text) for text in [*(agents or []), *(agent or [])]]
     rules = sweep(strategies)
     with progress("decoding") as bar:
-        settings = _Settings(len(rules) + len(team), bar)
+        settings = Settings(len(rules) + len(team), bar)
         comparison = run(
             team,
             **vars(problems),
@@ -122,7 +122,7 @@ def compare(
         say("plot", plot)
 
 
-class _Settings:
+class Settings:
     """Follows a comparison, setting by setting; after the first one it says how long all of them will take.
 
     Args:
@@ -136,10 +136,12 @@ class _Settings:
         self._episodes, self._started = 0, 0.0
 
     def start(self, episodes: int) -> None:
+        """The next setting begins, with so many episodes."""
         self._episodes, self._started = episodes, self._clock()
         self._bar.expect(episodes * self._left)
 
     def finish(self, result: EvaluationResult) -> None:
+        """It has ended, or its result was there."""
         self._left -= 1
         self._bar.describe(result.label)
         self._bar.expect(self._episodes * self._left)
@@ -214,7 +216,7 @@ def analyze(
     new: list[Recording] = []
     written: list[Path] = []
     with progress("decoding") as bar:
-        settings = _Settings(len(team), bar)
+        settings = Settings(len(team), bar)
         for number, one in enumerate(team, start=1):
             result = decode(
                 one,

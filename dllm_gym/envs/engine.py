@@ -96,6 +96,7 @@ class Engine(PerRow):
         self.num_rows = num_rows
         self.backend_kwargs, self.task_kwargs = dict(backend_kwargs or {}), dict(task_kwargs or {})
         self.task = load_task(task, split=split, **self.task_kwargs) if isinstance(task, str) else task
+        self.task_name = task if isinstance(task, str) else self.task.name  # as it is registered
         if backend is None:
             backend = _embedded(self.task.name)
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__

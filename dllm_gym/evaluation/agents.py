@@ -133,7 +133,7 @@ def _agent_by_name(text: str) -> Agent:
 def _no_agent(text: str) -> str:
     """What is wrong with a text that names no agent: a path leads nowhere, or a name is misspelt."""
     bare = text.rpartition(":")[0] or text  # options may follow
-    for place in (text, bare):
+    for place in filter(None, (text, bare)):
         if Path(place).exists():
             return f"{place} holds no policy: there is no policy.json in it, nor in its folder best"
     if len(Path(bare).parts) > 1:

@@ -83,8 +83,8 @@ def warn_if_abroad(agent: Any, engine: Engine) -> None:
 
 def _differences(trained_in: Mapping[str, Any], engine: Engine) -> Iterator[str]:
     task = str(trained_in.get("task", "arithmetic"))
-    if not isinstance(engine.task, PromptTask) and _family(task) != _family(engine.task.name):
-        yield f"on {task}, not on {engine.task.name}"
+    if not isinstance(engine.task, PromptTask) and _family(task) != _family(engine.task_name):
+        yield f"on {task}, not on {engine.task_name}"
     backend = str(dllm_of(trained_in))
     named = engine.backend_name != type(engine.backend).__name__  # an object does not say which dLLM it is
     if named and Path(backend).name != Path(engine.backend_name).name:  # wherever the two lie
