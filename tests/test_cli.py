@@ -519,10 +519,17 @@ def test_progress_without_a_terminal_is_a_line_now_and_then():
         "decoding: 25 of 100, about 75 s left",
     ]
     lines.clear()
-    count.begin("drawing")
+    count.begin("comparing")
     now[0] += 20
-    count.expect(4)
-    assert lines == ["drawing"]
+    count.expect(1000)  # loading is over: from here on the time counts
+    now[0] += 10
+    count.advance()
+    for _ in range(19):
+        count.advance()
+    now[0] += 10
+    count.advance()
+    expected = ["comparing: 0 of 1000", "comparing: 1 of 1000", "comparing: 21 of 1000, about 16 min left"]
+    assert lines == expected
 
 
 def test_progress_on_a_terminal_is_a_bar(monkeypatch, capfd):

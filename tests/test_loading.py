@@ -253,7 +253,9 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     url = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
-    with pytest.raises(FileNotFoundError, match=r"no directory runs/mine here, nor does a hub give .*503 Service"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no directory runs/mine here, nor does a hub give .*503 Service"
+    ):
         load_backend("runs/mine")
     assert Refusing.asked == ["/runs/mine/resolve/main/config.json"]
     server.shutdown()

@@ -17,6 +17,7 @@ from rich.text import Text
 console = Console(stderr=True)
 
 _FIRST, _EVERY = 5.0, 10.0  # seconds after which progress is told where there is no terminal
+_TELLING = 0.02  # share of the work that must be done to tell how long the rest will take
 _ENDLESS = 10_000  # columns: nothing is cut in a file or pipe
 
 
@@ -85,14 +86,15 @@ class Counter:
         self._changed()
 
     def expect(self, more: float) -> None:
-        """So many are still to be done."""
+        """So many are still to be done; with the first ones that are known the time begins to count."""
+        if self.total is None:
+            self._started = self._clock()
         self.total = self.done + more
         self._changed()
 
     def begin(self, description: str) -> None:
         """Another part of the work, counted anew."""
         self.description, self.done, self.total = description, 0, None
-        self._started = self._clock()
         self._changed()
 
     def describe(self, description: str) -> None:
@@ -106,9 +108,11 @@ class Counter:
             return
         self._next = now + _EVERY
         line = self.description
-        if self.done and self.total:
-            left = (now - self._started) / self.done * (self.total - self.done)
-            line += f": {self.done} of {self.total:.0f}, about {duration(left)} left"
+        if self.total:
+            line += f": {self.done} of {self.total:.0f}"
+            if self.done >= _TELLING * self.total:
+                left = (now - self._started) / self.done * (self.total - self.done)
+                line += f", about {duration(left)} left"
         self._tell(line)
 
 
