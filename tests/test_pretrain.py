@@ -492,4 +492,5 @@ def test_the_command_on_the_model_card_is_the_run(tmp_path, task_kwargs):
     assert given.pop("output").name == "mine"
     given.pop("episodes")
     given.pop("save_every")
+    assert not given.pop("imports")
     assert PretrainConfig(**given | {"task_kwargs": json.loads(given["task_kwargs"])}) == run.config
