@@ -25,7 +25,7 @@ class Agent(Protocol):
     Besides ``act`` an agent may have ``requires`` (names of further observations it reads), ``label``,
     ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
     keeps state), ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
-    episode makes results independent of the batch size), ``prepare(engine, problems, seed)`` (called once
+    episode makes results independent of the batch size), ``prepare(engine, decoded)`` (called once
     before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
     every other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was
     trained with: it decodes there where nothing else is said, and elsewhere there is a warning).

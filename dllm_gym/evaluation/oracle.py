@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,13 +47,16 @@ class Oracle:
         spent = f", {np.mean(self._forwards):.1f} forwards before" if self._forwards else ""
         return f"oracle (after {self._careful.label}{spent})"
 
-    def prepare(self, engine: Engine, problems: Sequence[int], seed: int) -> None:
-        """Decodes the problems carefully, on the engine on which they will be decoded again."""
-        from dllm_gym.evaluation.decode import decode
+    def prepare(self, engine: Engine, decoded: Callable[[Any], Iterable[Any]]) -> None:
+        """Decodes the problems carefully.
 
+        Args:
+            engine: On which they will be decoded again.
+            decoded: Gives the episodes (``dllm_gym.evaluation.decode.Episode``) of an agent on them.
+        """
         self._engine = engine
-        for episode in decode(self._careful, engine, problems, seed):
-            self._wanted[problems[episode.position]] = episode.tokens
+        for episode in decoded(self._careful):
+            self._wanted[episode.info["problem"]] = episode.tokens
             self._forwards.append(int(episode.info["nfe"]))
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:

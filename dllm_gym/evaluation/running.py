@@ -83,7 +83,7 @@ def evaluate(
     if on_start is not None:
         on_start(len(missing))
     if missing and hasattr(resolved, "prepare"):
-        resolved.prepare(engine, missing, seed)
+        resolved.prepare(engine, lambda other: decode(other, engine, missing, seed))
     recorder = Recorder(engine, episodes) if record or check_consistency else None
     on_step = None if recorder is None else recorder.after_step
     for episode in decode(resolved, engine, missing, seed, on_step):
