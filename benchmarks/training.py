@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from dllm_agents import train
 from dllm_agents.config import find_config, load_config
-from dllm_agents.runs import REPORTED
+from dllm_agents.run_folder import REPORTED
 from dllm_agents.sb3.callbacks import Evaluation
 from dllm_agents.sb3.grouped import GroupA2C, GroupedRollouts, GroupPPO
 from dllm_agents.sb3.grpo import GRPO

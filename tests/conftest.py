@@ -12,6 +12,7 @@ from hypothesis import settings
 from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 
 import dllm_gym.backends
+import dllm_gym.strategies
 import dllm_gym.tasks
 
 torch.set_num_threads(1)
@@ -32,3 +33,15 @@ def toys():
         yield
     for key in [key for key in dllm_gym.backends._loaded if key[0] in backends]:
         del dllm_gym.backends._loaded[key]
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """What is registered in a test does not stay."""
+    for module, name in (
+        (dllm_gym.tasks, "_TASKS"),
+        (dllm_gym.strategies, "_STRATEGIES"),
+        (dllm_gym.backends, "_factories"),
+        (dllm_gym.backends, "_loaded"),
+    ):
+        monkeypatch.setattr(module, name, dict(getattr(module, name)))

@@ -14,9 +14,6 @@ import yaml
 from PIL import Image
 from test_paper import write_tiny_checkpoint
 
-import dllm_gym.backends
-import dllm_gym.strategies
-import dllm_gym.tasks
 from dllm_agents import save_policy
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
@@ -36,18 +33,6 @@ PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").g
 ELSEWHERE = {"docs/libraries.md", "docs/sharing.md"}
 SLOW = {"docs/your_task.md"}  # it trains, compares, films and reports
 WITH_PYTHON = [page for page in PAGES if SNIPPET.search(read_page(page)) and page not in ELSEWHERE]
-
-
-@pytest.fixture
-def registries(monkeypatch):
-    """What is registered in a test does not stay."""
-    for module, name in (
-        (dllm_gym.tasks, "_TASKS"),
-        (dllm_gym.strategies, "_STRATEGIES"),
-        (dllm_gym.backends, "_factories"),
-        (dllm_gym.backends, "_loaded"),
-    ):
-        monkeypatch.setattr(module, name, dict(getattr(module, name)))
 
 
 # Pages ----------------------------------------------------------------------------------------------------
