@@ -217,6 +217,23 @@ def test_warm_starts_that_make_no_sense(changes, message):
         warm(**changes)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"thresholds": [0.1, 0.01]},
+            r"thresholds must be two numbers, 0 < low <= high < 1, got \[0.1, 0.01\]",
+        ),
+        ({"explore": 2}, "explore must lie from 0 to 1, got 2"),
+        ({"sharpness": 0}, "sharpness must be positive and finite, got 0"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_success_models_out_of_range(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train(warm(warm_start_kwargs=changes), tmp_path / "run")
+
+
 def test_unknown_arguments_of_a_warm_start_leave_nothing_behind(tmp_path):
     with pytest.raises(
         ValueError, match=r"unknown arguments \['rounds'\] in warm_start_kwargs; known: .*first"

@@ -212,6 +212,11 @@ class SuccessModel(OnPolicyAlgorithm):
         }  # fmt: skip
         for name, value in sizes.items():
             check_whole(name, value, 1)
+        HarmScale(sharpness, threshold)  # which says what is out of range
+        if len(thresholds) != 2 or not 0 < thresholds[0] <= thresholds[1] < 1:
+            raise ValueError(f"thresholds must be two numbers, 0 < low <= high < 1, got {thresholds!r}")
+        if not 0 <= explore <= 1:
+            raise ValueError(f"explore must lie from 0 to 1, got {explore!r}")
         super().__init__(
             policy,
             env,
