@@ -1,6 +1,11 @@
 """The commands of the pages for a stranger's first hour, pasted one after the other."""
 
+import json
+import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from test_docs import SNIPPET, before_your_task, read_page, write_data
@@ -54,3 +59,46 @@ def test_the_commands_about_a_large_dllm_run_on_a_tiny_one(monkeypatch, paste, t
             ran.append((words[0], paste(words)))
     assert [name for name, _ in ran] == ["generate", "bench", "compare"]
     assert "plain loop" in ran[1][1]
+
+
+@pytest.mark.slow
+def test_a_strangers_hour_with_the_built_wheel(monkeypatch, tmp_path):
+    """Own task, own data, a minute of training, a comparison, a film and a report: from an empty folder.
+
+    The commands run as a stranger's do, in processes of their own that find the package in the wheel only.
+    """
+    root, site, home = Path(__file__).parents[1], tmp_path / "site", tmp_path / "empty"
+    home.mkdir()
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(root)], check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def run(*words: str) -> str:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert str(site) in run("-c", "import dllm_gym, dllm_agents; print(dllm_gym.__file__)")
+    page = read_page("docs/your_task.md")
+    snippets = [snippet for _, snippet in SNIPPET.findall(page)]
+    run("-c", next(snippet for snippet in snippets if "write_text" in snippet))
+    (home / "my_task.py").write_text(next(snippet for snippet in snippets if "class MyTask" in snippet))
+    (home / "mine.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    train, compare = commands_in_blocks(page)
+    run("-m", "dllm_gym", *train)
+    printed = run("-m", "dllm_gym", *compare, "--json", "compare.json")
+    assert "fast-dllm(threshold=0.9)" in printed
+    mine = json.loads((home / "compare.json").read_text())["results"]
+    assert len(mine) == 3
+    own = ("--import", "my_task.py")
+    told = json.loads(
+        run("-m", "dllm_gym", "evaluate", "--agent", "runs/mine", "--episodes", "20", *own, "--json", "-")
+    )
+    assert told["environment"]["task"] == "mine"
+    run("-m", "dllm_gym", "play", "--gif", "film.gif", "--agent", "runs/mine", *own)
+    run("-m", "dllm_gym", "report", "runs/mine", *own)
+    assert (home / "film.gif").stat().st_size > 10_000
+    assert "<html" in (home / "runs" / "mine" / "report.html").read_text()[:2000]

@@ -551,7 +551,7 @@ def test_wrong_experts(kwargs, message):
         ({"n_steps": 2.5}, "n_steps must be a whole number of at least 1, got 2.5"),
         ({"kl_coef": -0.1}, "kl_coef must be a finite number of at least 0, got -0.1"),
         ({"kl_coef": "little"}, "kl_coef must be a finite number of at least 0, got 'little'"),
-        ({"policy": {"sampler": "beam"}}, "unknown sampler 'beam'; choose one of bernoulli, dpls"),
+        ({"policy": {"sampler": "beam"}}, "unknown sampler 'beam'; choose one of bernoulli, bits, dpls"),
     ],
 )
 def test_values_out_of_range(kwargs, message):

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from dllm_agents import load_policy, train
 from dllm_agents.config import find_config, load_config
-from dllm_agents.training import learning_rate
+from dllm_agents.schedules import Pace, learning_rate
 from dllm_gym.backends.families import family_named
 from dllm_gym.backends.word_tokenizer import save_tokenizer
 
@@ -56,7 +56,7 @@ def test_the_numbers_are_the_papers(name):
 
 
 def test_the_learning_rate_rises_and_falls_like_a_cosine():
-    rate = learning_rate(shipped("llada-bl32"))
+    rate = learning_rate(shipped("llada-bl32"), Pace(None, lambda: 0.0))
     assert rate(1.0) == 0.0
     assert rate(1 - 0.0267) == pytest.approx(1.5e-5)
     assert rate(1 - 0.0534) == pytest.approx(3e-5)

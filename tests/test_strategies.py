@@ -424,7 +424,8 @@ def test_refuses_parameters_out_of_range(name, parameters, message):
 
 
 def test_make_strategy_names_what_it_knows():
-    with pytest.raises(ValueError, match=r"unknown strategy 'fastdllm'; known strategies: .*fast-dllm, "):
+    nearest = r"unknown strategy 'fastdllm' \(did you mean 'fast-dllm'\?\); known strategies: .*fast-dllm, "
+    with pytest.raises(ValueError, match=nearest):
         make_strategy("fastdllm")
     with pytest.raises(ValueError, match=r"'fast-dllm': .*'tau'; it accepts threshold$"):
         make_strategy("fast-dllm", tau=0.9)
