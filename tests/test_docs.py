@@ -89,7 +89,7 @@ def before_your_task(monkeypatch):
     (configuration,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     smaller = {"num_envs: 128": "num_envs: 16", "total_timesteps: 200000": "total_timesteps: 1024"}
     smaller |= {"batch_size: 256": "batch_size: 64", "eval_episodes: 64": "eval_episodes: 8"}
-    smaller |= {"warm_start_steps: 50000": "warm_start_steps: 256"}
+    smaller |= {"warm_start_steps: 60000": "warm_start_steps: 256"}
     for written, instead in smaller.items():
         assert written in configuration
         configuration = configuration.replace(written, instead)

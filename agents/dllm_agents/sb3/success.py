@@ -94,7 +94,7 @@ class EpisodeBuffer:
         gae_lambda: float = 1.0,
         gamma: float = 1.0,
         n_envs: int = 1,
-        kept_rounds: int = 2,
+        kept_rounds: int = 3,
     ) -> None:
         self.kept_rounds = kept_rounds
         self.harm = HarmScale(1.0, 0.5)
@@ -188,9 +188,9 @@ class SuccessModel(OnPolicyAlgorithm):
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
         learning_rate: float | Schedule = 3e-3,
-        first_episodes: int = 3000,
-        round_episodes: int = 2000,
-        kept_rounds: int = 2,
+        first_episodes: int = 2000,
+        round_episodes: int = 1500,
+        kept_rounds: int = 3,
         n_epochs: int = 3,
         batch_size: int = 48,
         sharpness: float = 3.0,
