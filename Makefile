@@ -30,7 +30,7 @@ $(RLLIB_INSTALLED): pyproject.toml constraints.txt
 
 demo: $(AGENTS)  ## train a policy with PPO, compare it with every heuristic
 	$(BIN)/dllm-gym train ppo --output $(RUN) --max-minutes 6 $(if $(wildcard $(RUN)/config.yaml),--resume)
-	$(BIN)/dllm-gym compare --agent $(RUN):sample --agent $(RUN):deterministic --episodes 500 --dtype auto \
+	$(BIN)/dllm-gym compare --agent $(RUN):sample --agent $(RUN):deterministic --agent oracle --episodes 300 --dtype auto \
 		--plot $(RUN)/pareto.png --json $(RUN)/compare.json
 
 test: $(INSTALLED)  ## the whole suite but what is marked slow
