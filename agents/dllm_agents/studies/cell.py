@@ -17,7 +17,7 @@ from dllm_agents.run_folder import CONFIG, METRICS
 from dllm_agents.studies.grid import STUDY, Cell, Study, load_study
 from dllm_agents.training import train
 from dllm_gym.evaluation import EvaluationResult, compare
-from dllm_gym.files import read_json, write_json
+from dllm_gym.files import read_json, remove_unfinished, write_json
 
 RECORD = "cell.json"  # written last: what has one is finished
 _LOCK = "lock"
@@ -66,6 +66,7 @@ def run_cell(directory: Path, study: Study, cell: Cell) -> None:
     with _alone(place):
         if read_record(directory, study, cell) is not None:
             return
+        remove_unfinished(place)  # what a kill left beside a finished training
         if not (place / METRICS).is_file():  # written at the end of a training
             command = f"dllm-gym study {directory / STUDY} --output {directory}"
             train(cell.config, place, resume=(place / CONFIG).is_file(), command=command)
