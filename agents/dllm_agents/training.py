@@ -179,7 +179,6 @@ class _Run(Run):
         """Trains to the end, or to the deadline."""
         config, self._started = self.config, time.monotonic()
         self._logger = configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
-        self.model.set_logger(self._logger)
         self._saving = Saving(self._save_state, self._save_every)
         begun_at = self.model.num_timesteps
         if begun_at < config.imitation_steps:

@@ -25,6 +25,7 @@ from dllm_agents.networks import VECTOR_FEATURES
 from dllm_agents.sb3.history import Episode, History
 
 _NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
+_NOTHING = (2.0, -1.0, 0.0, _NEVER)  # the fields of a behaviour that picks no position
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Behaviour:
     @classmethod
     def none(cls, num_rows: int) -> Behaviour:
         """Rows that pick nothing."""
-        columns = np.tile(np.array([2.0, -1.0, 0.0, _NEVER], dtype=np.float32), (num_rows, 1))
+        columns = np.tile(np.array(_NOTHING, dtype=np.float32), (num_rows, 1))
         return cls(*columns.T.copy())
 
     def draw(self, row: int, thresholds: tuple[float, float], explore: float) -> None:
@@ -58,7 +59,7 @@ class Behaviour:
             explore: Share of episodes that do without the model.
         """
         who, which, *drawn = torch.rand(6).tolist()
-        self.sure[row], self.unsure[row], self.chance[row], self.threshold[row] = 2.0, -1.0, 0.0, _NEVER
+        self.sure[row], self.unsure[row], self.chance[row], self.threshold[row] = _NOTHING
         if who >= explore:
             low, high = map(math.log, thresholds)
             self.threshold[row] = logit(math.exp(low + drawn[0] * (high - low)))
@@ -101,9 +102,8 @@ class EpisodeBuffer:
         self.behaviour = Behaviour.none(n_envs)
         self.history = History(n_envs)
         self.finished: list[Episode] = []  # of this round
-        self.thresholds: list[
-            float
-        ] = []  # theirs, as logits; NaN where the model had no say, or not the only one
+        # theirs, as logits; NaN where the model had no say, or not the only one
+        self.thresholds: list[float] = []
         self.rounds: list[dict[str, NDArray[Any]]] = []
 
     def restart(self) -> None:
