@@ -219,9 +219,10 @@ def _key(fast: FastForward) -> str:
     """What the compiled code depends on: weights, this file, torch, and the processor."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     facts = (torch.__version__, torch.backends.cpu.get_cpu_capability(), sys.platform, fast.embedding.dtype)
-    digest.update(repr((*facts, fast.heads, fast.groups, fast.epsilon)).encode())
+    digest.update(repr((*facts, fast.heads, fast.groups, fast.head_width, fast.epsilon)).encode())
     tensors = [fast.embedding, fast.frequencies, *(t for layer in fast.layers for t in layer.values())]
-    for tensor in (*tensors, fast.norm, fast.head):
+    bias = [] if fast.head_bias is None else [fast.head_bias]
+    for tensor in (*tensors, fast.norm, fast.head, *bias):
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]
 
