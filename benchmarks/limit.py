@@ -7,7 +7,7 @@
 What is measured is defined in ``dllm_gym.bench``; ``dllm-gym bench`` does the same for one model. *embedded*
 is tiny-arithmetic, the others have random weights in LLaDA's shape: *tiny* as small as that, *100m*
 LLaDA-8B's 16 times narrower, with its vocabulary. On a CPU the large ones are left out where a forward
-would take too long.
+would take too long. The embedded one is compiled (unless ``--no-compile``) and compared with both forwards.
 
 Writes ``benchmarks/results/limit.json`` and ``.md``, or what ``--output`` names.
 """
@@ -50,7 +50,8 @@ def peak_memory(device: torch.device) -> float:
 
 def measure(model: str, dtype: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
     """The limits of one model in one dtype."""
-    backend = load(model, dtype=dtype, device=arguments.device)
+    how = {"compile": "auto"} if arguments.compile and model == "embedded" else {}
+    backend = load(model, dtype=dtype, device=arguments.device, **how)
     limits: list[Limit] = []
     for length in arguments.lengths:
         for batch_size in arguments.batch_sizes:
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, at least one episode")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--device", help="default: a GPU if there is one")
     parser.add_argument("--output", type=Path, default=RESULTS / "limit.json")
     arguments = parser.parse_args()

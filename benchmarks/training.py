@@ -10,7 +10,7 @@ of accuracy by which the better of the two decodings on validation problems lies
 settings of all rules on the same problems, at its number of steps. The table has medians over seeds.
 
 Run: ``make bench`` or ``python benchmarks/training.py``; writes ``benchmarks/results/training.json`` and
-``.md``.
+``.md``. With ``--resume`` what that file has by the same options is kept and the rest is measured.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import tempfile
 from contextlib import ExitStack
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -157,17 +158,29 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=256, help="validation problems")
     parser.add_argument("--leaders", nargs="*", default=LEADERS, help="configurations that are to lead")
     parser.add_argument("--seeds", nargs="*", type=int, default=range(5), help="of their trainings")
+    parser.add_argument("--resume", action="store_true", help="keep what the output has already")
     parser.add_argument("--output", type=Path, default=RESULTS / "training.json")
     arguments = parser.parse_args()
-    splits = [split(*case, arguments.steps) for case in CASES[: arguments.cases]]
-    leads: list[dict[str, Any]] = []
-    for seed in arguments.seeds:
-        for name in arguments.leaders:
-            sizes = (arguments.lead_steps, arguments.lead_every, arguments.episodes)
+    sizes = (arguments.lead_steps, arguments.lead_every, arguments.episodes)
+    asked = {"steps": arguments.steps, "leads": list(sizes)}
+    done: dict[str, Any] = {}
+    if arguments.resume and arguments.output.exists():
+        done = json.loads(arguments.output.read_text())
+        if done.get("asked") != asked:
+            parser.error(f"{arguments.output} was measured with {done.get('asked')}, not with {asked}")
+    result = {"machine": machine(), "asked": asked, "splits": [], "leads": [], **done}
+    splits, leads = result["splits"], result["leads"]
+    known = {(row["config"], row["dtype"], row["from"]) for row in splits}
+    for case in CASES[: arguments.cases]:
+        if (*case[:2], case[2] or "scratch") not in known:
+            splits.append(split(*case, arguments.steps))
+            write_json(arguments.output, result)  # as they come: a killed benchmark leaves what it has
+    trained = {(row["config"], row["seed"]) for row in leads}
+    for seed, name in product(arguments.seeds, arguments.leaders):
+        if (name, seed) not in trained:
             leads.append(time_to_lead(name, *sizes, seed))
-            # as they come: a killed benchmark leaves what it has
-            write_json(arguments.output, {"machine": machine(), "splits": splits, "leads": leads})
-    text = f"{table(splits, leads)}\n\n`python benchmarks/training.py`, {machine()}\n"
+            write_json(arguments.output, result)
+    text = f"{table(splits, leads)}\n\n`python benchmarks/training.py`, {result['machine']}\n"
     write_text(arguments.output.with_suffix(".md"), text)
     print(text)
 

@@ -2,7 +2,8 @@
 
 An environment step needs one forward for every row. So nothing can be faster than the model called directly
 on the same canvases, and ``efficiency`` is what is left of that speed once problems are drawn, tokens picked,
-actions applied, completions scored and observations made.
+actions applied, completions scored and observations made. A backend that took the fast forward
+(``dllm_gym.backends.compiled``) is measured against that one, too, for it can be faster than the plain model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
 from dllm_gym.backends import Backend, load_backend
 from dllm_gym.backends.transformers_backend import TransformersBackend
@@ -90,6 +92,9 @@ class Limit:
         forward_rows_per_second: Rows of the bare forward: the transformers model with logits at the L
             positions, nothing done with them.
         efficiency: Their ratio; the median of the rounds' ratios.
+        fastest_rows_per_second: Rows of the fastest bare forward there is: the compiled one where the backend
+            took it, else the same as ``forward_rows_per_second``.
+        efficiency_of_fastest: Steps per second over those.
         model: Share of the environment's time inside the model.
         picking: Share in which tokens and confidences are picked out of the logits.
         episodes: Share in which problems are drawn and encoded and completions are decoded and scored.
@@ -103,6 +108,8 @@ class Limit:
     env_steps_per_second: float
     forward_rows_per_second: float
     efficiency: float
+    fastest_rows_per_second: float
+    efficiency_of_fastest: float
     model: float
     picking: float
     episodes: float
@@ -110,9 +117,8 @@ class Limit:
 
     def to_json(self) -> dict[str, Any]:
         """As a dictionary, rounded."""
-        digits = {"env_steps_per_second": 1, "forward_rows_per_second": 1}
         return {
-            name: round(value, digits.get(name, 4)) if isinstance(value, float) else value
+            name: round(value, 1 if name.endswith("per_second") else 4) if isinstance(value, float) else value
             for name, value in asdict(self).items()
         }
 
@@ -232,16 +238,19 @@ def _put_clocks(clocks: Mapping[str, Clock], engine: Any) -> Callable[[], None]:
     """Times parts of the engine; returns what takes the clocks off the model, which others may share."""
     backend = engine.backend
     modules = [backend.model.base_model, backend.model.get_output_embeddings()]
-    before = [module.forward for module in modules]
+    forwards = [module.forward for module in modules]
+    fast = backend.fast_forward
     for module in modules:
         module.forward = clocks["model"].around(module.forward)
+    backend.fast_forward = fast and clocks["model"].around(fast)
     engine.predict = clocks["predict"].around(engine.predict)
     engine.start = clocks["episodes"].around(engine.start)
     engine.outcomes = clocks["episodes"].around(engine.outcomes)
 
     def undo() -> None:
-        for module, forward in zip(modules, before, strict=True):
+        for module, forward in zip(modules, forwards, strict=True):
             module.forward = forward
+        backend.fast_forward = fast
 
     return undo
 
@@ -249,11 +258,12 @@ def _put_clocks(clocks: Mapping[str, Clock], engine: Any) -> Callable[[], None]:
 def _turn(play: _Play, steps: int, clocks: Mapping[str, Clock]) -> dict[str, float]:
     for clock in clocks.values():
         clock.seconds = 0.0
-    total = bare = 0.0
-    for _ in range(steps // EPISODE_STEPS):  # in turns so short that both meet the machine in the same state
+    total = bare = fastest = 0.0
+    for _ in range(steps // EPISODE_STEPS):  # in turns so short that all meet the machine in the same state
         total += play.steps(EPISODE_STEPS)
         in_steps = clocks["model"].seconds
-        bare += _bare_forward(play.engine, EPISODE_STEPS)
+        eager, fast = _bare_forwards(play.engine, EPISODE_STEPS)
+        bare, fastest = bare + eager, fastest + fast
         clocks["model"].seconds = in_steps
     model, predict, episodes = (clocks[name].seconds / total for name in ("model", "predict", "episodes"))
     rows = play.engine.num_rows * steps
@@ -261,6 +271,8 @@ def _turn(play: _Play, steps: int, clocks: Mapping[str, Clock]) -> dict[str, flo
         "env_steps_per_second": rows / total,
         "forward_rows_per_second": rows / bare,
         "efficiency": bare / total,
+        "fastest_rows_per_second": rows / fastest,
+        "efficiency_of_fastest": fastest / total,
         "model": model,
         "picking": predict - model,
         "episodes": episodes,
@@ -269,29 +281,39 @@ def _turn(play: _Play, steps: int, clocks: Mapping[str, Clock]) -> dict[str, flo
 
 
 @torch.inference_mode()
-def _bare_forward(engine: Any, times: int) -> float:
-    """Seconds for so many forwards of the model over the current canvases."""
+def _bare_forwards(engine: Any, times: int) -> tuple[float, float]:
+    """Seconds for so many forwards over the current canvases: of the plain model, of the fastest there is."""
     backend: TransformersBackend = engine.backend
     arrays = engine.canvas.model_input(np.arange(engine.num_rows))
     tokens, mask = (torch.from_numpy(array).to(backend.device) for array in arrays)
     options = {"use_cache": False, "logits_to_keep": engine.length} if backend.family.rotary else {}
-    started = now()
-    for _ in range(times):
-        backend.model(input_ids=tokens, attention_mask=mask, **options)
-    return now() - started
+
+    def seconds(forward: Callable[..., Any], *arguments: Tensor, **keywords: Any) -> float:
+        started = now()
+        for _ in range(times):
+            forward(*arguments, **keywords)
+        return now() - started
+
+    eager = seconds(backend.model, input_ids=tokens, attention_mask=mask, **options)
+    if backend.fast_forward is None:
+        return eager, eager
+    length = tokens.shape[1]
+    columns = torch.arange(length - engine.length, length).expand(len(tokens), -1)
+    return eager, seconds(backend.fast_forward, tokens, mask, columns)
 
 
 def limit_table(limits: Sequence[Limit]) -> str:
     """Measurements as Markdown."""
     lines = [
         "| rows | L | columns | dtype | bare forward, rows/s | environment, steps/s | efficiency "
-        "| model | picking tokens | episodes | rest |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| fastest forward, rows/s | efficiency | model | picking tokens | episodes | rest |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for limit in limits:
         shares = (limit.model, limit.picking, limit.episodes, limit.rest)
         cells = [limit.batch_size, limit.completion_length, limit.input_length, limit.dtype]
         cells += [f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}"]
-        cells += [f"**{limit.efficiency:.2f}**", *(f"{share:.1%}" for share in shares)]
+        cells += [f"**{limit.efficiency:.2f}**", f"{limit.fastest_rows_per_second:.0f}"]
+        cells += [f"**{limit.efficiency_of_fastest:.2f}**", *(f"{share:.1%}" for share in shares)]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

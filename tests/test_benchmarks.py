@@ -164,8 +164,22 @@ def test_the_shares_of_a_step_add_up_and_the_model_is_left_as_it_was():
         assert limit.model + limit.picking + limit.episodes + limit.rest == pytest.approx(1.0)
         assert min(limit.model, limit.picking, limit.episodes, limit.rest) > 0
         ratio = limit.env_steps_per_second / limit.forward_rows_per_second
-        assert limit.efficiency == pytest.approx(ratio)
+        assert limit.efficiency == limit.efficiency_of_fastest == pytest.approx(ratio)
     assert backend.model.base_model.forward == before
+
+
+def test_the_compiled_forward_is_measured_beside_the_plain_one_and_left_as_it_was():
+    backend = dllm_gym.load_backend("tiny-arithmetic", device="cpu", compile="auto")
+    fast = backend.fast_forward
+    if fast is None:
+        pytest.skip("no C++ compiler")
+    limit = measure_limit(backend, batch_size=3, rounds=1, seconds=0.01)
+    assert limit.fastest_rows_per_second != limit.forward_rows_per_second
+    ratio = limit.env_steps_per_second / limit.fastest_rows_per_second
+    assert limit.efficiency_of_fastest == pytest.approx(ratio)
+    assert limit.model + limit.picking + limit.episodes + limit.rest == pytest.approx(1.0)
+    assert min(limit.model, limit.picking, limit.episodes, limit.rest) > 0
+    assert backend.fast_forward is fast
 
 
 def test_what_cannot_be_measured_is_refused():
@@ -263,5 +277,8 @@ def test_where_the_time_of_training_goes(benchmark, run_benchmark, monkeypatch, 
     assert sum(parts) == pytest.approx(1.0, abs=0.01)
     assert min(parts) > 0
     assert lead["evaluations"][-1]["timesteps"] >= 2048
+    before = report.read_text()
+    run_benchmark("training", *sizes, "--leaders", "a2c-full", "--seeds", 0, "--resume", "--output", report)
+    assert report.read_text() == before  # nothing was left to measure
     text = benchmark("training").table([row], [{**lead, "first": [None, lead["evaluations"][0]]}])
     assert "| a2c-full | 1 | never (never) |" in text

@@ -48,7 +48,7 @@ def test_the_fast_forward_is_that_of_transformers(name):
 
 def test_a_compiled_backend_predicts_the_same_in_every_batch():
     plain, fast = load_backend("tiny-arithmetic"), load_backend("tiny-arithmetic", compile="auto")
-    if fast._fast is None:
+    if fast.fast_forward is None:
         pytest.skip("no C++ compiler")
     tokens, attention_mask = canvases(plain.vocab_size)
     where = slice(len(tokens[0]) - LENGTH, None)
@@ -129,7 +129,7 @@ def test_other_words_for_compile_are_refused():
 
 
 def test_with_a_cache_it_is_not_used():
-    assert load_backend("tiny-arithmetic", compile="auto", cache="prefix")._fast is None
+    assert load_backend("tiny-arithmetic", compile="auto", cache="prefix").fast_forward is None
 
 
 def test_an_environment_on_it(tmp_path):

@@ -124,7 +124,7 @@ class TransformersBackend:
             self.device = self.model.device
         else:
             self.model.to(self.device)
-        self._fast = self._compiled(compile, str(source))
+        self.fast_forward = self._compiled(compile, str(source))
         self.vocab_size: int = self.model.config.vocab_size
         ids = read_token_ids(
             family,
@@ -327,8 +327,8 @@ class TransformersBackend:
         rows = self.rows_about(columns, first)  # (K,) or (B, K)
         if not self.family.rotary:
             return self._forward_from_left(tokens, attention_mask, first, rows)
-        if self._fast is not None and embedded is None:
-            return self._fast(tokens, attention_mask, rows.expand(len(tokens), -1))
+        if self.fast_forward is not None and embedded is None:
+            return self.fast_forward(tokens, attention_mask, rows.expand(len(tokens), -1))
         length = tokens.shape[1]
         visible = None if attention_mask.all() else attention_mask
         if self.attention_block is not None:

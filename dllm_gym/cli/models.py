@@ -13,11 +13,13 @@ from rich.table import Table
 from dllm_gym.cli.options import (
     AgentsOption,
     BlockOption,
+    CompileOption,
     Dllm,
     ImportOption,
     JsonOption,
     TaskKwargsOption,
     complete_task,
+    how_to_compile,
     read_block_length,
     read_task_kwargs,
     run_files,
@@ -122,12 +124,15 @@ def bench(
     agent: AgentsOption = None,
     task: _Task = "arithmetic",
     task_kwargs: TaskKwargsOption = None,
+    compile: CompileOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Batch sizes 1 and 64, in less than a minute.")
     ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Measure a dLLM on this machine: its bare forward, environment steps, rules and a plain loop.
+
+    The bare forward is the plain model's; the fastest is the compiled one where there is one.
 
     The agents are those whose completions per second are measured beside a plain loop's; without --agent
     fast-dllm:threshold=0.9 and eb-sampler:gamma=0.1.
@@ -138,7 +143,8 @@ def bench(
 
     given = dllm.arguments()
     backend = given.get("backend", f"tiny-{task}")
-    loaded = load_backend(backend, **given.get("backend_kwargs", {}))
+    how = {"compile": how_to_compile(backend, compile)}
+    loaded = load_backend(backend, **{**how, **given.get("backend_kwargs", {})})
     limits, speeds = [], []
     environment: dict[str, Any] = {
         "task": task,
@@ -156,11 +162,16 @@ def bench(
                 speeds.append(speed)
                 bar.advance()
     table = Table(box=None)
-    for name in ("rows", "bare forward, rows/s", "environment, steps/s", "efficiency", "of it in the model"):
+    for name in (
+        *("rows", "environment, steps/s", "bare forward, rows/s", "efficiency"),
+        *("fastest forward, rows/s", "efficiency", "of it in the model"),
+    ):
         table.add_column(name, justify="right")
     for limit in limits:
-        per_second = (f"{limit.forward_rows_per_second:.0f}", f"{limit.env_steps_per_second:.0f}")
-        table.add_row(str(limit.batch_size), *per_second, f"{limit.efficiency:.2f}", f"{limit.model:.1%}")
+        row = [str(limit.batch_size), f"{limit.env_steps_per_second:.0f}"]
+        row += [f"{limit.forward_rows_per_second:.0f}", f"{limit.efficiency:.2f}"]
+        row += [f"{limit.fastest_rows_per_second:.0f}", f"{limit.efficiency_of_fastest:.2f}"]
+        table.add_row(*row, f"{limit.model:.1%}")
     show(json_file, table, _speed_table(speeds))
     efficiencies = {f"efficiency_batch_{limit.batch_size}": round(limit.efficiency, 3) for limit in limits}
     measured = {name: [one.to_json() for one in of] for name, of in (("limits", limits), ("speeds", speeds))}

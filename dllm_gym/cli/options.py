@@ -196,15 +196,20 @@ def environment(agents: Sequence[Any], told: dict[str, Any], compile: bool | Non
         told: The arguments that were given.
         compile: Whether to compile the dLLM; ``None`` compiles embedded ones where it pays.
     """
-    from dllm_gym.backends import embedded_names
     from dllm_gym.evaluation.home import at_home, dllm_of
 
     arguments = at_home(agents, told)
-    embedded = "auto" if dllm_of(arguments) in embedded_names() else False
-    how = embedded if compile is None else compile
-    if how:
+    if how := how_to_compile(dllm_of(arguments), compile):
         arguments["backend_kwargs"] = {"compile": how, **arguments.get("backend_kwargs", {})}
     return arguments
+
+
+def how_to_compile(dllm: Any, compile: bool | None) -> bool | str:
+    """The backend's option ``compile`` for a dLLM, where the command line says ``compile`` or nothing."""
+    from dllm_gym.backends import embedded_names
+
+    embedded = "auto" if dllm in embedded_names() else False
+    return embedded if compile is None else compile
 
 
 def run_files(paths: Iterable[Path] | None) -> None:
