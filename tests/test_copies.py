@@ -15,11 +15,12 @@ from toy_backend import ScriptedBackend, ToyBackend, ToyTask
 from dllm_agents.sb3.flight import as_arrays, as_tensors
 from dllm_agents.sb3.grouped import Tickets
 from dllm_gym.backends import load_backend
+from dllm_gym.envs.observations import OBSERVE
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.envs.vector import UnmaskVectorEnv
 
 SAME_STEP, DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
-EVERYTHING = ("entropy", "margin", "top_k", "hidden", "tokens", "alpha", "target_steps")
+EVERYTHING = OBSERVE
 WAYS = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda env: pickle.loads(pickle.dumps(env)),

@@ -14,10 +14,11 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from toy_backend import EOS, MASK, ScriptedBackend, ToyBackend, ToyTask
 
 from dllm_gym.backends.base import predict_from_logits
+from dllm_gym.envs.observations import OBSERVE
 from dllm_gym.envs.rewards import REWARDS
 from dllm_gym.envs.unmask import UnmaskEnv
 
-EVERYTHING = ("entropy", "margin", "top_k", "hidden", "tokens", "alpha", "target_steps")
+EVERYTHING = OBSERVE
 CONFIGURATIONS = [
     {},
     {"block_length": 8},

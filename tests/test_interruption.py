@@ -496,7 +496,7 @@ def broken(state: Any) -> dict[str, Callable[[], Any]]:
     """Ways to spoil a training state of grpo, in place."""
     numbers = state["random"]["numpy"]
     env = state["episodes"]["env"]
-    canvas, predicted = env["canvas"], env["predicted"]
+    canvas, predicted = env["canvas"], env["predicted"]["shown"]
     steps = state["episodes"]["steps"]["history"]
     groups, first = state["episodes"]["steps"], steps["forgotten"]
     weights = next(iter(state["policy"].values()))

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from packaging.version import Version
 from toy_backend import MASK, ScriptedBackend, ToyBackend, ToyTask
 
+from dllm_gym.envs.observations import OBSERVE
 from dllm_gym.envs.rewards import REWARDS
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.envs.vector import UnmaskVectorEnv
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
-EVERYTHING = ("entropy", "margin", "top_k", "tokens", "alpha", "target_steps")
+EVERYTHING = tuple(key for key in OBSERVE if key != "hidden")
 RANGES = {"alpha": (0.1, 10.0), "target_steps": (1, 8), "observe": ("tokens", "alpha", "target_steps")}
 every_mode = pytest.mark.parametrize("mode", list(AutoresetMode), ids=lambda mode: mode.value)
 

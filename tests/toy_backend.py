@@ -75,6 +75,8 @@ class ToyBackend:
             "entropy": _unit(_mix(cells + np.uint64(1))) * np.float32(2.5),
             "margin": _unit(_mix(cells + np.uint64(2))),
             "top_k": np.stack([_unit(cells) / np.float32(k + 1) for k in range(top_k)], axis=-1),
+            "best": np.array([*range(10), EOS])[_mix(cells) % np.uint64(11)],
+            "probabilities": _distribution(cells),
             "hidden": np.stack([1 - 2 * _unit(_mix(cells + np.uint64(3 + h))) for h in range(3)], axis=-1),
         }
         return Prediction(
@@ -124,6 +126,13 @@ def _mix(x: Any) -> Any:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
+
+
+def _distribution(cells: Any) -> Any:
+    """Some probability for every token but the mask, ``(B, L, 13)`` float32, summing to 1."""
+    weights = np.stack([_unit(_mix(cells + np.uint64(100 + token))) ** 8 for token in range(13)], axis=-1)
+    weights[..., MASK] = 0
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
 def _unit(x: Any) -> Any:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 Message = Mapping[str, str]
 
-# What ``Backend.predict`` can compute besides token and confidence.
-STATISTICS = ("entropy", "margin", "top_k", "hidden")
+# What ``Backend.predict`` can compute besides token and confidence: of the logits alone, and at all.
+FROM_LOGITS = ("entropy", "margin", "top_k", "best", "probabilities")
+STATISTICS = (*FROM_LOGITS, "hidden")
 
 # So many logits are looked at together on a CPU. What they take as float32 has to stay below 32 MiB: larger
 # blocks glibc maps anew each time, and their pages have to be zeroed first (see ``cpu.keep_freed_memory``).
@@ -30,7 +31,9 @@ class Prediction:
         confidence: ``(B, K)`` float32 in [0, 1], the softmax probability of that token.
         statistics: The further statistics that were asked for, by name: ``entropy`` ``(B, K)`` float32
             in nats; ``margin`` ``(B, K)`` float32, largest minus second largest probability; ``top_k``
-            ``(B, K, k)`` float32, the k largest probabilities in descending order; ``hidden``
+            ``(B, K, k)`` float32, the k largest probabilities in descending order; ``best`` ``(B, K)``
+            int64, the most probable token, which is the one it would write but for token noise;
+            ``probabilities`` ``(B, K, V)`` float32, those of all tokens, 0 for the mask token; ``hidden``
             ``(B, K, H)`` float32, the state that the output head reads, after the last normalisation.
     """
 
@@ -204,10 +207,14 @@ def _measure(
     """
     logits = logits.to(torch.float32, copy=True)  # the caller's stay as they are
     logits.select(-1, mask_token_id).fill_(-torch.inf)
-    if tokens is None:
-        tokens = logits.max(-1).indices  # not of the log-probabilities: near ones can become equal
+    found: dict[str, Tensor] = {}
+    if tokens is None or "best" in statistics:
+        best = logits.max(-1).indices  # not of the log-probabilities: near ones can become equal
+        tokens = best if tokens is None else tokens
+        found = {"best": best} if "best" in statistics else {}
     log_p = logits.log_softmax(-1)
-    found = {"tokens": tokens, "confidence": log_p.gather(-1, tokens[..., None])[..., 0].exp().clamp(max=1.0)}
+    found["tokens"] = tokens
+    found["confidence"] = log_p.gather(-1, tokens[..., None])[..., 0].exp().clamp(max=1.0)
     if "entropy" in statistics:
         found["entropy"] = torch.special.entr(log_p.exp()).sum(-1).clamp(min=0.0)
     if "margin" in statistics:
@@ -215,6 +222,8 @@ def _measure(
         found["margin"] = (top[..., 0] - top[..., 1]).clamp(0.0, 1.0)
     if "top_k" in statistics:
         found["top_k"] = log_p.topk(top_k, dim=-1).values.exp().clamp(max=1.0)
+    if "probabilities" in statistics:
+        found["probabilities"] = log_p.exp()
     return found
 
 

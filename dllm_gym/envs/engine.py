@@ -18,7 +18,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend, backend_names, load_backend
-from dllm_gym.backends.base import STATISTICS, Memory
+from dllm_gym.backends.base import Memory
 from dllm_gym.envs import checks
 from dllm_gym.envs.canvas import Canvas
 from dllm_gym.envs.checks import not_negative, one_of, positive
@@ -26,7 +26,6 @@ from dllm_gym.envs.observations import (
     REVEALED_CONFIDENCE,
     VIEWS,
     Observation,
-    hide_revealed,
     observation_keys,
     observation_space,
 )
@@ -34,6 +33,7 @@ from dllm_gym.envs.problems import Problems
 from dllm_gym.envs.rendering import Frame
 from dllm_gym.envs.rewards import Prices, Reward
 from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
+from dllm_gym.envs.statistics import STATISTICS, Sizes, Statistics
 from dllm_gym.tasks import Problem, Task, load_task
 from dllm_gym.trained import warn_if_untrained
 
@@ -129,7 +129,13 @@ class Engine(PerRow):
                 f"observation 'hidden' needs a dLLM that shows its hidden states; "
                 f"{type(self.backend).__name__} has no attribute hidden_width"
             )
-        sizes = {"top_k": (self.top_k,), "hidden": (getattr(self.backend, "hidden_width", 0),)}
+        sizes = Sizes(
+            self.length,
+            self.backend.vocab_size,
+            self.backend.mask_token_id,
+            self.top_k,
+            getattr(self.backend, "hidden_width", 0),
+        )
         self.revealed_confidence = one_of("revealed_confidence", revealed_confidence, REVEALED_CONFIDENCE)
         self.view = one_of("view", view, VIEWS)
         self.group_size = positive("group_size", group_size)
@@ -142,7 +148,6 @@ class Engine(PerRow):
         remember = getattr(self.backend, "memory", None)
         self._memory: Memory | None = None if remember is None else remember(num_rows, self.length)
         self.end_token_ids = _end_tokens(self.backend)
-        self._statistics = tuple(name for name in self.observe if name in STATISTICS)
         self.canvas = Canvas(
             num_rows,
             self.length,
@@ -152,9 +157,7 @@ class Engine(PerRow):
             self.end_token_ids if stop_at_eos else None,
             attention_block is not None and self.backend.blocks_from == "sequence",  # type: ignore[attr-defined]
         )
-        self.observation_space = observation_space(
-            self.observe, self.length, self.backend.vocab_size, self.top_k, *sizes["hidden"]
-        )
+        self.observation_space = observation_space(self.observe, sizes)
         self.action_space = spaces.MultiBinary(self.length)
         self.indices: IntArray = np.zeros(num_rows, dtype=np.int64)
         self.problems: list[Problem | None] = [None] * num_rows
@@ -170,10 +173,8 @@ class Engine(PerRow):
             torch.Generator(self.backend.device) if self.temperature > 0 else None for _ in range(num_rows)
         ]
         self._tokens: IntArray = np.zeros((num_rows, self.length), dtype=np.int64)
-        self._predicted: Observation = {"confidence": np.zeros((num_rows, self.length), dtype=np.float32)}
-        for name in self._statistics:
-            shape = (num_rows, self.length, *sizes.get(name, ()))
-            self._predicted[name] = np.zeros(shape, dtype=np.float32)
+        observed = [name for name in self.observe if name in STATISTICS]
+        self._predicted = Statistics(num_rows, sizes, observed, self.backend.device)
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -229,6 +230,7 @@ class Engine(PerRow):
         drawn = [self._problems.at(index) for index in indices]
         if self._memory is not None:
             self._memory.forget(rows)
+        self._predicted.start(rows)
         self.indices[rows] = indices
         self.empty_actions[rows] = self.ignored_actions[rows] = 0
         self.ended[rows] = False
@@ -298,8 +300,10 @@ class Engine(PerRow):
         changed: BoolArray = np.any(selected, axis=1)
         self.empty_actions[rows] += ~changed
         if self.on_empty == "best" and not changed.all():
-            select_best_where_empty(selected, candidates, self._predicted["confidence"][rows])
+            select_best_where_empty(selected, candidates, self.confidence[rows])
             changed = np.any(selected, axis=1)
+        if not changed.all():
+            self._predicted.repeat(rows[~changed])
         self.canvas.apply(rows, selected, self._tokens[rows])
         return changed
 
@@ -310,7 +314,7 @@ class Engine(PerRow):
         tokens, attention_mask = self.canvas.model_input(rows)
         on_canvas = torch.from_numpy(tokens), torch.from_numpy(attention_mask)
         options: dict[str, Any] = {
-            "statistics": self._statistics,
+            "statistics": self._predicted.needs,
             "top_k": self.top_k,
             "temperature": self.temperature,
             "generators": [self._token_generators[row] for row in rows] if self.temperature > 0 else None,
@@ -321,11 +325,10 @@ class Engine(PerRow):
         else:
             windows = self.canvas.active_window(rows)
             prediction = self._memory.predict(rows, windows, *on_canvas, **options)
-        tokens, confidence = prediction.tokens.cpu().numpy(), prediction.confidence.cpu().numpy()
-        self._check(tokens, confidence)
-        self._tokens[rows], self._predicted["confidence"][rows] = tokens, confidence
-        for name in self._statistics:
-            self._predicted[name][rows] = prediction.statistics[name].cpu().numpy()
+        predicted = prediction.tokens.cpu().numpy()
+        self._check(predicted, prediction.confidence.cpu().numpy())
+        self._tokens[rows] = predicted
+        self._predicted.take(rows, prediction, on_canvas[0][:, -self.length :].to(self.backend.device))
 
     def _check(self, tokens: IntArray, confidence: NDArray[np.float32]) -> None:
         """Refuses what no dLLM predicts; a backend may be anybody's."""
@@ -345,20 +348,19 @@ class Engine(PerRow):
     @property
     def confidence(self) -> NDArray[np.float32]:
         """``(N, L)``: the dLLM's confidence in what it last predicted, at revealed positions too."""
-        return self._predicted["confidence"]
+        return self._predicted.shown["confidence"]
 
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""
         masked = self.canvas.masked
         shown = masked if self.revealed_confidence == "one" else np.ones_like(masked)
-        if self.view == "block":
-            inside = self.canvas.in_active_block()
-            masked, shown = masked & inside, shown & inside
+        inside = self.canvas.in_active_block() if self.view == "block" else np.ones_like(masked)
+        masked, shown = masked & inside, shown & inside
         observation: Observation = {
             "action_mask": self.canvas.selectable().astype(np.int8),
             "mask": masked.astype(np.int8),
             "progress": (self.canvas.steps[:, None] / self.length).astype(np.float32),
-            **hide_revealed(self._predicted, shown),
+            **self._predicted.observation(shown, inside),
         }
         if "tokens" in self.observe:
             observation["tokens"] = self.canvas.completions()
@@ -442,7 +444,7 @@ class Engine(PerRow):
             ],
             masked=masked,
             just_revealed=self.canvas.just_revealed[row].copy(),
-            confidence=np.where(masked, self._predicted["confidence"][row], np.float32(1.0)),
+            confidence=np.where(masked, self.confidence[row], np.float32(1.0)),
             block_length=self.block_length,
             block_offset=int(self.canvas.block_offsets(np.array([row]))[0]),
             step=int(self.canvas.steps[row]),

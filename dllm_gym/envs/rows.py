@@ -19,9 +19,9 @@ class PerRow:
     """Something that remembers things about each of its rows.
 
     Attributes:
-        per_row: The table of all it remembers: names of attributes that are arrays with a leading axis of
-            rows, lists with an entry for each row, dicts of such, or ``PerRow`` themselves. New memory is
-            saved, restored and fanned out as soon as its name stands here.
+        per_row: The table of all it remembers: names of attributes that are arrays or tensors with a leading
+            axis of rows, lists with an entry for each row, dicts of such, or ``PerRow`` themselves. New
+            memory is saved, restored and fanned out as soon as its name stands here.
     """
 
     per_row: ClassVar[tuple[str, ...]] = ()
@@ -57,6 +57,8 @@ def _taken(kept: Any, rows: IntArray) -> Any:
         return {name: _taken(values, rows) for name, values in kept.items()}
     if isinstance(kept, np.ndarray):
         return kept[rows]
+    if isinstance(kept, torch.Tensor):
+        return kept[rows].cpu().numpy()
     return [_plain(kept[row]) for row in rows]
 
 
@@ -68,12 +70,16 @@ def _put(kept: Any, taken: Any, rows: IntArray) -> None:
             _put(values, taken[name], rows)
     elif isinstance(kept, np.ndarray):
         kept[rows] = taken
+    elif isinstance(kept, torch.Tensor):
+        kept[rows] = torch.from_numpy(taken).to(kept.device)
     else:
         for at, row in enumerate(rows.tolist()):
             kept[row] = _revived(kept[row], taken[at % len(taken)])
 
 
 def _check(name: str, kept: Any, taken: Any, count: int) -> None:
+    if isinstance(kept, torch.Tensor):
+        kept = kept[:0].cpu().numpy()  # a state has arrays only
     if isinstance(kept, PerRow):
         kept.check(taken, count)
     elif isinstance(kept, dict):

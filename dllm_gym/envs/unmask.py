@@ -64,6 +64,10 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `margin`      | `Box(0, 1, (L,), float32)`     | largest minus second probability; 1 where revealed   |
     | `top_k`       | `Box(0, 1, (L, k), float32)`   | the k largest probabilities; 1, 0, ... where revealed |
     | `hidden`      | `Box(-3.4e38, 3.4e38, (L, H), float32)` | its last hidden state; 0 where revealed |
+    | `predicted`   | `Box(0, V - 1, (L,), int64)`   | the token it would write, at every position          |
+    | `written`     | `Box(0, 1, (L,), float32)`     | its probability of what stands there; 0 where masked |
+    | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
+    | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
     | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the number of steps this episode should take       |
@@ -74,6 +78,20 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     `revealed_confidence="model"` shows what: the probability there of its own prediction, whatever token
     stands there, and likewise for the other statistics. Such predictions are of the last forward, and
     none follows the last action of an episode.
+
+    `predicted` and `written` are about revealed positions too, whatever `revealed_confidence` says; outside
+    of `view="block"` they are the mask token and 1. Where a mask token stands `written` is 0: the dLLM never
+    writes it. `divergence` is KLASS's (arXiv 2511.05664), `KL(p now || p before)`, with 1e-12 added to every
+    probability that a logarithm is taken of. In the first step p before is 0, as in KLASS's code: the
+    divergence is 27.6 minus the entropy, and nothing looks settled. `persistence` is 0 in the first step and
+    whenever the most probable token is another one than in the step before. A step that changes nothing on
+    the canvas repeats the prediction: divergence 0, and persistence one more.
+
+    What each costs: `hidden` and `predicted` are there anyway; `entropy`, `margin`, `top_k` and `persistence`
+    are a pass over the logits; `written` and `divergence` need `4 L V` bytes of probabilities per row, which
+    `divergence` keeps from step to step where the dLLM computes (a gigabyte for 8 rows of 256 positions of
+    LLaDA-8B). None takes a further forward, and all are as exact, and as independent of the other rows, as
+    `confidence` is.
 
     With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
     grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with

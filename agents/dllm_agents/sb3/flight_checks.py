@@ -78,7 +78,7 @@ def _check_env(model: OnPolicyAlgorithm, state: Any, pattern: Any, place: str) -
         raise ValueError(f"{place} is told, but this environment cannot go on in the middle of episodes")
     check_like(state, _fitted(pattern, state), place)
     below = {
-        **dict.fromkeys(("prompts", "completions", "tokens"), engine.backend.vocab_size),
+        **dict.fromkeys(("prompts", "completions", "tokens", "predicted", "best"), engine.backend.vocab_size),
         "block_of": engine.length,
         "steps": engine.length + 1,
         "indices": engine.task.num_problems or _ENDLESS,

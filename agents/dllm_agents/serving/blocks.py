@@ -9,13 +9,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from dllm_gym.backends.base import predict_from_logits
+from dllm_gym.backends.base import FROM_LOGITS, predict_from_logits
 from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import select_best_where_empty
-from dllm_gym.envs.observations import ALWAYS_OBSERVED, REVEALED_CONFIDENCE, hide_revealed
+from dllm_gym.envs.observations import ALWAYS_OBSERVED, REVEALED_CONFIDENCE
+from dllm_gym.envs.statistics import STATISTICS, Sizes, Statistics
 from dllm_gym.evaluation.agents import as_agent
 
-FROM_LOGITS = ("entropy", "margin", "top_k")
+# what a server's logits tell; its rows change their requests, so that nothing is known of the step before
+TOLD = tuple(
+    name for name, one in STATISTICS.items() if set(one.needs) <= set(FROM_LOGITS) and not one.remembers
+)
 
 
 class BlockWriter:
@@ -46,13 +50,13 @@ class BlockWriter:
             accepted = ", ".join(REVEALED_CONFIDENCE)
             raise ValueError(f"unknown revealed_confidence {revealed_confidence!r}; choose one of {accepted}")
         wanted = tuple(getattr(self._agent, "requires", ()))
-        unknown = [key for key in wanted if key not in (*ALWAYS_OBSERVED, *FROM_LOGITS)]
+        unknown = [key for key in wanted if key not in (*ALWAYS_OBSERVED, *TOLD)]
         if unknown:
             raise ValueError(
                 f"{agent!r} reads {', '.join(unknown)}, which a server does not tell; what a conditioned "
                 "policy is told can be said when it is named, as in policy:arithmetic-any:target_steps=8"
             )
-        self._statistics = tuple(key for key in wanted if key in FROM_LOGITS)
+        self._statistics = tuple(key for key in wanted if key in TOLD and key not in ALWAYS_OBSERVED)
         self._mask_id, self._top_k = mask_id, top_k
         self._shows_revealed = revealed_confidence == "model"
 
@@ -75,10 +79,13 @@ class BlockWriter:
         """
         if not masked.any():
             return tokens
+        rows, length, vocabulary = logits.shape
+        sizes = Sizes(length, vocabulary, self._mask_id, self._top_k)
+        statistics = Statistics(rows, sizes, self._statistics)
         prediction = predict_from_logits(
-            logits, self._mask_id, statistics=self._statistics, top_k=self._top_k
+            logits, self._mask_id, statistics=statistics.needs, top_k=self._top_k
         )
-        predicted = {"confidence": prediction.confidence, **prediction.statistics}
+        statistics.take(np.arange(rows), prediction, tokens)
         candidates = masked.cpu().numpy()
         shown = np.ones_like(candidates) if self._shows_revealed else candidates
         used = np.asarray(steps, dtype=np.float32)[:, None]
@@ -86,7 +93,7 @@ class BlockWriter:
             "action_mask": candidates.astype(np.int8),
             "mask": candidates.astype(np.int8),
             "progress": used / np.float32(candidates.shape[1]),
-            **hide_revealed({name: values.cpu().numpy() for name, values in predicted.items()}, shown),
+            **statistics.observation(shown),
         }
         selected = as_bits(self._agent.act(observation), candidates.shape) & candidates
         select_best_where_empty(selected, candidates, observation["confidence"])
