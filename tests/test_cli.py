@@ -349,6 +349,9 @@ def test_evaluate_passes_every_option_on(run):
     assert {key: row[key] for key in given} == given
     (row,) = run("evaluate", "--agent", "random", *TOY, "--block-length", "full", "--json", "-").json
     assert row["block_length"] == row["completion_length"] == 6
+    several = run("evaluate", "--agent", "random", *TOY, "--block-length", "2,4,full", "--json", "-")
+    assert several.json[0]["block_length"] == [2, 4, 6]
+    assert " 2, 4, 6 " in several.stderr
     assert row["split"] == "test"
     assert row["episodes"] == 50  # the task has no more
 

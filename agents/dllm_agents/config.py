@@ -66,8 +66,8 @@ class TrainConfig:
             ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
             ``num_gpus_per_learner``.
         init_from: A saved policy, or the name of a shipped one, to take the first weights from. The new
-            policy may read ``alpha`` or ``target_steps`` besides, as the last of its features, and have a
-            critic.
+            policy may read ``alpha``, ``target_steps`` or ``block_length`` besides, as the last of its
+            features, and have a critic.
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.

@@ -102,7 +102,10 @@ CompileOption = Annotated[
 ]
 BlockOption = Annotated[
     str | None,
-    typer.Option(help="Block length, or 'full' for full diffusion; default: the policy's own, or full."),
+    typer.Option(
+        help="Block length, or 'full' for full diffusion; 4,8,full: drawn anew for every problem; "
+        "default: the policy's own, or full."
+    ),
 ]
 AlphaOption = Annotated[
     float | None, typer.Option(min=0.0, help="Exponent of the step price; default: 1, in a report the run's.")
@@ -237,11 +240,14 @@ def read_task_kwargs(text: str, mixture: bool = False) -> Any:
     return _json_object("--task-kwargs", text, '{"size": 6}', or_list=mixture)
 
 
-def read_block_length(text: str) -> int | None:
-    """``--block-length``: a number, or ``None`` for full diffusion."""
-    if text != "full" and not text.isdigit():
-        raise ValueError(f"block length must be a whole number or 'full', got {text!r}")
-    return None if text == "full" else int(text)
+def read_block_length(text: str) -> int | list[int | None] | None:
+    """``--block-length``: a number, or ``None`` for full diffusion; several of them, if there are commas."""
+    lengths: list[int | None] = []
+    for part in text.split(","):
+        if part != "full" and not part.isdigit():
+            raise ValueError(f"block length must be a whole number or 'full', got {part!r}")
+        lengths.append(None if part == "full" else int(part))
+    return lengths if len(lengths) > 1 else lengths[0]
 
 
 def _json_object(option: str, text: str, example: str, or_list: bool = False) -> Any:
