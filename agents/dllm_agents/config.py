@@ -277,9 +277,13 @@ class TrainConfig:
             place[last] = _parse(text, setting)
         return TrainConfig().updated(**content)
 
-    def on_task(self, task: str) -> TrainConfig:
-        """A copy that trains on another task; what belongs to the former one is left behind."""
-        env = {"block_length": None, **settle({"task": task}, {"task": "arithmetic", **self.env})}
+    def moved(self, place: Mapping[str, Any]) -> TrainConfig:
+        """A copy that trains elsewhere; what belongs to the former task is left behind.
+
+        Args:
+            place: Arguments of ``UnmaskEnv``: a ``task``, or all that a member of the suite has.
+        """
+        env = {"block_length": None, **settle(place, {"task": "arithmetic", **self.env})}
         place = {key: value for key, value in env.items() if value is not None or key == "block_length"}
         rest = {key: value for key, value in self.env.items() if key not in env}
         return self.updated(env={**rest, **place})

@@ -39,6 +39,13 @@ def complete_agent(incomplete: str) -> list[str]:
     return _beginning(incomplete, names)
 
 
+def complete_member(incomplete: str) -> list[str]:
+    """Members of the suite whose ids begin so."""
+    from dllm_gym.suite import SUITE
+
+    return _beginning(incomplete, [member.id for member in SUITE])
+
+
 def complete_split(incomplete: str) -> list[str]:
     """Splits whose names begin so."""
     from dllm_gym.tasks import SPLITS
@@ -69,6 +76,15 @@ AgentsOption = Annotated[
         "--agent",
         help="Strategy, policy:NAME, or path of a policy or run; may be given several times.",
         autocompletion=complete_agent,
+    ),
+]
+EnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="ID",
+        help="Member of the suite, such as DLLMUnmask/Sudoku-v0 (dllm-gym list): its task, dLLM and blocks.",
+        autocompletion=complete_member,
     ),
 ]
 TaskOption = Annotated[
@@ -146,6 +162,7 @@ class Dllm:
 class Place(Dllm):
     """Where agents decode, as far as it is given."""
 
+    env: EnvOption = None
     task: TaskOption = None
     task_kwargs: TaskKwargsOption = None
     block_length: BlockOption = None
@@ -163,7 +180,8 @@ class Place(Dllm):
         told = {name: value for name, value in given.items() if value is not None}
         if self.block_length is not None:
             told["block_length"] = read_block_length(self.block_length)
-        return {**super().arguments(), **told}
+        place = {} if self.env is None else env_arguments(self.env, self.task)
+        return {**place, **super().arguments(), **told}
 
 
 @dataclass(frozen=True)
@@ -213,6 +231,19 @@ def how_to_compile(dllm: Any, compile: bool | None) -> bool | str:
 
     embedded = "auto" if dllm in embedded_names() else False
     return embedded if compile is None else compile
+
+
+def env_arguments(id: str, task: str | None) -> dict[str, Any]:
+    """What ``--env`` says, as arguments of the environment.
+
+    Raises:
+        ValueError: For an unknown id, or a ``--task`` beside it.
+    """
+    from dllm_gym.suite import member
+
+    if task is not None:
+        raise ValueError(f"--env {id} has a task: give --env or --task {task}, not both")
+    return member(id).env
 
 
 def run_files(paths: Iterable[Path] | None) -> None:
