@@ -14,7 +14,6 @@ from dllm_agents.distributions import masked_logits
 from dllm_agents.networks import (
     FEW_POSITIONS,
     POSITION_FEATURES,
-    SETTINGS,
     TimeEmbedding,
     UnmaskTransformer,
     UnmaskTransformerConfig,
@@ -22,6 +21,7 @@ from dllm_agents.networks import (
     rotary_angles,
     turn,
 )
+from dllm_gym.envs.observations import SETTINGS
 
 PAPER_FEATURES = ("confidence", "mask", "progress")
 

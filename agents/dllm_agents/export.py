@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.distributions import adjust_logits, masked_logits
-from dllm_agents.networks import SETTINGS, Observation
+from dllm_agents.networks import Observation
+from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.files import write_atomically
 
 SUFFIXES = (".pt2", ".onnx")

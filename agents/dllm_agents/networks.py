@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dllm_agents.distributions import EXCLUDED_LOGIT
 from dllm_gym.backends import cpu
+from dllm_gym.envs.observations import SETTINGS
 
 FEW_POSITIONS = 128  # up to here plain attention is faster on a CPU than torch's own; at 256 it is slower
 
@@ -40,8 +41,6 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
 }
 # A vector per position: it has an input projection of its own.
 VECTOR_FEATURES = ("hidden",)
-# What is said of an episode before it begins.
-SETTINGS = ("alpha", "target_steps", "block_length")
 # Features that modulate the blocks instead of entering an input projection.
 CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
 

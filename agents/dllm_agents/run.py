@@ -15,8 +15,9 @@ import yaml
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
-from dllm_agents.networks import SETTINGS, UnmaskTransformer
+from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.run_folder import CONFIG, METRICS, REPORTED
+from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
 

@@ -15,7 +15,7 @@ from dllm_gym.envs.rows import BoolArray, IntArray
 
 RENDER_MODES = ("ansi", "rgb_array")
 LEAST_ALPHA, LEAST_TARGET = 0.0, 1.0
-OPTIONS = ("problem", "alpha", "target_steps", "block_length")  # of a reset, about episodes
+OPTIONS = ("problem", "alpha", "target_steps", "block_length")  # of resets, about episodes
 
 
 # Actions --------------------------------------------------------------------------------------------------

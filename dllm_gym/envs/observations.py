@@ -17,8 +17,8 @@ Observation = dict[str, NDArray[Any]]
 REVEALED_CONFIDENCE = ("one", "model")
 VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
-_SETTINGS = ("alpha", "target_steps", "block_length")
-OBSERVE = (*(name for name in STATISTICS if name not in ALWAYS_OBSERVED), "tokens", *_SETTINGS)
+SETTINGS = ("alpha", "target_steps", "block_length")  # what is decided of an episode before it begins
+OBSERVE = (*(name for name in STATISTICS if name not in ALWAYS_OBSERVED), "tokens", *SETTINGS)
 
 
 def observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
