@@ -1,7 +1,7 @@
 """dllm_gym: reinforcement-learning environments around masked diffusion language models.
 
-Importing this registers ``DLLMUnmask-v0``, sees to forked processes and waiting threads, and nothing more:
-torch and transformers are imported when the first environment or backend is made.
+Importing this registers ``DLLMUnmask-v0`` and the suite, sees to forked processes and waiting threads, and
+nothing more: torch and transformers are imported when the first environment or backend is made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dllm_gym import (
     threads,
 )
 from dllm_gym.registration import ENV_ID, register_envs
+from dllm_gym.suite import SUITE
 
 if TYPE_CHECKING:
     from dllm_gym.backends import load_backend, register_backend
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ENV_ID",
+    "SUITE",
     "FullInfo",
     "MultiBinaryToMultiDiscrete",
     "Recording",

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dllm_gym.backends import Backend, load_backend
 from dllm_gym.backends.transformers_backend import TransformersBackend
+from dllm_gym.envs.blocks import BlockLength
 from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.envs.vector import UnmaskVectorEnv
@@ -128,7 +129,7 @@ def measure_limit(
     *,
     batch_size: int = 64,
     completion_length: int | None = None,
-    block_length: int | None = None,
+    block_length: BlockLength = None,
     rounds: int = 5,
     seconds: float = 1.0,
     task: str = "arithmetic",

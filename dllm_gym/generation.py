@@ -101,7 +101,8 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
         completion_length: Positions to write in. ``None`` takes the longest completion a dLLM from
             ``dllm-gym pretrain`` was trained on, and for others 256.
         block_length: Width of the semi-autoregressive window; ``None`` is full diffusion, or the dLLM's own
-            block if it attends in blocks; ``"own"`` is what the agent was trained with, or ``None``.
+            block if it attends in blocks; ``"own"`` is what the agent was trained with, or ``None``. An
+            agent that was trained with several has to be told one of them.
         temperature: 0 writes the most probable tokens; above, tokens are drawn.
         stop_at_eos: End a row as soon as an end token and everything before it are revealed.
         revealed_confidence: What the agent sees, as in ``UnmaskEnv``, like what follows: a policy wants what
@@ -137,6 +138,8 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     untold = {"backend": None, "block_length": "own"}
     home = at_home([resolved], {key: value for key, value in told.items() if value != untold[key]})
     backend, block_length = dllm_of(home), home.get("block_length")
+    if isinstance(block_length, Sequence):
+        raise ValueError(f"block_length must be one for all texts, got {block_length!r}: choose one of them")
     source = str(backend) if isinstance(backend, Path) else backend
     engine = Engine(
         min(batch_size, len(asked)),

@@ -99,8 +99,9 @@ def _decode_plainly(engine: Engine, problems: np.ndarray, steps: int) -> list[fl
     backend = engine.backend
     rows = np.arange(len(problems))
     engine.start(rows, problems)
-    arrays = engine.canvas.model_input(rows)
-    blocks = block_numbers(engine.length, engine.block_length, engine.canvas.block_offsets(rows))
+    canvas = engine.canvas
+    arrays = canvas.model_input(rows)
+    blocks = block_numbers(engine.length, canvas.block_lengths[rows], canvas.block_offsets(rows))
     tokens, real, block_of = (torch.from_numpy(array).to(backend.device) for array in (*arrays, blocks))
     completion = tokens[:, -engine.length :]  # (B, L), a view
     masked = torch.ones_like(completion, dtype=torch.bool)

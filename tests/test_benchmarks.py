@@ -21,6 +21,7 @@ from dllm_gym.bench import Clock, measure_limit
 from dllm_gym.evaluation import compare, evaluate
 from dllm_gym.speeds import PLAIN_LOOP, RULES, measure_speeds
 from dllm_gym.strategies import make_strategy
+from dllm_gym.suite import Member, read_figures
 
 WRONG_ORDER = '''
 import torch
@@ -282,3 +283,36 @@ def test_where_the_time_of_training_goes(benchmark, run_benchmark, monkeypatch, 
     assert report.read_text() == before  # nothing was left to measure
     text = benchmark("training").table([row], [{**lead, "first": [None, lead["evaluations"][0]]}])
     assert "| a2c-full | 1 | never (never) |" in text
+
+
+# The suite --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("toys")
+def test_figures_of_the_suite_are_measured_and_kept(benchmark, monkeypatch, tmp_path):
+    suite = benchmark("suite")
+    members = [Member("One", "toy", "toy", trained="margin:k=2"), Member("Two", "toy", "toy", block_length=2)]
+    monkeypatch.setattr(suite, "SUITE", members)
+    monkeypatch.setattr(suite, "COMPILED", {})
+    output = tmp_path / "suite.json"
+    options = [
+        "--episodes", "6", "--strategies", "short", "--keep", str(tmp_path / "keep"), "--output", str(output)
+    ]  # fmt: skip
+    suite.main(["Two", *options])
+    assert list(read_figures(output)) == [members[1].id]
+    read_figures.cache_clear()
+    suite.main(options)
+    figures = read_figures(output)
+    assert list(figures) == [member.id for member in members]
+    for member, found in zip(members, figures.values(), strict=True):
+        assert (found.completion_length, found.vocabulary, found.episodes) == (6, 13, 6)
+        everyone = filter(None, (found.oracle, found.best_rule, found.trained))
+        for measured in everyone:
+            result = dllm_gym.evaluate(measured.agent, 6, **member.env)
+            assert measured.reward == pytest.approx(result.reward_mean, abs=1e-5)
+            assert measured.label == result.label
+        rules = dllm_gym.compare([], 6, "validation", strategies="short", **member.env).results
+        best = max(rules, key=lambda result: result.reward_mean)
+        assert found.best_rule.label == best.label
+    with pytest.raises(SystemExit):
+        suite.main(["Three", *options])

@@ -18,7 +18,8 @@ class SlowRow:
         self.blocks_from_prompt = blocks_from_prompt
         self.prompt, self.tokens, self.steps, self.fresh = [], [MASK] * length, 0, set()
 
-    def start(self, prompt):
+    def start(self, prompt, block_length):
+        self.block_length = block_length
         self.prompt, self.tokens, self.steps, self.fresh = list(prompt), [MASK] * self.length, 0, set()
 
     def selectable(self):
@@ -73,16 +74,17 @@ def test_equals_plain_lists(data):
     num_rows, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 9))
     block_length = data.draw(st.integers(1, length))
     ends = data.draw(st.sampled_from([None, (END,), (END, 3)]))
-    from_prompt = data.draw(st.booleans())
+    from_prompt, several = data.draw(st.booleans()), data.draw(st.booleans())
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     canvas = Canvas(num_rows, length, block_length, MASK, PAD, ends, from_prompt)
     rows = [SlowRow(length, block_length, ends or (), from_prompt) for _ in range(num_rows)]
 
     def start(chosen, longest):
         prompts = [rng.integers(0, 9, rng.integers(0, longest)).tolist() for _ in chosen]
-        canvas.start(chosen, prompts)
-        for row, prompt in zip(chosen, prompts, strict=True):
-            rows[row].start(prompt)
+        own = rng.integers(1, length + 1, len(chosen)) if several else np.full(len(chosen), block_length)
+        canvas.start(chosen, prompts, own if several else None)
+        for row, prompt, block in zip(chosen, prompts, own.tolist(), strict=True):
+            rows[row].start(prompt, block)
 
     start(np.arange(num_rows), 6)
     check(canvas, rows)

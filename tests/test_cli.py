@@ -109,6 +109,15 @@ def test_list(run, tmp_path, monkeypatch):
     for name, family in families.items():
         assert name in done.words
         assert family["verified"] in done.words
+    suite = {member.pop("id"): member for member in content.pop("suite")}
+    assert list(suite) == [member.id for member in dllm_gym.SUITE]
+    for member in dllm_gym.SUITE:
+        assert member.id in done.words
+        shown = suite[member.id]
+        assert {name: shown[name] for name in member.env} == member.env
+        if member.figures is not None:
+            assert shown["figures"]["best_rule"]["label"] == member.figures.best_rule.label
+            assert f"{member.figures.best_rule.reward:.3f} {member.figures.best_rule.label}" in done.words
     assert content.keys() == {"backends", "tasks", "strategies", "policies"}
     assert "toy" in content["backends"]
     assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
@@ -136,6 +145,7 @@ def test_version(run):
         (options.complete_dllm, "tiny-arithmetic-", ["tiny-arithmetic-dream"]),
         (options.complete_agent, "conf", ["confidence"]),
         (options.complete_agent, "policy:sudoku", ["policy:sudoku-full"]),
+        (options.complete_member, "DLLMUnmask/Sudoku-", ["DLLMUnmask/Sudoku-v0"]),
         (options.complete_split, "t", ["train", "test"]),
         (options.complete_agent, "?", []),
     ],
@@ -349,6 +359,9 @@ def test_evaluate_passes_every_option_on(run):
     assert {key: row[key] for key in given} == given
     (row,) = run("evaluate", "--agent", "random", *TOY, "--block-length", "full", "--json", "-").json
     assert row["block_length"] == row["completion_length"] == 6
+    several = run("evaluate", "--agent", "random", *TOY, "--block-length", "2,4,full", "--json", "-")
+    assert several.json[0]["block_length"] == [2, 4, 6]
+    assert " 2, 4, 6 " in several.err
     assert row["split"] == "test"
     assert row["episodes"] == 50  # the task has no more
 
@@ -585,6 +598,26 @@ def test_own_tasks(run, tmp_path, my_tasks, config_file):
     done = run("compare", directory, "--strategies", "none", "--episodes", 3, *mine, "--json", "-")
     assert done.json[0]["task"] == "toy"
     assert run("generate", "1", "--agent", directory, *mine).code == 0
+
+
+def test_members_of_the_suite_by_their_ids(run, tmp_path, config_file, monkeypatch):
+    few = ("--env", "DLLMUnmask/Sudoku-v0", "--episodes", 2, "--no-compile", "--json", "-")
+    (row,) = run("evaluate", "--agent", "confidence:k=8", *few).json
+    assert (row["task"], row["backend"], row["block_length"]) == ("sudoku", "tiny-sudoku", 16)
+    # a member says where, whatever the policy was trained on; what is told besides counts
+    told = ("--backend", "toy", "--block-length", 4, "--task-kwargs", '{"size": 6}')
+    (row,) = run("compare", "random:k=9", "--strategies", "none", *few, *told).json
+    assert (row["task"], row["backend"], row["block_length"]) == ("sudoku", "toy", 4)
+    assert row["completion_length"] == 36
+    words = run("evaluate", "--agent", "random", "--task", "sudoku", *few).words
+    assert "--env DLLMUnmask/Sudoku-v0 has a task: give --env or --task sudoku, not both" in words
+    words = run("evaluate", "--agent", "random", "--env", "DLLMUnmask/Sudoko-v0").words
+    assert "unknown environment 'DLLMUnmask/Sudoko-v0' (did you mean 'DLLMUnmask/Sudoku-v0'?)" in words
+    monkeypatch.chdir(tmp_path)
+    done = run("train", "ppo", "--config", config_file, "--env", "DLLMUnmask/Sudoku-v0")
+    assert done.code == 0, done.err
+    trained = load_config(Path("runs/tiny-DLLMUnmask-Sudoku-v0/config.yaml"))
+    assert (trained.env["task"], trained.env["backend"]) == ("sudoku", "tiny-sudoku")
 
 
 def test_without_its_file_a_task_is_unknown(run, tmp_path, my_tasks):

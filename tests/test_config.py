@@ -363,11 +363,15 @@ def test_another_task_leaves_behind_what_belongs_to_the_former():
         "block_length": 8,
         "alpha": 2.0,
     }
-    assert TrainConfig(env=env).on_task("arithmetic").env == {
+    assert TrainConfig(env=env).moved({"task": "arithmetic"}).env == {
         "task": "arithmetic",
         "block_length": 8,
         "alpha": 2.0,
     }
-    assert TrainConfig(env=env).on_task("sudoku").env == env
+    assert TrainConfig(env=env).moved({"task": "sudoku"}).env == env
     large = {"task": "gsm8k", "backend": "GSAI-ML/LLaDA-8B-Instruct"}
-    assert TrainConfig(env=large).on_task("math500").env == {**large, "task": "math500", "block_length": None}
+    assert TrainConfig(env=large).moved({"task": "math500"}).env == {
+        **large,
+        "task": "math500",
+        "block_length": None,
+    }

@@ -29,7 +29,7 @@ WAYS = {
 every_way = pytest.mark.parametrize("way", WAYS)
 options = st.fixed_dictionaries(
     {
-        "block_length": st.sampled_from([None, 2]),
+        "block_length": st.sampled_from([None, 2, (1, 3, 6)]),
         "on_empty": st.sampled_from(["best", "noop"]),
         "stop_at_eos": st.booleans(),
         "temperature": st.sampled_from([0.0, 0.7]),

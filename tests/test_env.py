@@ -29,6 +29,7 @@ CONFIGURATIONS = [
     {"reward": "correctness", "block_length": 1},
     {"stop_at_eos": True, "completion_length": 20},
     {"observe": ("alpha", "target_steps"), "alpha": (0.1, 10.0), "target_steps": (1, 64)},
+    {"observe": ("block_length",), "block_length": (4, 8, None)},
 ]
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 
@@ -460,7 +461,7 @@ def test_stepping_without_an_episode():
         ({"problem": "3"}, r"problem must be an index .* got '3'"),
         ({"problem": True}, r"problem must be an index .* got True"),
         ({"problem": [3, 4]}, r"problem must be an index .* got \[3, 4\]"),
-        (5, r"reset options must be a dict with any of problem, alpha, target_steps; got 5"),
+        (5, r"reset options must be a dict with any of problem, alpha, target_steps, block_length; got 5"),
         ([("problem", 1)], r"reset options must be a dict .* got \[\('problem', 1\)\]"),
         ({1: 2}, r"unknown reset options \['1'\]"),
         ({"alpha": -1}, r"alpha must be a finite number of at least 0, .* got -1"),
@@ -468,6 +469,9 @@ def test_stepping_without_an_episode():
         ({"alpha": "high"}, r"alpha must be a finite number .* got 'high'"),
         ({"alpha": (0.1, 10.0)}, r"alpha must be .* of shape \(1,\), got \(0.1, 10.0\)"),
         ({"target_steps": 0.5}, r"target_steps must be a finite number of at least 1, .* got 0.5"),
+        ({"block_length": 0}, r"block_length must be a whole number of at least 1, got 0"),
+        ({"block_length": 2.0}, r"block_length must be a whole number, or such numbers of shape .* got 2.0"),
+        ({"block_length": 7}, r"block_length 7 exceeds completion_length 6"),
     ],
 )
 def test_wrong_reset_options(options, message):

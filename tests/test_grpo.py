@@ -418,7 +418,8 @@ def test_clip_range_may_be_a_schedule():
 
 # Experts ----------------------------------------------------------------------------------------------------
 
-RANGES = {"alpha": (0.2, 5.0), "target_steps": (1, 4), "observe": ("alpha", "target_steps")}
+KNOBS = ("alpha", "target_steps", "block_length")
+RANGES = {"alpha": (0.2, 5.0), "target_steps": (1, 4), "block_length": (2, 4, 6), "observe": KNOBS}
 
 
 @pytest.mark.parametrize(("group_size", "num_experts", "rows"), [(3, 1, 8), (4, 2, 6), (5, 1, 7)])
@@ -433,7 +434,7 @@ def test_so_many_of_each_group_are_the_experts_in_the_same_circumstances(group_s
         seen.append(len(complete))
         for group in complete:
             assert sum(played.expert for played in group) == num_experts
-            for knob in ("alpha", "target_steps"):
+            for knob in KNOBS:
                 assert (
                     len({float(step.observation[knob][0]) for played in group for step in played.steps}) == 1
                 )

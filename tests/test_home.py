@@ -64,6 +64,7 @@ def test_at_home_nothing_is_said(agent, kwargs):
         (FULL, {"block_length": 8}, "without blocks, not in blocks of 8"),
         (SEMI, {"block_length": None}, "in blocks of 8, not without blocks"),
         (SEMI, {"block_length": 4}, "in blocks of 8, not in blocks of 4"),
+        (SEMI, {"block_length": (8, 16, None)}, "in blocks of 8, not in blocks of 8, 16 and without blocks"),
     ],
 )
 def test_away_from_home_a_policy_is_named(agent, kwargs, words):
@@ -140,6 +141,19 @@ def test_another_dllm_goes_along_to_another_task():
     home = {"task": "gsm8k", "backend": "GSAI-ML/LLaDA-8B-Instruct", "block_length": 32}
     settled = settle({"task": "math500"}, home)
     assert (settled["task"], settled["backend"], settled["block_length"]) == ("math500", home["backend"], 32)
+
+
+def test_who_was_trained_in_several_block_lengths_is_at_home_in_each(tmp_path):
+    saved(tmp_path, {"task": "arithmetic", "block_length": [4, 8, None]})
+    home = dllm_gym.evaluate(tmp_path, 3).environment
+    assert home["block_length"] == [4, 8, 48]
+    for block_length in (4, 8, 48, None, (4, 48)):
+        assert evaluated(tmp_path, block_length=block_length) == []
+    (words,) = evaluated(tmp_path, block_length=16)
+    assert words.endswith(f"was trained in blocks of 4, 8 and without blocks, not in blocks of 16{CLOSING}")
+    with pytest.raises(ValueError, match=r"one for all texts, got \[4, 8, None\]: choose one of them"):
+        dllm_gym.generate("Sam has 20 coins", tmp_path)
+    assert dllm_gym.generate("Sam has 20 coins, finds 4, loses 9. Total?", tmp_path, block_length=4).steps
 
 
 def test_whose_home_is_unknown_is_told_everything():

@@ -674,7 +674,8 @@ def test_results_come_back_as_they_were(tmp_path):
         ({"completion": ["a"]}, "7 episodes, but columns of .*'completion': 1"),
         ({"environment": {"task": "toy"}}, "environment lacks backend, completion_length, block_length"),
         ({"environment.completion_length": "6"}, "completion_length must be a whole number"),
-        ({"environment.block_length": 0}, "block_length must be a whole number of at least 1, got 0"),
+        ({"environment.block_length": 0}, "block_length must be a whole number of at least 1, or a list"),
+        ({"environment.block_length": []}, "block_length must be a whole number of at least 1, or a list"),
         ({"columns.score": [1.5] * 7}, "score must be a list, each of it a number from 0 to 1"),
         ({"columns.score": [float("nan")] * 7}, "score must be a list, each of it a number from 0 to 1"),
         (

@@ -21,6 +21,7 @@ from dllm_agents.networks import (
     rotary_angles,
     turn,
 )
+from dllm_gym.envs.observations import SETTINGS
 
 PAPER_FEATURES = ("confidence", "mask", "progress")
 
@@ -39,11 +40,12 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
         "hidden": torch.randn(batch, length, 6, generator=generator),
         "alpha": 3 * torch.rand(batch, 1, generator=generator),
         "target_steps": 1 + 9 * torch.rand(batch, 1, generator=generator),
+        "block_length": torch.randint(1, length + 1, (batch, 1), generator=generator).float(),
     }
 
 
 EVERY_FEATURE = {
-    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", "alpha", "target_steps"),
+    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", *SETTINGS),
     "top_k": 5,
     "hidden_width": 6,
 }
@@ -105,7 +107,7 @@ def test_parameter_count_of_the_papers_other_inputs():
     assert count("hidden", "mask", "progress", hidden_width=4096) == 331_265 + 4095 * 128
     assert count("confidence", "progress") == 331_265 - 256
     assert count("confidence", "mask") == 331_265 - 33_024
-    assert count("confidence", "mask", "progress", "alpha", "target_steps") == 331_265 + 2 * 33_024
+    assert count("confidence", "mask", "progress", *SETTINGS) == 331_265 + 3 * 33_024
 
 
 def test_untrained_policy_reveals_few_positions_and_tells_them_apart():
@@ -157,7 +159,7 @@ def test_order_of_positions_matters():
 
 @pytest.mark.parametrize(
     "key",
-    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", "alpha", "target_steps"],
+    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", *SETTINGS],
 )
 def test_every_feature_counts(key):
     network, observation = make_network(**EVERY_FEATURE), make_observation(2)
@@ -276,7 +278,7 @@ def test_observations_of_another_shape_are_refused():
         network({**observation, "hidden": torch.zeros(3, 10, 7)})
 
 
-@pytest.mark.parametrize("key", ["alpha", "target_steps"])
+@pytest.mark.parametrize("key", SETTINGS)
 def test_settings_are_told_apart_and_alike_ones_are_close(key):
     """From 0 over the largest step price of the paper to more steps than it ever takes."""
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ from dllm_agents.studies.grid import STUDY, Study, load_study, make_study
 from dllm_agents.studies.page import PAGE, RESULTS, write_page
 from dllm_agents.studies.plots import algorithm_styles, pictures
 from dllm_agents.studies.workers import Job, Processes, run
+from dllm_gym.suite import member as suite_member
 
 SMALL = {
     "num_envs": 8,
@@ -70,6 +71,11 @@ def test_every_cell_has_its_configuration():
 
 def test_names_alone_are_enough(tmp_path):
     (tmp_path / "mine.yaml").write_text("algorithm: ppo\n")
+    suite = make_study({"algorithms": ["ppo"], "tasks": ["DLLMUnmask/Sudoku-v0", "sudoku"]})
+    assert suite.tasks == {
+        "Sudoku-v0": suite_member("DLLMUnmask/Sudoku-v0").env,
+        "sudoku": {"task": "sudoku"},
+    }
     grid = make_study({"algorithms": ["ppo", "mine.yaml"], "tasks": ["sudoku"], "seeds": 1}, tmp_path)
     ppo, mine = grid.cells
     assert (ppo.name, mine.name) == ("ppo/sudoku/0", "mine/sudoku/0")

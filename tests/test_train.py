@@ -456,6 +456,18 @@ def test_a_policy_for_every_budget(tmp_path):
     assert result.label == "run (sample, target_steps=3)"
 
 
+def test_a_policy_for_every_block_length(tmp_path):
+    policy = {"width": 16, "features": ["confidence", "mask", "progress", "block_length"], "critic": False}
+    env = {**TOY, "block_length": [2, 3, None]}
+    config = grpo(env=env, policy=policy, expert=None, num_experts=0, expert_block_length=None)
+    directory = train(config, tmp_path / "run")
+    assert "block_length" in load_policy(directory / "best").requires
+    assert dllm_gym.evaluate(directory, 5).environment["block_length"] == [2, 3, 6]
+    for block_length in (2, 3, None):  # each of them, and nothing is said
+        result = dllm_gym.evaluate(directory, 5, block_length=block_length)
+        assert result.environment["block_length"] == (block_length or 6)
+
+
 def test_rllib_without_ray_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"pip install 'dllm-gym\[rllib\]'"):

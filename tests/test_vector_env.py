@@ -129,6 +129,8 @@ def draw_options(rng, partial):
         options["alpha"] = float(rng.random() * 3)
     if rng.random() < 0.3:
         options["target_steps"] = int(rng.integers(1, 9))
+    if rng.random() < 0.3:
+        options["block_length"] = int(rng.integers(1, 7))
     return options or None
 
 
@@ -159,7 +161,7 @@ def walk(twins, rng, steps, first_seed):
 
 toy_configurations = st.fixed_dictionaries(
     {
-        "block_length": st.sampled_from([None, 1, 2, 4, 6]),
+        "block_length": st.sampled_from([None, 1, 4, (1, 2, 4), (3, None)]),
         "on_empty": st.sampled_from(["best", "noop"]),
         "stop_at_eos": st.booleans(),
         "temperature": st.sampled_from([0.0, 0.7]),
@@ -218,7 +220,7 @@ def test_the_walk_meets_enough_episodes(mode):
 @settings(max_examples=5, derandomize=True)
 @given(
     num_envs=st.integers(2, 5),
-    block_length=st.sampled_from([None, 8]),
+    block_length=st.sampled_from([None, 8, (4, 8, 24)]),
     on_empty=st.sampled_from(["best", "noop"]),
     temperature=st.sampled_from([0.0, 0.7]),
     rng_seed=st.integers(0, 2**32),

@@ -66,8 +66,8 @@ class TrainConfig:
             ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
             ``num_gpus_per_learner``.
         init_from: A saved policy, or the name of a shipped one, to take the first weights from. The new
-            policy may read ``alpha`` or ``target_steps`` besides, as the last of its features, and have a
-            critic.
+            policy may read ``alpha``, ``target_steps`` or ``block_length`` besides, as the last of its
+            features, and have a critic.
         expert: A strategy such as ``fast-dllm:threshold=0.9``, for one of the next two.
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
@@ -277,9 +277,13 @@ class TrainConfig:
             place[last] = _parse(text, setting)
         return TrainConfig().updated(**content)
 
-    def on_task(self, task: str) -> TrainConfig:
-        """A copy that trains on another task; what belongs to the former one is left behind."""
-        env = {"block_length": None, **settle({"task": task}, {"task": "arithmetic", **self.env})}
+    def moved(self, place: Mapping[str, Any]) -> TrainConfig:
+        """A copy that trains elsewhere; what belongs to the former task is left behind.
+
+        Args:
+            place: Arguments of ``UnmaskEnv``: a ``task``, or all that a member of the suite has.
+        """
+        env = {"block_length": None, **settle(place, {"task": "arithmetic", **self.env})}
         place = {key: value for key, value in env.items() if value is not None or key == "block_length"}
         rest = {key: value for key, value in self.env.items() if key not in env}
         return self.updated(env={**rest, **place})

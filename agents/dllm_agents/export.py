@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.distributions import adjust_logits, masked_logits
 from dllm_agents.networks import Observation
+from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.files import write_atomically
 
 SUFFIXES = (".pt2", ".onnx")
 _MASKS = ("mask", "action_mask")
-_PER_ROW = ("progress", "alpha", "target_steps")
+_PER_ROW = ("progress", *SETTINGS)
 
 
 def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from dllm_agents.distributions import EXCLUDED_LOGIT
 from dllm_gym.backends import cpu
+from dllm_gym.envs.observations import SETTINGS
 
 FEW_POSITIONS = 128  # up to here plain attention is faster on a CPU than torch's own; at 256 it is slower
 
@@ -41,7 +42,7 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
 # A vector per position: it has an input projection of its own.
 VECTOR_FEATURES = ("hidden",)
 # Features that modulate the blocks instead of entering an input projection.
-CONDITION_FEATURES = ("mask", "progress", "alpha", "target_steps")
+CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
 
 DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
 
@@ -180,7 +181,7 @@ class TimeEmbedding(nn.Module):
 
 
 class SettingEmbedding(TimeEmbedding):
-    """Embedding of a number >= 0 that matters by its ratios: ``alpha`` and ``target_steps``.
+    """Embedding of a number >= 0 that matters by its ratios, as settings do.
 
     The sinusoids are of half the ``log1p``, with frequencies from 1 towards 20: the slowest is monotone up
     to 500, the fastest turns once when a large number grows by the factor 1.9. It begins as zero, so that a
@@ -337,7 +338,7 @@ class UnmaskTransformer(nn.Module):
             else None
         )
         self.setting_embeddings = nn.ModuleDict(
-            {name: SettingEmbedding(width) for name in ("alpha", "target_steps") if name in config.features}
+            {name: SettingEmbedding(width) for name in SETTINGS if name in config.features}
         )
         self.blocks = nn.ModuleList(Block(width, config.heads, mlp_width) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(width)

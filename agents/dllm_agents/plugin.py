@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dllm_gym.cli.options import ImportOption, complete_task, run_files
+from dllm_gym.cli.options import EnvOption, ImportOption, complete_task, env_arguments, run_files
 from dllm_gym.cli.program import command
 from dllm_gym.suggestions import did_you_mean
 
@@ -120,6 +120,7 @@ def _train(
             autocompletion=complete_task,
         ),
     ] = None,
+    env: EnvOption = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,7 +162,8 @@ def _train(
         raise ValueError(f"unknown algorithm {algorithm!r}{hint}; choose one of {', '.join(ALGORITHMS)}")
     run_files(imports)
     name = config or f"{algorithm}-full"
-    of_task = "-".join(["", *re.findall(r"[\w.]+", task or "")])
+    place = {"task": task} if env is None else env_arguments(env, task)
+    of_task = "-".join(["", *re.findall(r"[\w.]+", env or task or "")])
     directory = output or Path("runs") / f"{find_config(name).stem}{of_task}"
     path = directory / CONFIG if resume else find_config(name)
     if resume and not path.is_file():
@@ -174,10 +176,10 @@ def _train(
     changes = {name: value for name, value in changes.items() if value is not None}
     workers = {"num_env_runners": num_env_runners, "num_learners": num_learners}
     workers = {name: value for name, value in workers.items() if value is not None}
-    env = {} if alpha is None else {"alpha": alpha}
-    resolved = load_config(path).merged(changes, {"env": env, "workers": workers})
-    if task is not None:
-        resolved = resolved.on_task(task)
+    price = {} if alpha is None else {"alpha": alpha}
+    resolved = load_config(path).merged(changes, {"env": price, "workers": workers})
+    if place["task"] is not None:
+        resolved = resolved.moved(place)
     resolved = resolved.with_settings(settings or ())
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
@@ -198,7 +200,8 @@ def _study(
         typer.Option(help="Without a file: name of a configuration, or a YAML file; several times."),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option(help="Without a file: registered task; several times.")
+        list[str] | None,
+        typer.Option(help="Without a file: registered task, or an id of the suite; several times."),
     ] = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="Number of seeds; default: the file's, or 5.")

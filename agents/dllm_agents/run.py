@@ -12,12 +12,12 @@ from typing import Any, ClassVar
 
 import yaml
 
-from dllm_agents.agent import KNOBS
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer
 from dllm_agents.run_folder import CONFIG, METRICS, REPORTED
+from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
 
@@ -117,8 +117,8 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """Gives a network the weights of a saved policy.
 
     Args:
-        network: May read settings that the policy does not (``alpha``, ``target_steps``), as the last of its
-            features: they begin without effect. It may also have a critic where the policy has none.
+        network: May read ``SETTINGS`` that the policy does not, as the last of its features: they begin
+            without effect. It may also have a critic where the policy has none.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -126,7 +126,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """
     saved = load_policy(source).network
     theirs = asdict(saved.config)
-    settings = tuple(name for name in network.config.features if name in KNOBS)
+    settings = tuple(name for name in network.config.features if name in SETTINGS)
     added = tuple(name for name in settings if name not in saved.config.features)
     theirs["features"] = (*saved.config.features, *added)
     theirs["value_head"] |= network.config.value_head

@@ -39,6 +39,13 @@ def complete_agent(incomplete: str) -> list[str]:
     return _beginning(incomplete, names)
 
 
+def complete_member(incomplete: str) -> list[str]:
+    """Members of the suite whose ids begin so."""
+    from dllm_gym.suite import SUITE
+
+    return _beginning(incomplete, [member.id for member in SUITE])
+
+
 def complete_split(incomplete: str) -> list[str]:
     """Splits whose names begin so."""
     from dllm_gym.tasks import SPLITS
@@ -69,6 +76,15 @@ AgentsOption = Annotated[
         "--agent",
         help="Strategy, policy:NAME, or path of a policy or run; may be given several times.",
         autocompletion=complete_agent,
+    ),
+]
+EnvOption = Annotated[
+    str | None,
+    typer.Option(
+        "--env",
+        metavar="ID",
+        help="Member of the suite, such as DLLMUnmask/Sudoku-v0 (dllm-gym list): its task, dLLM and blocks.",
+        autocompletion=complete_member,
     ),
 ]
 TaskOption = Annotated[
@@ -102,7 +118,10 @@ CompileOption = Annotated[
 ]
 BlockOption = Annotated[
     str | None,
-    typer.Option(help="Block length, or 'full' for full diffusion; default: the policy's own, or full."),
+    typer.Option(
+        help="Block length, or 'full' for full diffusion; 4,8,full: drawn anew for every problem; "
+        "default: the policy's own, or full."
+    ),
 ]
 AlphaOption = Annotated[
     float | None, typer.Option(min=0.0, help="Exponent of the step price; default: 1, in a report the run's.")
@@ -143,6 +162,7 @@ class Dllm:
 class Place(Dllm):
     """Where agents decode, as far as it is given."""
 
+    env: EnvOption = None
     task: TaskOption = None
     task_kwargs: TaskKwargsOption = None
     block_length: BlockOption = None
@@ -160,7 +180,8 @@ class Place(Dllm):
         told = {name: value for name, value in given.items() if value is not None}
         if self.block_length is not None:
             told["block_length"] = read_block_length(self.block_length)
-        return {**super().arguments(), **told}
+        place = {} if self.env is None else env_arguments(self.env, self.task)
+        return {**place, **super().arguments(), **told}
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,19 @@ def how_to_compile(dllm: Any, compile: bool | None) -> bool | str:
     return embedded if compile is None else compile
 
 
+def env_arguments(id: str, task: str | None) -> dict[str, Any]:
+    """What ``--env`` says, as arguments of the environment.
+
+    Raises:
+        ValueError: For an unknown id, or a ``--task`` beside it.
+    """
+    from dllm_gym.suite import member
+
+    if task is not None:
+        raise ValueError(f"--env {id} has a task: give --env or --task {task}, not both")
+    return member(id).env
+
+
 def run_files(paths: Iterable[Path] | None) -> None:
     """Runs Python files that the user named, as modules of their names.
 
@@ -237,11 +271,14 @@ def read_task_kwargs(text: str, mixture: bool = False) -> Any:
     return _json_object("--task-kwargs", text, '{"size": 6}', or_list=mixture)
 
 
-def read_block_length(text: str) -> int | None:
-    """``--block-length``: a number, or ``None`` for full diffusion."""
-    if text != "full" and not text.isdigit():
-        raise ValueError(f"block length must be a whole number or 'full', got {text!r}")
-    return None if text == "full" else int(text)
+def read_block_length(text: str) -> int | list[int | None] | None:
+    """``--block-length``: a number, or ``None`` for full diffusion; several of them, if there are commas."""
+    lengths: list[int | None] = []
+    for part in text.split(","):
+        if part != "full" and not part.isdigit():
+            raise ValueError(f"block length must be a whole number or 'full', got {part!r}")
+        lengths.append(None if part == "full" else int(part))
+    return lengths if len(lengths) > 1 else lengths[0]
 
 
 def _json_object(option: str, text: str, example: str, or_list: bool = False) -> Any:

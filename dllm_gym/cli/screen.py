@@ -151,6 +151,8 @@ def progress(description: str, total: float | None = None) -> Iterator[Counter]:
 
 def results_table(rows: list[dict[str, Any]]) -> Table:
     """Accuracy, steps and reward of evaluations, as they are in JSON."""
+    from dllm_gym.envs.blocks import shown
+
     table = Table(box=None)
     for name in ("agent", "block", "accuracy", "95 % interval", "steps", "reward"):
         table.add_column(name, justify="left" if name == "agent" else "right")
@@ -158,7 +160,7 @@ def results_table(rows: list[dict[str, Any]]) -> Table:
         low, high = row["accuracy_ci95"]
         table.add_row(
             escape(row["label"]),
-            str(row["block_length"]),
+            shown(row["block_length"]),
             f"{row['accuracy']:.3f}",
             f"{low:.3f} to {high:.3f}",
             f"{row['nfe_mean']:.1f}",

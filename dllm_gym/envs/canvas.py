@@ -18,11 +18,13 @@ class Canvas(PerRow):
         masked: ``(N, L)`` bool, positions not yet revealed.
         just_revealed: ``(N, L)`` bool, positions revealed by the row's last step.
         steps: ``(N,)`` int64, steps used.
+        block_lengths: ``(N,)`` int64, positions per block.
 
     Args:
         num_rows: N.
         completion_length: L.
-        block_length: Width of the semi-autoregressive window; L means full diffusion.
+        block_length: Width of the semi-autoregressive window; L means full diffusion. ``start`` may say
+            another one.
         mask_token_id: Fills the completion at the start.
         pad_token_id: Fills up short prompts.
         end_token_ids: If given, a row is also finished once one of these and everything before it
@@ -33,7 +35,7 @@ class Canvas(PerRow):
 
     per_row = (
         *("_block_of", "_prompts", "_completions"),
-        *("masked", "just_revealed", "steps"),
+        *("masked", "just_revealed", "steps", "block_lengths"),
     )
 
     def __init__(
@@ -47,11 +49,12 @@ class Canvas(PerRow):
         blocks_from_prompt: bool = False,
     ) -> None:
         self.completion_length = completion_length
-        self._block_length, self._blocks_from_prompt = block_length, blocks_from_prompt
+        self._blocks_from_prompt = blocks_from_prompt
         self._mask_token_id = mask_token_id
         self._pad_token_id = pad_token_id
         self._rows = np.arange(num_rows)
         self._end_token_ids = None if end_token_ids is None else np.array(sorted(end_token_ids))
+        self.block_lengths: IntArray = np.full(num_rows, block_length)
         self._block_of = block_numbers(completion_length, block_length, np.zeros(num_rows, dtype=np.int64))
         self._prompts: list[IntArray] = [np.zeros(0, dtype=np.int64)] * num_rows  # of their own lengths
         self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
@@ -59,12 +62,25 @@ class Canvas(PerRow):
         self.just_revealed: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
 
-    def start(self, rows: IntArray, prompts: Sequence[Sequence[int]]) -> None:
-        """Gives some rows ``(R,)`` a prompt each and an empty completion."""
+    def start(
+        self,
+        rows: IntArray,
+        prompts: Sequence[Sequence[int]],
+        block_lengths: Sequence[int] | IntArray | None = None,
+    ) -> None:
+        """Gives some rows ``(R,)`` a prompt each and an empty completion.
+
+        Args:
+            rows: ``(R,)``.
+            prompts: R of them.
+            block_lengths: ``(R,)``; ``None`` is what they had.
+        """
+        if block_lengths is not None:
+            self.block_lengths[rows] = block_lengths
         for row, prompt in zip(rows.tolist(), prompts, strict=True):
             self._prompts[row] = np.array(prompt, dtype=np.int64)
         offsets = self.block_offsets(rows)
-        self._block_of[rows] = block_numbers(self.completion_length, self._block_length, offsets)
+        self._block_of[rows] = block_numbers(self.completion_length, self.block_lengths[rows], offsets)
         self._completions[rows] = self._mask_token_id
         self.masked[rows] = True
         self.just_revealed[rows] = False
@@ -73,7 +89,7 @@ class Canvas(PerRow):
     def block_offsets(self, rows: IntArray) -> IntArray:
         """``(R,)``: how many tokens of the prompt are in the first block of the completion, for some rows."""
         lengths = self._lengths(rows)
-        return lengths % self._block_length if self._blocks_from_prompt else np.zeros_like(lengths)
+        return lengths % self.block_lengths[rows] if self._blocks_from_prompt else np.zeros_like(lengths)
 
     def in_active_block(self) -> BoolArray:
         """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""
@@ -132,15 +148,16 @@ class Canvas(PerRow):
         return np.array([len(self._prompts[row]) for row in rows.tolist()], dtype=np.int64)
 
 
-def block_numbers(length: int, block_length: int, offset: IntArray) -> IntArray:
+def block_numbers(length: int, block_length: int | IntArray, offset: IntArray) -> IntArray:
     """The block each position is in, from 0.
 
     Args:
         length: L.
-        block_length: Positions per block.
+        block_length: Positions per block; or ``(N,)`` such numbers.
         offset: ``(N,)``, by how many positions the first block is shorter than the others.
 
     Returns:
         ``(N, L)``.
     """
-    return (np.arange(length) + offset[:, None]) // block_length
+    numbers: IntArray = (np.arange(length) + offset[:, None]) // np.asarray(block_length)[..., None]
+    return numbers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import index
 from typing import Any
 
@@ -15,6 +15,7 @@ from dllm_gym.envs.rows import BoolArray, IntArray
 
 RENDER_MODES = ("ansi", "rgb_array")
 LEAST_ALPHA, LEAST_TARGET = 0.0, 1.0
+OPTIONS = ("problem", "alpha", "target_steps", "block_length")  # of resets, about episodes
 
 
 # Actions --------------------------------------------------------------------------------------------------
@@ -83,22 +84,6 @@ def one_of(name: str, value: str, choices: Sequence[str] | Mapping[str, Any]) ->
     return value
 
 
-def block_length(given: int | None, length: int, attention_block: int | None) -> int:
-    """The window of decoding: what the user says, as far as it fits how the dLLM attends."""
-    if given is None:
-        return attention_block or length
-    given = positive("block_length", given)
-    if given > length:
-        raise ValueError(f"block_length {given} exceeds completion_length {length}")
-    if attention_block is not None and attention_block % given:
-        fitting = [size for size in range(1, attention_block + 1) if attention_block % size == 0]
-        raise ValueError(
-            f"block_length {given} does not fit this dLLM, which attends in blocks of {attention_block} and "
-            f"sees nothing behind the block it writes; choose one of {', '.join(map(str, fitting))}"
-        )
-    return given
-
-
 def render_mode(mode: str | None) -> str | None:
     """``mode``, if there is such a way to render."""
     return None if mode is None else one_of("render_mode", mode, RENDER_MODES)
@@ -153,12 +138,18 @@ def reset_options(options: Any, known: Sequence[str]) -> Mapping[str, Any]:
     return options
 
 
-def chosen_episodes(options: Mapping[str, Any], num_envs: int, rows: IntArray) -> dict[str, Any]:
-    """What reset options say about the episodes of some rows ``(R,)``, as arguments of ``Engine.start``."""
+def chosen_episodes(
+    options: Mapping[str, Any], num_envs: int, rows: IntArray, fitting_block: Callable[[int], int]
+) -> dict[str, Any]:
+    """What reset options say about the episodes of some rows ``(R,)``, as arguments of ``Engine.start``.
+
+    ``fitting_block`` refuses block lengths there cannot be.
+    """
     chosen = {
         "problems": _problems(options.get("problem"), num_envs),
         "alphas": _numbers("alpha", options.get("alpha"), LEAST_ALPHA, num_envs),
         "targets": _numbers("target_steps", options.get("target_steps"), LEAST_TARGET, num_envs),
+        "block_lengths": _block_lengths(options.get("block_length"), num_envs, fitting_block),
     }
     return {name: None if values is None else values[rows] for name, values in chosen.items()}
 
@@ -183,6 +174,19 @@ def _numbers(name: str, value: Any, minimum: float, num_envs: int) -> NDArray[np
             f"({num_envs},), got {value!r}"
         )
     return np.broadcast_to(array.astype(np.float64), num_envs)
+
+
+def _block_lengths(value: Any, num_envs: int, fitting: Callable[[int], int]) -> IntArray | None:
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.dtype.kind not in "iu" or array.shape not in ((), (num_envs,)):
+        raise ValueError(
+            f"block_length must be a whole number, or such numbers of shape ({num_envs},), got {value!r}"
+        )
+    for one in np.unique(array).tolist():
+        fitting(one)
+    return np.broadcast_to(array, num_envs)
 
 
 def reset_mask(mask: Any, num_envs: int) -> BoolArray:

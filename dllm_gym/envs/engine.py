@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import Memory
 from dllm_gym.envs import checks
+from dllm_gym.envs.blocks import BlockLength, Blocks
 from dllm_gym.envs.canvas import Canvas
 from dllm_gym.envs.checks import not_negative, one_of, positive
 from dllm_gym.envs.observations import (
@@ -45,10 +46,11 @@ class Engine(PerRow):
     """N episodes of one task on one frozen dLLM.
 
     The arguments are those of ``UnmaskEnv``, which documents them. All is decided when it is made but for
-    the ``prices``. Copies (``copy.deepcopy``) share dLLM and task: these never change.
+    the ``prices`` and the ``blocks``. Copies (``copy.deepcopy``) share dLLM and task: these never change.
 
     Attributes:
         prices: What steps cost: alpha, target_steps and the reward.
+        blocks: The block lengths there are for episodes; ``canvas`` has that of each row.
         problem_rngs: Per row, the generator that draws problems.
         noise_rngs: Per row, the generator that token noise is seeded from.
         seeds: Per row, what these were seeded with; the environments write it down here.
@@ -77,7 +79,7 @@ class Engine(PerRow):
         task_kwargs: Mapping[str, Any] | None = None,
         split: str = "train",
         completion_length: int | None = None,
-        block_length: int | None = None,
+        block_length: BlockLength = None,
         alpha: float | Sequence[float] = 1.0,
         target_steps: float | Sequence[float] = 1.0,
         reward: str | Reward = "multiplicative",
@@ -111,7 +113,7 @@ class Engine(PerRow):
                 f"no right answer has fewer than {shortest} tokens"
             )
         attention_block = getattr(self.backend, "attention_block", None)
-        self.block_length = checks.block_length(block_length, self.length, attention_block)
+        self.blocks = Blocks(block_length, self.length, attention_block)
         self.temperature = not_negative("temperature", temperature)
         self.on_empty = one_of("on_empty", on_empty, ON_EMPTY)
         self.prices = Prices(reward, self.length, alpha, target_steps)
@@ -151,7 +153,7 @@ class Engine(PerRow):
         self.canvas = Canvas(
             num_rows,
             self.length,
-            self.block_length,
+            self.blocks.choices[-1],
             self.backend.mask_token_id,
             self.backend.pad_token_id,
             self.end_token_ids if stop_at_eos else None,
@@ -182,7 +184,7 @@ class Engine(PerRow):
         if self._made and not name.startswith("_") and not hasattr(type(self), name):
             raise AttributeError(
                 f"{name!r} of an engine cannot be set; what may change between episodes is "
-                "prices.alpha and prices.target_steps"
+                "prices.alpha, prices.target_steps and blocks.lengths"
             )
         super().__setattr__(name, value)
 
@@ -200,11 +202,12 @@ class Engine(PerRow):
         return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
 
     def draw_knobs(self, row: int) -> NDArray[np.float64]:
-        """Two numbers in [0, 1) for a row: where in their ranges alpha and target_steps of its episode lie.
+        """Three numbers in [0, 1) for a row: where in their ranges alpha, target_steps and block_length lie.
 
-        Asked after ``draw_problem``, and only if there is a range. Replace it to draw in another way.
+        They are those of the row's next episode, asked after ``draw_problem``, and only if there is a range.
+        Replace it to draw in another way.
         """
-        return self.problem_rngs[row].random(2)
+        return self.problem_rngs[row].random(3)
 
     def start(
         self,
@@ -212,6 +215,7 @@ class Engine(PerRow):
         problems: Sequence[int] | IntArray | None = None,
         alphas: NDArray[np.float64] | None = None,
         targets: NDArray[np.float64] | None = None,
+        block_lengths: IntArray | None = None,
     ) -> None:
         """Starts episodes.
 
@@ -220,6 +224,7 @@ class Engine(PerRow):
             problems: ``(R,)``; ``None`` takes those that ``draw_problem`` says.
             alphas: ``(R,)``, alpha of these episodes; ``None`` is what ``prices`` say.
             targets: ``(R,)``, likewise target_steps.
+            block_lengths: ``(R,)``, likewise; ``None`` is what ``blocks`` say.
 
         Raises:
             ValueError: If a problem index is outside the task; then no episode is started.
@@ -234,11 +239,13 @@ class Engine(PerRow):
         self.indices[rows] = indices
         self.empty_actions[rows] = self.ignored_actions[rows] = 0
         self.ended[rows] = False
-        self.canvas.start(rows, [prompt for _, prompt in drawn])
+        are_drawn = self.prices.are_drawn or len(self.blocks.choices) > 1
+        in_blocks = []
         for row, (problem, _) in zip(rows.tolist(), drawn, strict=True):
             self.problems[row] = problem
-            knobs = self.draw_knobs(row) if self.prices.are_drawn else (0.0, 0.0)
-            self.alphas[row], self.targets[row] = self.prices.at(*knobs)
+            alpha, target, block = self.draw_knobs(row) if are_drawn else np.zeros(3)
+            self.alphas[row], self.targets[row] = self.prices.at(alpha, target)
+            in_blocks.append(self.blocks.at(block))
             if self.temperature > 0:
                 seed = int(self.noise_rngs[row].integers(2**63))
                 self._token_generators[row].manual_seed(seed)
@@ -246,6 +253,9 @@ class Engine(PerRow):
             self.alphas[rows] = alphas
         if targets is not None:
             self.targets[rows] = targets
+        self.canvas.start(
+            rows, [prompt for _, prompt in drawn], in_blocks if block_lengths is None else block_lengths
+        )
 
     def prompt(self, index: int) -> list[int]:
         """Token ids of what stands before the completion of a problem.
@@ -368,6 +378,8 @@ class Engine(PerRow):
             observation["alpha"] = self.alphas[:, None].astype(np.float32)
         if "target_steps" in self.observe:
             observation["target_steps"] = self.targets[:, None].astype(np.float32)
+        if "block_length" in self.observe:
+            observation["block_length"] = self.canvas.block_lengths[:, None].astype(np.float32)
         return observation
 
     def outcomes(self, rows: IntArray) -> list[tuple[float, dict[str, Any]]]:
@@ -416,7 +428,7 @@ class Engine(PerRow):
             "task_kwargs": _json_values(self.task_kwargs),
             "split": self.task.split,
             "completion_length": self.length,
-            "block_length": self.block_length,
+            "block_length": _json_values(self.blocks.lengths),
             "alpha": _json_values(self.prices.alpha),
             "target_steps": _json_values(self.prices.target_steps),
             "reward": self.prices.reward,
@@ -445,7 +457,7 @@ class Engine(PerRow):
             masked=masked,
             just_revealed=self.canvas.just_revealed[row].copy(),
             confidence=np.where(masked, self.confidence[row], np.float32(1.0)),
-            block_length=self.block_length,
+            block_length=int(self.canvas.block_lengths[row]),
             block_offset=int(self.canvas.block_offsets(np.array([row]))[0]),
             step=int(self.canvas.steps[row]),
             max_steps=self.length,

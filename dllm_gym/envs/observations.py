@@ -17,7 +17,8 @@ Observation = dict[str, NDArray[Any]]
 REVEALED_CONFIDENCE = ("one", "model")
 VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
-OBSERVE = (*(name for name in STATISTICS if name not in ALWAYS_OBSERVED), "tokens", "alpha", "target_steps")
+SETTINGS = ("alpha", "target_steps", "block_length")  # what is decided of an episode before it begins
+OBSERVE = (*(name for name in STATISTICS if name not in ALWAYS_OBSERVED), "tokens", *SETTINGS)
 
 
 def observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
@@ -41,6 +42,7 @@ def observation_space(keys: Sequence[str], sizes: Sizes) -> spaces.Dict:
         "tokens": spaces.Box(0, sizes.vocabulary - 1, (length,), np.int64),
         "alpha": spaces.Box(0.0, largest, (1,), np.float32),
         "target_steps": spaces.Box(1.0, largest, (1,), np.float32),
+        "block_length": spaces.Box(1.0, length, (1,), np.float32),
     }
     return spaces.Dict(
         {

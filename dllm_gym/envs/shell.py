@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from dllm_gym.envs.blocks import BlockLength
 from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.rendering import render_ansi, render_rgb
 from dllm_gym.envs.rows import BoolArray
 
 METADATA = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
-_MAY_CHANGE = ("alpha", "target_steps")
+_MAY_CHANGE = ("alpha", "target_steps", "block_length")
 
 
 class Shell:
@@ -46,10 +47,20 @@ class Shell:
     def target_steps(self, value: float | Sequence[float]) -> None:
         self.engine.prices.target_steps = value
 
+    @property
+    def block_length(self) -> int | tuple[int, ...]:
+        """Likewise, the block length: a number, or those each episode draws its own from."""
+        lengths: int | tuple[int, ...] = self.engine.blocks.lengths
+        return lengths
+
+    @block_length.setter
+    def block_length(self, value: BlockLength) -> None:
+        self.engine.blocks.lengths = value
+
     def _set(self, name: str, value: Any) -> None:
         if name not in _MAY_CHANGE:
             raise AttributeError(
-                f"{name!r} cannot be set: but for {' and '.join(_MAY_CHANGE)}, "
+                f"{name!r} cannot be set: but for {', '.join(_MAY_CHANGE)}, "
                 "everything is decided when an environment is made"
             )
         setattr(self, name, value)

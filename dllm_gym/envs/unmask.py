@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend
 from dllm_gym.envs import checks
+from dllm_gym.envs.blocks import BlockLength
 from dllm_gym.envs.engine import ARGUMENTS, Engine
 from dllm_gym.envs.observations import Observation
 from dllm_gym.envs.rewards import Reward
@@ -71,6 +72,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
     | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the number of steps this episode should take       |
+    | `block_length` | `Box(1, L, (1,), float32)`    | positions per block; `L` is full diffusion   |
 
     All `L` positions are shown, those behind the active block included; only `action_mask` knows of
     blocks. `view="block"` hides everything outside the active block: it looks revealed (`mask` 0,
@@ -114,8 +116,8 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier. Both
     may change between episodes: `reset(options={"alpha": 3.0, "target_steps": 8})` is about one episode,
     `env.unwrapped.alpha = 3.0` or `env.set_wrapper_attr("alpha", 3.0)` about all that start from then on (a
-    range is accepted here, too). Nothing else can be set after an environment is made: `set_wrapper_attr`
-    refuses other names.
+    range is accepted here, too). `block_length` can be set likewise, and nothing else after an environment is
+    made: `set_wrapper_attr` refuses other names.
 
     The price of steps is in the final reward already, so agents should use a discount of 1.
 
@@ -155,10 +157,13 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     - `split="train"`: which of the task's problems: `train`, `validation` or `test`.
     - `completion_length=None`: L; `None` takes the task's own.
     - `block_length=None`: semi-autoregressive decoding in blocks of this length, from left to right;
-      `None` is full diffusion, one block of length L. Some dLLMs (SDAR, LLaDA2, Fast-dLLM v2, A2D-bd3lm)
-      attend block by block: nothing behind the block being written is seen, so `None` takes their own
-      blocks and only divisors of that length are accepted. Most of them count blocks from the first
-      token of the prompt, as their publishers do; then the first block of a completion may be shorter.
+      `None` is full diffusion, one block of length L. A list, such as `[4, 8, 16, None]`, holds those that
+      every episode draws its own from, all equally probable; observe it, and one policy learns them all.
+      `reset(options={"block_length": 8})` is about one episode. Some dLLMs (SDAR, LLaDA2, Fast-dLLM v2,
+      A2D-bd3lm) attend block by block: nothing behind the block being written is seen, so `None` takes
+      their own blocks and only divisors of that length are accepted. Most of them count blocks from the
+      first token of the prompt, as their publishers do; then the first block of a completion may be
+      shorter.
     - `alpha=1.0`: exponent (or factor) of the step price, or a range `(low, high)`, see Rewards.
     - `target_steps=1`: number of steps to aim at, or a range `(low, high)`; with 1, the fewer the better.
     - `reward="multiplicative"`: one of the four names or a function, see Rewards.
@@ -206,7 +211,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
         task_kwargs: Mapping[str, Any] | None = None,
         split: str = "train",
         completion_length: int | None = None,
-        block_length: int | None = None,
+        block_length: BlockLength = None,
         alpha: float | Sequence[float] = 1.0,
         target_steps: float | Sequence[float] = 1.0,
         reward: str | Reward = "multiplicative",
@@ -257,13 +262,14 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
         Args:
             seed: As everywhere in Gymnasium.
-            options: ``problem``, its index; ``alpha`` and ``target_steps`` of this episode, numbers.
+            options: ``problem``, its index; ``alpha``, ``target_steps`` and ``block_length`` of this episode,
+                numbers.
 
         Raises:
             ValueError: For an unknown option, a problem index the task does not have, a number out of range.
         """
-        given = checks.reset_options(options, ("problem", "alpha", "target_steps"))
-        chosen = checks.chosen_episodes(given, 1, _ROW)
+        given = checks.reset_options(options, checks.OPTIONS)
+        chosen = checks.chosen_episodes(given, 1, _ROW, self.engine.blocks.fitting)
         super().reset(seed=seed)
         if self.engine.problem_rngs[0] is not self.np_random:
             self.engine.problem_rngs[0] = self.np_random
@@ -333,7 +339,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
         return self._observation()
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
-        """Sets ``alpha`` or ``target_steps`` of the episodes that start from now on; wrappers hand it on.
+        """Sets ``alpha``, ``target_steps`` or ``block_length`` of episodes that start from now on.
 
         Raises:
             AttributeError: For everything else, ``force`` or not: it would look set.

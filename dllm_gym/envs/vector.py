@@ -76,20 +76,20 @@ class UnmaskVectorEnv(Shell, gym.vector.VectorEnv[Observation, Action, NDArray[A
         Args:
             seed: Row i is seeded with ``seed + i``, or with ``seed[i]``.
             options: ``reset_mask``, ``(num_envs,)`` bool array, restricts the reset to some rows;
-                ``problem``, an index or ``(num_envs,)`` indices, picks the problems; ``alpha`` and
-                ``target_steps``, a number or ``(num_envs,)`` of them, are those of the episodes that start
-                now, and of no later ones.
+                ``problem``, an index or ``(num_envs,)`` indices, picks the problems; ``alpha``,
+                ``target_steps`` and ``block_length``, a number or ``(num_envs,)`` of them, are those of the
+                episodes that start now, and of no later ones.
 
         Raises:
             TypeError: If ``reset_mask`` is no bool array.
             ValueError: For wrong shapes, seeds, unknown options, numbers out of range or an empty
                 ``reset_mask``.
         """
-        given = checks.reset_options(options, ("reset_mask", "problem", "alpha", "target_steps"))
+        given = checks.reset_options(options, ("reset_mask", *checks.OPTIONS))
         rows = self._rows
         if "reset_mask" in given:
             rows = np.flatnonzero(checks.reset_mask(given["reset_mask"], self.num_envs))
-        chosen = checks.chosen_episodes(given, self.num_envs, rows)
+        chosen = checks.chosen_episodes(given, self.num_envs, rows, self.engine.blocks.fitting)
         self._seed(checks.seed_of_each(seed, self.num_envs), rows)
         self.engine.start(rows, **chosen)
         self.engine.predict(rows)
@@ -203,7 +203,7 @@ class UnmaskVectorEnv(Shell, gym.vector.VectorEnv[Observation, Action, NDArray[A
         return chosen.astype(np.int64)
 
     def set_attr(self, name: str, value: Any) -> None:
-        """Sets ``alpha`` or ``target_steps`` of the episodes that start from now on, in all rows.
+        """Sets ``alpha``, ``target_steps`` or ``block_length`` of all episodes that start from now on.
 
         Raises:
             AttributeError: For everything else: it would look set.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dllm_gym.backends import backend_names, embedded_names
+from dllm_gym.envs.blocks import BLOCK_LENGTH, shown
 from dllm_gym.envs.engine import Engine
 from dllm_gym.fields import OBJECT, TEXT, Field, whole
 from dllm_gym.prompts import PromptTask
@@ -18,7 +19,7 @@ _PLACE: dict[str, Field] = {
     "task_kwargs": OBJECT,
     "completion_length": whole(1),
     "backend": TEXT,
-    "block_length": whole(1),
+    "block_length": BLOCK_LENGTH,
 }
 _PROBLEMS = ("task", "task_kwargs", "completion_length")
 
@@ -89,15 +90,20 @@ def _differences(trained_in: Mapping[str, Any], engine: Engine) -> Iterator[str]
     named = engine.backend_name != type(engine.backend).__name__  # an object does not say which dLLM it is
     if named and Path(backend).name != Path(engine.backend_name).name:  # wherever the two lie
         yield f"with the dLLM {backend}, not with {engine.backend_name}"
-    full = getattr(engine.backend, "attention_block", None) or engine.length  # without a block_length
-    block = trained_in.get("block_length")
-    if (block or full) != engine.block_length:
-        yield f"{_shown(block)}, not {_shown(None if engine.block_length == full else engine.block_length)}"
+    full = engine.blocks.full
+    trained = trained_in.get("block_length")
+    if trained is None or BLOCK_LENGTH.fits(trained):  # or it is a stranger's
+        known = {one or full for one in (trained if isinstance(trained, list) else [trained])}
+        here = engine.blocks.choices
+        if not known.issuperset(here):
+            yield f"{_shown(known, full)}, not {_shown(here, full)}"
 
 
 def _family(task: str) -> str:
     return task.partition(":")[0]
 
 
-def _shown(block_length: Any) -> str:
-    return "without blocks" if block_length is None else f"in blocks of {block_length}"
+def _shown(block_lengths: Iterable[int], full: int) -> str:
+    sizes = [size for size in sorted(block_lengths) if size != full]
+    parts = [f"in blocks of {shown(sizes)}"] if sizes else []
+    return " and ".join([*parts, *(["without blocks"] if full in block_lengths else [])])

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.ticker import EngFormatter
 
+from dllm_gym.envs.blocks import shown
 from dllm_gym.evaluation.figures import COLOURS, SMALL, legend, literal_texts, new_figure
 from dllm_gym.evaluation.results import EvaluationResult
 
@@ -64,7 +65,7 @@ def pareto_figure(
         handles.append(_errorbar(axes, [result], label=result.label, **star))
     first = results[0].environment
     block = first["block_length"]
-    mode = "full diffusion" if block == first["completion_length"] else f"block length {block}"
+    mode = "full diffusion" if block == first["completion_length"] else f"block length {shown(block)}"
     axes.set_title(
         f"{first['task']} on {first['backend']}, {mode}, {results[0].episodes} problems", fontsize=9
     )

@@ -40,7 +40,8 @@ class Profile:
     Attributes:
         label: The decoder's name and parameters.
         episodes: Number of them.
-        block_length: Width of the semi-autoregressive window; L means full diffusion.
+        block_length: Width of the semi-autoregressive window; L means full diffusion. Where it differs from
+            episode to episode, all that occur.
         accuracy: Share of episodes with full score; NaN where scores are unknown.
         accuracy_ci95: Its Wilson interval.
         steps_mean: Steps per episode.
@@ -78,7 +79,7 @@ class Profile:
 
     label: str
     episodes: int
-    block_length: int
+    block_length: int | tuple[int, ...]
     accuracy: float
     accuracy_ci95: Interval
     steps_mean: float
@@ -133,6 +134,7 @@ def profile(recording: Recording) -> Profile:
     block = block_numbers(recording.length, recording.block_length, offset)  # (N, L)
     local, global_ = order.local_ar_ness(at, MAX_K), order.global_ar_ness(at, MAX_K)
     neighbours = _mean(order.neighbour_order(at))
+    widths = tuple(np.unique(recording.block_length).tolist())
     checked = recording.kept is not None
     kept = recording.kept.astype(np.float64) if recording.kept is not None else np.full(at.shape, np.nan)
     changes = (revealed & (kept == 0)).sum(axis=1)
@@ -142,7 +144,7 @@ def profile(recording: Recording) -> Profile:
     return Profile(
         label=recording.label,
         episodes=recording.episodes,
-        block_length=recording.block_length,
+        block_length=widths[0] if len(widths) == 1 else widths,
         accuracy=float(success.mean()) if known else math.nan,
         accuracy_ci95=(
             wilson_interval(float(success.sum()), recording.episodes) if known else (math.nan, math.nan)

@@ -31,7 +31,8 @@ class Recording:
         steps: ``(N,)`` int64, steps used, those that revealed nothing included.
         score: ``(N,)`` float64, the task's score in [0, 1], 1 is success; NaN if unknown.
         problem: ``(N,)`` int64, which problem of the task it was.
-        block_length: Width of the semi-autoregressive window; L means full diffusion.
+        block_length: Width of the semi-autoregressive window; L means full diffusion. ``(N,)`` int64 where it
+            differs from episode to episode.
         block_offset: ``(N,)`` int64, by how many positions the first block is shorter than the others, where
             blocks are counted from the start of the prompt; ``None`` if it is not.
         tokens: ``(N, L)`` int64, the completion; ``None`` if unknown.
@@ -50,7 +51,7 @@ class Recording:
     steps: IntArray
     score: FloatArray
     problem: IntArray
-    block_length: int
+    block_length: int | IntArray
     block_offset: IntArray | None = None
     tokens: IntArray | None = None
     text_length: IntArray | None = None
@@ -85,11 +86,17 @@ class Recording:
             expected = (episodes, length) if name in _PER_POSITION else (episodes,)
             if value is not None and value.shape != expected:
                 raise ValueError(f"{name} must have the shape {expected}, got {value.shape}")
-        if not 1 <= self.block_length <= length:
+        block = np.asarray(self.block_length)
+        if block.dtype.kind not in "iu" or block.shape not in ((), (episodes,)):
+            raise ValueError(
+                f"block_length must be a whole number or {episodes} of them, got {self.block_length!r}"
+            )
+        if not ((block >= 1) & (block <= length)).all():
             raise ValueError(f"block_length must be 1 to {length}, got {self.block_length}")
+        object.__setattr__(self, "block_length", block.astype(np.int64) if block.ndim else int(block))
         offset = self.block_offset
-        if offset is not None and not ((offset >= 0) & (offset < self.block_length)).all():
-            raise ValueError(f"block_offset must be 0 to {self.block_length - 1}")
+        if offset is not None and not ((offset >= 0) & (offset < block)).all():
+            raise ValueError(f"block_offset must be 0 to {int(block.max()) - 1}, and within its block")
         if (self.steps < 1).any():
             raise ValueError(f"steps must be at least 1, got {int(self.steps.min())}")
         if ((self.reveal_step < 0) | (self.reveal_step > self.steps[:, None])).any():
@@ -165,7 +172,7 @@ class Recording:
                 return cls(
                     **{name: content[name] for name in cls._DTYPES if name in content},
                     label=str(content["label"]),
-                    block_length=int(content["block_length"]),
+                    block_length=content["block_length"],
                     environment=parse_json(str(content["environment"]), "environment"),
                 )
         except Exception as error:  # of any kind: zip, its compressions and numpy's header have their own
@@ -192,6 +199,7 @@ class Recorder:
         self._confidence = np.full(shape, np.nan, dtype=np.float32)
         self._tokens = np.zeros(shape, dtype=np.int64)
         self._block_offset = np.zeros(episodes, dtype=np.int64)
+        self._block_length = np.ones(episodes, dtype=np.int64)
 
     def after_step(self, rows: IntArray, episodes: IntArray) -> None:
         """Notes what the last action revealed; call it before the dLLM predicts again.
@@ -206,9 +214,11 @@ class Recorder:
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
         self._tokens[episodes] = canvas.completions(rows)
         self._block_offset[episodes] = canvas.block_offsets(rows)
+        self._block_length[episodes] = canvas.block_lengths[rows]
 
     def recording(self, label: str, steps: FloatArray, score: FloatArray, problem: IntArray) -> Recording:
         """Everything seen so far, with what is known about episodes only at their ends."""
+        choices = self._engine.blocks.choices
         return Recording(
             label=label,
             reveal_step=self._reveal_step,
@@ -216,7 +226,7 @@ class Recorder:
             steps=steps.astype(np.int64),
             score=score,
             problem=problem,
-            block_length=self._engine.block_length,
+            block_length=self._block_length if len(choices) > 1 else choices[0],
             block_offset=self._block_offset,
             tokens=self._tokens,
             text_length=_first(np.isin(self._tokens, list(self._engine.end_token_ids))),

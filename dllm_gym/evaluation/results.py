@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dllm_gym.envs.blocks import BLOCK_LENGTH
 from dllm_gym.evaluation.recording import Recording
 from dllm_gym.evaluation.statistics import Interval, mean_interval, wilson_interval
 from dllm_gym.fields import OBJECT, SHARE, TEXT, Field, check, check_fields, list_of, number, whole
@@ -25,7 +26,7 @@ _FIELDS = {
     "seed": whole(),
     "columns": OBJECT,
 }
-_ENVIRONMENT = {"task": TEXT, "backend": TEXT, "completion_length": whole(1), "block_length": whole(1)}
+_ENVIRONMENT = {"task": TEXT, "backend": TEXT, "completion_length": whole(1), "block_length": BLOCK_LENGTH}
 _INFO = ("completion", "is_success", "empty_actions", "ignored_actions")  # of an episode, besides its columns
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import dllm_gym
+from dllm_gym.envs.blocks import BLOCK_LENGTH
 from dllm_gym.envs.rendering import Frame, grid_columns, token_text
 from dllm_gym.evaluation import (
     Comparison,
@@ -51,7 +52,7 @@ _NEEDED = {
     "task": TEXT,
     "backend": TEXT,
     "completion_length": whole(1),
-    "block_length": whole(1),
+    "block_length": BLOCK_LENGTH,
 }
 _GAP = {"envelope_gap": number(-1, 1), "envelope_gap_ci95": INTERVAL}  # of learned ones, if there are rules
 

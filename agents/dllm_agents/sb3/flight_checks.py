@@ -80,11 +80,12 @@ def _check_env(model: OnPolicyAlgorithm, state: Any, pattern: Any, place: str) -
     below = {
         **dict.fromkeys(("prompts", "completions", "tokens", "predicted", "best"), engine.backend.vocab_size),
         "block_of": engine.length,
-        "steps": engine.length + 1,
+        **dict.fromkeys(("steps", "block_lengths"), engine.length + 1),
         "indices": engine.task.num_problems or _ENDLESS,
     }
     for name, tensor in _whole_numbers(state):
-        check_range(tensor, 0, below.get(name, _ENDLESS), f"{place}, {name}")
+        least = int(name == "block_lengths")
+        check_range(tensor, least, below.get(name, _ENDLESS), f"{place}, {name}")
 
 
 def _fitted(pattern: Any, state: Any, name: str = "") -> Any:

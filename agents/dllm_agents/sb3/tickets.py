@@ -25,7 +25,7 @@ class Tickets:
         group_size: Episodes per problem, those of experts included.
         num_rows: Number of rows that take tickets.
         num_problems: Of the task; ``None`` for a task without end.
-        seed: Determines the problem of every group, and alpha and target_steps where they are drawn.
+        seed: Determines the problem of every group, and alpha, target_steps and block_length where drawn.
         num_experts: How many episodes of each group, its last ones, are an expert's.
 
     Attributes:
@@ -49,8 +49,8 @@ class Tickets:
         return _problem_of(ticket // self.group_size, self._seed, self._num_problems)
 
     def knobs(self, row: int) -> NDArray[np.float64]:
-        """Two numbers in [0, 1), the same for all rows of a group: see ``Engine.draw_knobs``."""
-        return np.random.default_rng([self._seed, int(self.current[row]) // self.group_size, 1]).random(2)
+        """Three numbers in [0, 1), the same for all rows of a group: see ``Engine.draw_knobs``."""
+        return np.random.default_rng([self._seed, int(self.current[row]) // self.group_size, 1]).random(3)
 
     def is_expert(self) -> NDArray[np.bool_]:
         """``(num_rows,)``: which rows are at an expert's episode."""

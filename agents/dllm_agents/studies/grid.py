@@ -25,6 +25,7 @@ from dllm_agents.config import (
     read_yaml,
 )
 from dllm_gym.files import write_text
+from dllm_gym.suite import SUITE
 
 STUDY = "study.yaml"  # in the study's directory: the grid with everything resolved
 _NAME = re.compile(r"\w[\w.+-]*")  # of folders, and of cells in Markdown tables
@@ -140,9 +141,10 @@ def make_study(
 
     Args:
         content: The fields of ``Study`` by name, and ``common``: fields of every configuration, as far as the
-            algorithms do not say otherwise. ``algorithms`` and ``tasks`` may be lists of names. An algorithm
-            is the name or path of a configuration, or fields of one; among those, ``config`` names the
-            configuration they change. ``seeds`` may be their number.
+            algorithms do not say otherwise. ``algorithms`` and ``tasks`` may be lists of names; the name of a
+            task may be the id of a member of the suite. An algorithm is the name or path of a configuration,
+            or fields of one; among those, ``config`` names the configuration they change. ``seeds`` may be
+            their number.
         folder: Where configurations that are named by their paths are looked for first.
         overrides: Fields of every configuration, whatever the algorithms say.
 
@@ -161,7 +163,7 @@ def make_study(
         name: _configuration(name, value, Path(folder), common, overrides or {})
         for name, value in algorithms.items()
     }
-    tasks = _by_name("tasks", given.pop("tasks", {}), lambda name: {"task": name})
+    tasks = _by_name("tasks", given.pop("tasks", {}), _place)
     given["tasks"] = {name: _mapping(f"task {name}", value) for name, value in tasks.items()}
     seeds = given.get("seeds", Study.seeds)
     if isinstance(seeds, int):
@@ -170,6 +172,12 @@ def make_study(
     given["seeds"] = _several("seeds", seeds)
     given["decodings"] = _several("decodings", given.get("decodings", Study.decodings))
     return Study(**given)
+
+
+def _place(name: str) -> dict[str, Any]:
+    """Arguments of the environment: a member of the suite by its id, or a registered task."""
+    members = {member.id: member.env for member in SUITE}
+    return members.get(name, {"task": name})
 
 
 def _configuration(
