@@ -143,8 +143,9 @@ def bench(
 
     given = dllm.arguments()
     backend = given.get("backend", f"tiny-{task}")
-    how = {"compile": how_to_compile(backend, compile)}
-    loaded = load_backend(backend, **{**how, **given.get("backend_kwargs", {})})
+    how = how_to_compile(backend, compile)
+    compiled = {"compile": how} if how else {}
+    loaded = load_backend(backend, **{**compiled, **given.get("backend_kwargs", {})})
     limits, speeds = [], []
     environment: dict[str, Any] = {
         "task": task,
