@@ -19,6 +19,7 @@ _TASKS: dict[str, Callable[..., Any] | str] = {
     "gsm8k": "dllm_gym.tasks.gsm8k:GSM8KTask",
     "humaneval": "dllm_gym.tasks.humaneval:HumanEvalTask",
     "kodcode": "dllm_gym.tasks.kodcode:KodCodeTask",
+    "lists": "dllm_gym.tasks.lists:ListsTask",
     "math500": "dllm_gym.tasks.math500:Math500Task",
     "mbpp": "dllm_gym.tasks.mbpp:MBPPTask",
     "mixture": "dllm_gym.tasks.mixture:MixtureTask",
