@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-Box = tuple[int, int]  # rows and columns; a grid is as wide as a box has cells. One row: boxes ask for nothing
+Box = tuple[
+    int, int
+]  # rows and columns; a grid is as wide as a box has cells. One row: boxes ask for nothing
 
 
 def is_valid(digits: str, box: Box) -> bool:

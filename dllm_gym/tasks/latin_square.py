@@ -13,8 +13,9 @@ _SIZES = (4, 5)
 class LatinSquareTask:
     """A square to be filled so that no row and no column holds a digit twice; every way to do it is right.
 
-    Five in eight cells or more are empty, up to all but two, so that most problems have many solutions: a cell's digit is
-    uncertain until others are written, and those that are written at once must belong to the same solution.
+    Five in eight cells or more are empty, up to all but two, so that most problems have many solutions: a
+    cell's digit is uncertain until others are written, and those that are written at once must belong to
+    the same solution.
 
     Args:
         split: ``train``, ``validation`` or ``test``. A problem's split is a hash of its clues.
@@ -53,7 +54,9 @@ class LatinSquareTask:
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 for a Latin square that keeps every clue (white space is ignored), else 0.0."""
         digits = "".join(completion.split())
-        return float(grids.keeps(digits, problem.metadata["clues"]) and grids.is_valid(digits, (1, self.size)))
+        return float(
+            grids.keeps(digits, problem.metadata["clues"]) and grids.is_valid(digits, (1, self.size))
+        )
 
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """``cell_accuracy``: share of the empty cells that equal the stored solution's."""

@@ -1,9 +1,9 @@
 """Operations on a line of names, some with one right answer, some with many of which one must be agreed on.
 
-The prompt is an operation and the names, ``insert Zoe at 2: Sam Mia Leo``, the completion the names that come of it.
-Where the place is free (``anywhere``) or the order is (``shuffle``), every token may be right by itself and the
-line wrong: what one position writes must fit what the others do. After the waiting lines of ParallelBench
-(arXiv 2510.04767).
+The prompt is an operation and the names, ``insert Eva at 2: Dan Mia Leo``, the completion the names that
+come of it. Where the place is free (``anywhere``) or the order is (``shuffle``), every token may be right by
+itself and the line wrong: what one position writes must fit what the others do. After the waiting lines of
+ParallelBench (arXiv 2510.04767).
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ OPERATIONS = (*_WHOLE, *_EDITS, *(f"{edit}-random" for edit in _EDITS), "shuffle
 class ListsTask:
     """Lines of 4 to 8 different names, and one operation on each.
 
-    ``copy``, ``reverse``, ``sort`` (by the alphabet); ``insert``, ``remove`` and ``replace`` at a place, counted from 1;
-    ``insert-random``, ``remove-random`` and ``replace-random``, at any place; ``shuffle``, into any other order.
-    Every valid answer is right.
+    ``copy``, ``reverse``, ``sort`` (by the alphabet); ``insert``, ``remove`` and ``replace`` at a place,
+    counted from 1; ``insert-random``, ``remove-random`` and ``replace-random``, at any place; ``shuffle``,
+    into any other order. Every valid answer is right.
 
     Args:
         split: ``train``, ``validation`` or ``test``. A problem's split is a hash of its prompt.
@@ -66,9 +66,7 @@ class ListsTask:
         *_NAMES,
     )
 
-    def __init__(
-        self, split: str = "train", seed: int = 0, operations: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, split: str = "train", seed: int = 0, operations: Sequence[str] | None = None) -> None:
         self.split = check_split(split)
         self.seed = seed
         self.operations = _in_order(operations)
@@ -77,9 +75,10 @@ class ListsTask:
         self.shortest_completion = _FEWEST - removes + inserts
 
     def problem(self, index: int) -> Problem:
-        """Problem ``index`` of the split. ``metadata``: ``operation``, ``line``, ``place`` (from 0) and ``name``.
+        """Problem ``index`` of the split.
 
-        The last two are ``None`` where the operation leaves them open.
+        ``metadata``: ``operation``, ``line``, ``place``, counted from 0, and ``name``; the last two are
+        ``None`` where the operation leaves them open.
         """
         return _problem(self.seed, self.split, self.operations, check_index(index, None))
 
@@ -95,7 +94,7 @@ class ListsTask:
         return float(words in _answers(asked))
 
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
-        """``names_correct``: 1.0 if each name stands there as often as in some right answer, in whatever order."""
+        """``names_correct``: 1.0 if each name stands there as often as in some right answer, in any order."""
         words, asked = sorted(completion.split()), problem.metadata
         answers = [asked["line"]] if asked["operation"] == "shuffle" else _answers(asked)
         return {"names_correct": float(any(words == sorted(answer) for answer in answers))}

@@ -1,9 +1,10 @@
 """Orders told in a sentence, to be written as JSON: forced tokens, free ones, and free ones that must agree.
 
-``Mia wants 3 pens and 2 cups.`` is answered by a record of always the same fields. Braces, keys and quotes are forced,
-names and counts are copied, the total is their sum. The rest is free. Most words of the note may be chosen one by
-one, but the order's number stands in two places, greeting and thanks are of one language, and the items come in any
-order, each once and with its own count: those tokens are as uncertain, and must not be written at once.
+``Mia wants 3 pens and 2 cups.`` is answered by a record of always the same fields. Braces, keys and quotes
+are forced, names and counts are copied, the total is the counts' sum. The rest is free. Most words of the
+note may be chosen one by one, but the order's number stands in two places, greeting and thanks are of one
+language, and the items come in any order, each once and with its own count: those tokens are as uncertain,
+and must not be written at once.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ _NOTE = (
 
 
 class RecordsTask:
-    """Orders of two or three kinds of items as records with the fields ``to``, ``id``, ``items``, ``total``, ``note``.
+    """Orders of two or three kinds of items, as records of ``to``, ``id``, ``items``, ``total`` and ``note``.
 
     Every record that fits the sentence and itself is right, whatever the order of fields and items.
 
     Args:
-        split: ``train``, ``validation`` or ``test``. A problem's split is a hash of name and items, so no two splits
-            share an order even in other words.
+        split: ``train``, ``validation`` or ``test``. A problem's split is a hash of name and items, so no
+            two splits share an order even in other words.
         seed: Another seed is another sequence of problems.
 
     Raises:
@@ -54,7 +55,7 @@ class RecordsTask:
     name = "records"
     num_problems = None
     completion_length = 68  # the longest record has 66 tokens
-    shortest_completion = 58
+    shortest_completion = 59
     vocabulary = (
         *"0123456789",
         *'{}":,.',
@@ -85,7 +86,10 @@ class RecordsTask:
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """``valid_json``, and ``fields_correct``: the share of the five fields that are right."""
         right = list(_fields(completion, problem.metadata).values())
-        return {"valid_json": float(_parsed(completion) is not None), "fields_correct": sum(right) / len(right)}
+        return {
+            "valid_json": float(_parsed(completion) is not None),
+            "fields_correct": sum(right) / len(right),
+        }
 
 
 # comparing many agents on the same problems draws each only once
@@ -145,7 +149,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _parsed(completion: str) -> dict[str, Any] | None:
-    """The record, without white space around texts, which the dLLM's tokens do not tell; None if it is none."""
+    """The record, without white space around its texts, which tokens do not tell; None if there is none."""
     try:
         record = json.loads(completion, object_pairs_hook=_stripped)
     except (ValueError, RecursionError):
