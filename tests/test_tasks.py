@@ -271,6 +271,37 @@ def test_hardly_a_long_chain_is_too_long_for_its_canvas(monkeypatch, max_steps, 
     assert refused < (0.01 if two_digit_share < 1 else 0.1)
 
 
+def test_answers_alone_are_written_and_right_where_they_are_asked_for():
+    usual = ArithmeticTask("train")
+    task = ArithmeticTask("train", direct_share=0.25, length=128)
+    assert task.completion_length == 128
+    problems = [task.problem(index) for index in range(400)]
+    assert problems == [usual.problem(index) for index in range(400)]
+    rng = np.random.default_rng(0)
+    written = [task.write(problem, rng) for problem in problems]
+    direct = [text == f"#### {problem.reference}" for text, problem in zip(written, problems, strict=True)]
+    assert sum(direct) == pytest.approx(100, abs=30)
+    for text, problem, alone in zip(written, problems, direct, strict=True):
+        assert task.score(text, problem) == 1.0
+        assert usual.score(text, problem) == float(not alone)
+        wrong = str(int(problem.reference) + 1)
+        for other in (
+            f"#### {wrong}",
+            "####",
+            f"#### {problem.reference} {wrong}",
+            f"#### #### {problem.reference}",
+        ):
+            assert task.score(other, problem) == 0.0
+        if not alone:  # a derivation is checked as ever
+            assert task.score(text.replace(".", "", 1), problem) == 0.0
+
+
+@pytest.mark.parametrize("length", [47, "128", 128.0])
+def test_fewer_positions_than_a_derivation_may_take_are_refused(length):
+    with pytest.raises(ValueError, match=f"length must be a whole number of at least 48, got {length!r}"):
+        ArithmeticTask(length=length)
+
+
 @pytest.mark.parametrize("max_steps", [1, 0, -3, 9, 100, 2.5, "5", None, float("inf"), float("nan")])
 def test_another_number_of_steps_is_refused(max_steps):
     with pytest.raises(ValueError, match="max_steps must be a whole number from 2 to 8, got"):

@@ -483,7 +483,8 @@ def _embedded(task: Task) -> str:
     if name not in backend_names():
         raise ValueError(
             f"no dLLM for task {task.name!r} comes with the package; give backend=..., a checkpoint "
-            f"directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
+            "directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct "
+            f"(registered: {', '.join(backend_names())})"
         )
     return name
 
