@@ -8,7 +8,7 @@ ParallelBench (arXiv 2510.04767).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -145,7 +145,7 @@ def _request(edit: str, place: int | None, name: str | None) -> str:
     }[edit]
 
 
-def _draw_answer(asked: dict[str, Any], rng: np.random.Generator) -> Line:
+def _draw_answer(asked: Mapping[str, Any], rng: np.random.Generator) -> Line:
     line = asked["line"]
     if asked["operation"] == "shuffle":
         order = list(range(len(line)))
@@ -156,7 +156,7 @@ def _draw_answer(asked: dict[str, Any], rng: np.random.Generator) -> Line:
     return answers[int(rng.integers(len(answers)))]
 
 
-def _answers(asked: dict[str, Any]) -> list[Line]:
+def _answers(asked: Mapping[str, Any]) -> list[Line]:
     """All right answers to anything but ``shuffle``, which has too many to write them down."""
     operation, line = asked["operation"].removesuffix("-random"), asked["line"]
     if operation in _WHOLE:
