@@ -12,6 +12,11 @@ from dllm_gym.files import read_json
 from dllm_gym.tasks import Task, load_task, task_factory, task_names
 
 RECORD = "pretraining.json"
+# What the dLLM for a task and its parameter size is called, where it is not tiny- and the task.
+_EMBEDDED = {
+    **{("latin-square", size): "tiny-latin" for size in (None, 4, 5)},
+    ("sudoku", 6): "tiny-sudoku6",
+}
 _OURS = f"{Task.__module__.rpartition('.')[0]}."
 _VARIANTS = Field(
     "null, an object with texts as keys, or a list of them",
@@ -22,6 +27,17 @@ _VARIANTS = Field(
 def variants(task_kwargs: Any) -> list[dict[str, Any]]:
     """A task's parameters in a record or configuration, one per member of the mixture."""
     return task_kwargs if isinstance(task_kwargs, list) else [task_kwargs or {}]
+
+
+def embedded_for(task: Any, size: Any = None) -> str:
+    """What the dLLM that comes with the package for a task is called, if there is one.
+
+    Args:
+        task: Its name, or the task itself.
+        size: The task's parameter of that name, where it is told and the task is not built yet.
+    """
+    name, size = getattr(task, "name", task), getattr(task, "size", size)
+    return next((dllm for key, dllm in _EMBEDDED.items() if key == (name, size)), f"tiny-{name}")
 
 
 def trained_tasks(dllm: str | Path) -> list[Task]:

@@ -30,6 +30,7 @@ from dllm_gym.backends.llada import KEY_MAPPING, to_llada_names
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.tasks import load_task
+from dllm_gym.trained import trained_tasks
 
 WRITERS = {"llada": write_checkpoint, "dream": write_dream_checkpoint}
 REFERENCES = {"llada": ReferenceLLaDA, "dream": ReferenceDream}
@@ -138,7 +139,7 @@ def test_logits_are_those_of_the_reference(tmp_path, layout, kv_heads):
 def test_the_embedded_models_have_the_published_layouts(name):
     layout = "dream" if name.endswith("-dream") else "llada"
     backend, reference = load_backend(name), REFERENCES[layout](backends.ASSETS / name)
-    task = load_task(name.split("-")[1])
+    (task, *_) = trained_tasks(name)
     rows = canvases(backend, 2, prompts=[task.problem(at).prompt for at in range(2)])
     tokens, mask = left_padded(backend, rows)
     padded = backend.model(input_ids=tokens, attention_mask=mask).logits

@@ -196,7 +196,7 @@ TWO = [{"task": "arithmetic", "weight": 1}, {"task": "sudoku", "weight": 1}]
     ("kwargs", "words"),
     [
         (
-            {"task": "sudoku", "task_kwargs": {"size": 6}},
+            {"task": "sudoku", "task_kwargs": {"size": 6}, "backend": "tiny-sudoku"},
             "tiny-sudoku was trained on sudoku with 16 positions, not on sudoku with 36",
         ),
         (

@@ -28,8 +28,24 @@ KINDS = {
     "longer": ("arithmetic", {"max_steps": 8}),
     "sudoku4": ("sudoku", {}),
     "sudoku6": ("sudoku", {"size": 6}),
+    "latin4": ("latin-square", {}),
+    "latin5": ("latin-square", {"size": 5}),
+    "lists": ("lists", {}),
+    "shuffle": ("lists", {"operations": ["shuffle"]}),
+    "records": ("records", {}),
 }
-LENGTHS = {"arithmetic": {5: 48, 6: 64, 7: 72, 8: 80}, "sudoku": {4: 16, 6: 36}}
+LENGTHS = {
+    "longer": 80,
+    "sudoku4": 16,
+    "sudoku6": 36,
+    "latin4": 16,
+    "latin5": 25,
+    "lists": 10,
+    "shuffle": 10,
+    "records": 68,
+    "arithmetic": 48,
+}
+CHAINS = {5: 48, 6: 64, 7: 72, 8: 80}  # steps at most -> length
 every_kind = pytest.mark.parametrize(("name", "kwargs"), KINDS.values(), ids=KINDS)
 quick = settings(max_examples=60, deadline=None)
 
@@ -61,13 +77,13 @@ def test_another_seed_and_another_split_are_other_problems(name, kwargs):
         assert sum(a == b for a, b in zip(one, other, strict=True)) <= 1
 
 
-@every_kind
-def test_a_task_is_what_the_protocol_says(name, kwargs):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_task_is_what_the_protocol_says(kind):
+    name, kwargs = KINDS[kind]
     task = load_task(name, **kwargs)
     assert isinstance(task, Task)
     assert (task.name, task.split, task.num_problems) == (name, "test", None)
-    size = kwargs.get("size", 4) if name == "sudoku" else kwargs.get("max_steps", 5)
-    assert task.completion_length == LENGTHS[name][size]
+    assert task.completion_length == LENGTHS[kind]
     problem = task.problem(3)
     assert isinstance(problem, Problem)
     assert isinstance(problem.prompt, str)
@@ -76,8 +92,11 @@ def test_a_task_is_what_the_protocol_says(name, kwargs):
 
 def content(name, problem):
     """What makes a problem the problem it is, read off the prompt: names and objects don't count."""
-    if name == "sudoku":
+    if name in ("sudoku", "latin-square", "lists"):
         return problem.prompt
+    if name == "records":
+        items = sorted((item, int(count)) for count, item in re.findall(r"(\d+) (\w+)", problem.prompt))
+        return f"{problem.prompt.split()[0]} {items}"
     operations = {"doubles": "*2", "triples": "*3", "halves": "/2"}
     signs = dict.fromkeys(("finds", "buys", "gets", "wins"), "+")
     signs |= dict.fromkeys(("loses", "sells", "spends", "eats"), "-")
@@ -97,8 +116,12 @@ def content(name, problem):
         ("arithmetic", {"max_steps": 8}, 300),
         ("sudoku", {}, 300),
         ("sudoku", {"size": 6}, 100),
+        ("latin-square", {}, 300),
+        ("latin-square", {"size": 5}, 100),
+        ("lists", {}, 600),
+        ("records", {}, 600),
     ],
-    ids=["arithmetic", "harder", "longer", "sudoku4", "sudoku6"],
+    ids=["arithmetic", "harder", "longer", "sudoku4", "sudoku6", "latin4", "latin5", "lists", "records"],
 )
 def test_splits_share_no_problem(name, kwargs, count):
     seen = {}
@@ -194,7 +217,7 @@ def test_what_arithmetic_writes_is_right_and_fits(index, seed, split, max_steps,
     tokens = sum(len(word) if word.isdigit() else 1 for word in words)
     longest = tokens + steps - sum(word in CONNECTIVES for word in words)
     assert 2 <= steps <= max_steps
-    assert longest + 1 <= task.completion_length == LENGTHS["arithmetic"][max(max_steps, 5)]
+    assert longest + 1 <= task.completion_length == CHAINS[max(max_steps, 5)]
     assert set(words_of(problem.prompt + text)) <= set(task.vocabulary) | set(map(str, range(100)))
 
 
@@ -246,6 +269,37 @@ def test_hardly_a_long_chain_is_too_long_for_its_canvas(monkeypatch, max_steps, 
         task.problem(index)
     refused = sum(length >= task.completion_length for length in lengths) / len(lengths)
     assert refused < (0.01 if two_digit_share < 1 else 0.1)
+
+
+def test_answers_alone_are_written_and_right_where_they_are_asked_for():
+    usual = ArithmeticTask("train")
+    task = ArithmeticTask("train", direct_share=0.25, length=128)
+    assert task.completion_length == 128
+    problems = [task.problem(index) for index in range(400)]
+    assert problems == [usual.problem(index) for index in range(400)]
+    rng = np.random.default_rng(0)
+    written = [task.write(problem, rng) for problem in problems]
+    direct = [text == f"#### {problem.reference}" for text, problem in zip(written, problems, strict=True)]
+    assert sum(direct) == pytest.approx(100, abs=30)
+    for text, problem, alone in zip(written, problems, direct, strict=True):
+        assert task.score(text, problem) == 1.0
+        assert usual.score(text, problem) == float(not alone)
+        wrong = str(int(problem.reference) + 1)
+        for other in (
+            f"#### {wrong}",
+            "####",
+            f"#### {problem.reference} {wrong}",
+            f"#### #### {problem.reference}",
+        ):
+            assert task.score(other, problem) == 0.0
+        if not alone:  # a derivation is checked as ever
+            assert task.score(text.replace(".", "", 1), problem) == 0.0
+
+
+@pytest.mark.parametrize("length", [47, "128", 128.0])
+def test_fewer_positions_than_a_derivation_may_take_are_refused(length):
+    with pytest.raises(ValueError, match=f"length must be a whole number of at least 48, got {length!r}"):
+        ArithmeticTask(length=length)
 
 
 @pytest.mark.parametrize("max_steps", [1, 0, -3, 9, 100, 2.5, "5", None, float("inf"), float("nan")])
@@ -502,11 +556,11 @@ def test_validity_agrees_with_counting_conflicts(case):
     assert is_valid_grid(digits, size) == slowly_valid(digits, size)
 
 
-@pytest.mark.parametrize("size", [4, 6])
-def test_sudoku_problems_are_clues_of_their_solution(size):
+@pytest.mark.parametrize(("size", "fewest", "most"), [(4, 4, 12), (6, 18, 30)])
+def test_sudoku_problems_are_clues_of_their_solution(size, fewest, most):
     task = SudokuTask("train", size=size)
-    shares = []
-    for index in range(60):
+    empty = set()
+    for index in range(100):
         problem = task.problem(index)
         assert slowly_valid(problem.reference, size)
         assert problem.metadata["clues"] == problem.prompt
@@ -515,10 +569,8 @@ def test_sudoku_problems_are_clues_of_their_solution(size):
         )
         assert task.score(task.write(problem, np.random.default_rng(0)), problem) == 1.0
         assert task.metrics(problem.reference, problem) == {"cell_accuracy": 1.0}
-        shares.append(problem.prompt.count("0") / size**2)
-    assert min(shares) >= 0.25
-    assert max(shares) <= 0.75
-    assert max(shares) - min(shares) > 0.3
+        empty.add(problem.prompt.count("0"))
+    assert empty == set(range(fewest, most + 1))
 
 
 def test_any_solution_of_a_sudoku_is_right():

@@ -139,17 +139,18 @@ def bench(
     """
     from dllm_gym.backends import load_backend
     from dllm_gym.bench import machine, measure_limit
+    from dllm_gym.evaluation.home import dllm_of
     from dllm_gym.speeds import RULES, measure_speeds
 
-    given = dllm.arguments()
-    backend = given.get("backend", f"tiny-{task}")
+    given, parameters = dllm.arguments(), read_task_kwargs(task_kwargs or "{}")
+    backend = dllm_of({"task": task, "task_kwargs": parameters, **given})
     how = how_to_compile(backend, compile)
     compiled = {"compile": how} if how else {}
     loaded = load_backend(backend, **{**compiled, **given.get("backend_kwargs", {})})
     limits, speeds = [], []
     environment: dict[str, Any] = {
         "task": task,
-        "task_kwargs": read_task_kwargs(task_kwargs or "{}"),
+        "task_kwargs": parameters,
         "completion_length": completion_length,
         "block_length": read_block_length(block_length or "full"),
     }

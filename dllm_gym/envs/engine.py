@@ -36,7 +36,7 @@ from dllm_gym.envs.rewards import Prices, Reward
 from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
 from dllm_gym.envs.statistics import STATISTICS, Sizes, Statistics
 from dllm_gym.tasks import Problem, Task, load_task
-from dllm_gym.trained import warn_if_untrained
+from dllm_gym.trained import embedded_for, warn_if_untrained
 
 ON_EMPTY = ("best", "noop")
 _ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
@@ -100,7 +100,7 @@ class Engine(PerRow):
         self.task = load_task(task, split=split, **self.task_kwargs) if isinstance(task, str) else task
         self.task_name = task if isinstance(task, str) else self.task.name  # as it is registered
         if backend is None:
-            backend = _embedded(self.task.name)
+            backend = _embedded(self.task)
         self.backend_name = backend if isinstance(backend, str) else type(backend).__name__
         self.backend = load_backend(backend, **self.backend_kwargs) if isinstance(backend, str) else backend
         if isinstance(task, str) and isinstance(backend, str):
@@ -477,13 +477,14 @@ def select_best_where_empty(
     selected[np.flatnonzero(empty), best] = True
 
 
-def _embedded(task: str) -> str:
+def _embedded(task: Task) -> str:
     """The dLLM that comes with the package for a task."""
-    name = f"tiny-{task}"
+    name = embedded_for(task)
     if name not in backend_names():
         raise ValueError(
-            f"no dLLM for task {task!r} comes with the package; give backend=..., a checkpoint directory or "
-            f"a hub id such as GSAI-ML/LLaDA-8B-Instruct (registered: {', '.join(backend_names())})"
+            f"no dLLM for task {task.name!r} comes with the package; give backend=..., a checkpoint "
+            "directory or a hub id such as GSAI-ML/LLaDA-8B-Instruct "
+            f"(registered: {', '.join(backend_names())})"
         )
     return name
 

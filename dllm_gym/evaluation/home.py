@@ -12,6 +12,7 @@ from dllm_gym.envs.blocks import BLOCK_LENGTH, shown
 from dllm_gym.envs.engine import Engine
 from dllm_gym.fields import OBJECT, TEXT, Field, whole
 from dllm_gym.prompts import PromptTask
+from dllm_gym.trained import embedded_for
 
 # The arguments of ``UnmaskEnv`` that say where, and what they must be: a policy may be a stranger's.
 _PLACE: dict[str, Field] = {
@@ -57,7 +58,9 @@ def settle(told: Mapping[str, Any], home: Mapping[str, Any]) -> dict[str, Any]:
 
 def dllm_of(arguments: Mapping[str, Any]) -> Any:
     """The dLLM that arguments of ``UnmaskEnv`` mean: what is given, or the task's embedded one."""
-    return arguments.get("backend") or f"tiny-{arguments.get('task', 'arithmetic')}"
+    parameters = arguments.get("task_kwargs")
+    size = parameters.get("size") if isinstance(parameters, Mapping) else None
+    return arguments.get("backend") or embedded_for(arguments.get("task", "arithmetic"), size)
 
 
 def _nearby(backend: str) -> str:

@@ -19,10 +19,13 @@ _TASKS: dict[str, Callable[..., Any] | str] = {
     "gsm8k": "dllm_gym.tasks.gsm8k:GSM8KTask",
     "humaneval": "dllm_gym.tasks.humaneval:HumanEvalTask",
     "kodcode": "dllm_gym.tasks.kodcode:KodCodeTask",
+    "latin-square": "dllm_gym.tasks.latin_square:LatinSquareTask",
+    "lists": "dllm_gym.tasks.lists:ListsTask",
     "math500": "dllm_gym.tasks.math500:Math500Task",
     "mbpp": "dllm_gym.tasks.mbpp:MBPPTask",
     "mixture": "dllm_gym.tasks.mixture:MixtureTask",
     "reasoning-gym": "dllm_gym.tasks.reasoning:ReasoningGymTask",
+    "records": "dllm_gym.tasks.records:RecordsTask",
     "sudoku": "dllm_gym.tasks.sudoku:SudokuTask",
 }
 

@@ -53,9 +53,12 @@ class ArithmeticTask:
         two_digit_share: Share of additions and subtractions whose operand may have two digits; more of
             them make harder problems.
         max_steps: A problem has 2 to this many operations; at most 8. More than 5 get a longer canvas.
+        direct_share: Share of the completions to learn from that give the answer alone, ``#### 45``. Above 0
+            the answer alone is right, too; without a derivation it is hard to find.
+        length: Positions to answer in, where not those of ``max_steps``; more of them.
 
     Raises:
-        ValueError: For an unknown split, a share outside [0, 1] or another number of steps.
+        ValueError: For an unknown split, a share outside [0, 1], another number of steps, or fewer positions.
     """
 
     name = "arithmetic"
@@ -72,26 +75,39 @@ class ArithmeticTask:
     )
 
     def __init__(
-        self, split: str = "train", seed: int = 0, two_digit_share: float = 0.15, max_steps: int = 5
+        self,
+        split: str = "train",
+        seed: int = 0,
+        two_digit_share: float = 0.15,
+        max_steps: int = 5,
+        direct_share: float = 0.0,
+        length: int | None = None,
     ) -> None:
-        if not 0.0 <= two_digit_share <= 1.0:
-            raise ValueError(f"two_digit_share must lie in [0, 1], got {two_digit_share!r}")
+        for name, share in (("two_digit_share", two_digit_share), ("direct_share", direct_share)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {share!r}")
         if max_steps not in range(2, 9):
             raise ValueError(f"max_steps must be a whole number from 2 to 8, got {max_steps!r}")
         self.split = check_split(split)
         self.seed = seed
         self.two_digit_share = two_digit_share
         self.max_steps = int(max_steps)
+        self.direct_share = direct_share
         # 8 and more keep nearly every chain that is drawn; 48 refuses most of those with 5 operations
-        self.completion_length = 48 if max_steps <= 5 else 8 * (self.max_steps + 2)
+        self._longest = 48 if max_steps <= 5 else 8 * (self.max_steps + 2)
+        self.completion_length = self._longest if length is None else length
+        if not (isinstance(self.completion_length, int) and self.completion_length >= self._longest):
+            raise ValueError(f"length must be a whole number of at least {self._longest}, got {length!r}")
 
     def problem(self, index: int) -> Problem:
         """Problem ``index`` of the split. ``metadata``: ``start`` and ``steps`` (op, operand, result)."""
-        settings = (self.seed, self.split, self.two_digit_share, self.max_steps, self.completion_length)
+        settings = (self.seed, self.split, self.two_digit_share, self.max_steps, self._longest)
         return _problem(*settings, check_index(index, None))
 
     def write(self, problem: Problem, rng: np.random.Generator) -> str:
-        """A correct chain, connectives and equality words drawn uniformly."""
+        """A correct chain, connectives and equality words drawn uniformly; or the answer alone."""
+        if self.direct_share and rng.random() < self.direct_share:
+            return f"#### {problem.reference}"
         value, words = problem.metadata["start"], []
         for op, operand, result in problem.metadata["steps"]:
             if rng.random() >= _NO_CONNECTIVE:
@@ -101,8 +117,10 @@ class ArithmeticTask:
         return " ".join(words) + f" #### {value}"
 
     def score(self, completion: str, problem: Problem) -> float:
-        """1.0 if the whole derivation is right, else 0.0."""
+        """1.0 if the whole derivation is right, or the answer alone where there are such, else 0.0."""
         text, position, value = completion.strip(), 0, problem.metadata["start"]
+        if self.direct_share and (direct := _ANSWER.fullmatch(text)):
+            return float(direct[1] == problem.reference)
         for op, operand, result in problem.metadata["steps"]:
             match = _STEP.match(text, position)
             if match is None or match.groups() != (str(value), op, str(operand), str(result)):
@@ -120,14 +138,14 @@ class ArithmeticTask:
 # comparing many agents on the same problems draws each only once; those of a small split take many trials
 @lru_cache(maxsize=4096)
 def _problem(
-    seed: int, split: str, two_digit_share: float, max_steps: int, completion_length: int, index: int
+    seed: int, split: str, two_digit_share: float, max_steps: int, longest: int, index: int
 ) -> Problem:
     rng = problem_rng(seed, index)
     num_steps = int(rng.integers(2, max_steps + 1))
     while True:
         start, steps = _draw_chain(num_steps, two_digit_share, rng)
         content = f"{start} " + " ".join(f"{op}{operand}" for op, operand, _ in steps)
-        if _longest_wording(start, steps) < completion_length and split_of(content) == split:
+        if _longest_wording(start, steps) < longest and split_of(content) == split:
             break
     clauses = [f"{_pick(_NAMES, rng)} has {start} {_pick(_OBJECTS, rng)}"]
     for op, operand, _ in steps:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dllm_gym.tasks import grids
 from dllm_gym.tasks.base import Problem, check_index, check_split, problem_rng, split_of
 from dllm_gym.tasks.data import file_rows
 from dllm_gym.tasks.forms import SUDOKU_D1
@@ -15,6 +16,7 @@ from dllm_gym.tasks.scoring.answers import before_end, tagged
 
 _PROMPTS = ("plain", "d1")
 _BOXES = {4: (2, 2), 6: (2, 3)}  # size -> rows and columns of a box
+_HIDDEN = {4: (4, 12), 6: (18, 30)}  # size -> the fewest and the most empty cells of a generated problem
 
 
 class SudokuTask:
@@ -70,15 +72,10 @@ class SudokuTask:
         if self._rows is not None:
             return self._ask(*self._rows[index])
         rng = problem_rng(self.seed, index)
-        cells = self.size**2
         while True:
-            grid = _draw_grid(self.size, rng)
-            hidden = rng.choice(cells, size=int(rng.integers(cells // 4, 3 * cells // 4 + 1)), replace=False)
-            shown = grid.copy()
-            shown[hidden] = 0
-            clues = "".join(map(str, shown))
+            clues, solution = grids.draw(_BOXES[self.size], _HIDDEN[self.size], rng)
             if split_of(clues) == self.split:
-                return self._ask(clues, "".join(map(str, grid)))
+                return self._ask(clues, solution)
 
     def _ask(self, clues: str, solution: str) -> Problem:
         if self.prompt == "plain":
@@ -94,14 +91,12 @@ class SudokuTask:
     def score(self, completion: str, problem: Problem) -> float:
         """1.0 for a valid grid that keeps every clue (white space is ignored), else 0.0."""
         digits = self._grid(completion)
-        return float(_keeps(digits, problem.metadata["clues"]) and is_valid_grid(digits, self.size))
+        return float(grids.keeps(digits, problem.metadata["clues"]) and is_valid_grid(digits, self.size))
 
     def metrics(self, completion: str, problem: Problem) -> dict[str, float]:
         """``cell_accuracy``: share of the empty cells that equal the stored solution's."""
-        digits = self._grid(completion)
-        empty = [i for i, clue in enumerate(problem.metadata["clues"]) if clue == "0"]
-        right = sum(digits[i : i + 1] == problem.reference[i] for i in empty)
-        return {"cell_accuracy": right / max(len(empty), 1)}
+        share = grids.share_right(self._grid(completion), problem.metadata["clues"], problem.reference)
+        return {"cell_accuracy": share}
 
     def _grid(self, completion: str) -> str:
         """The characters that are taken as the grid."""
@@ -126,38 +121,7 @@ def _d1_answer(text: str) -> str:
 
 def is_valid_grid(digits: str, size: int) -> bool:
     """Whether every row, column and box of a row-major grid holds every digit once."""
-    if len(digits) != size * size or not set(digits) <= set("123456789"[:size]):
-        return False
-    grid = np.array([int(digit) for digit in digits]).reshape(size, size)
-    height, width = _BOXES[size]
-    boxes = (
-        grid.reshape(size // height, height, size // width, width).transpose(0, 2, 1, 3).reshape(size, size)
-    )
-    return all(len(set(line)) == size for lines in (grid, grid.T, boxes) for line in lines.tolist())
-
-
-def _draw_grid(size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random valid grid, row-major: fill cell by cell in random digit order, step back when stuck."""
-    height, width = _BOXES[size]
-    grid = np.zeros(size * size, dtype=int)
-
-    def fill(cell: int) -> bool:
-        if cell == size * size:
-            return True
-        row, column = divmod(cell, size)
-        square = grid.reshape(size, size)
-        top, left = row - row % height, column - column % width
-        used = {*square[row], *square[:, column], *square[top : top + height, left : left + width].ravel()}
-        for digit in rng.permutation(size) + 1:
-            if digit not in used:
-                grid[cell] = digit
-                if fill(cell + 1):
-                    return True
-        grid[cell] = 0
-        return False
-
-    fill(0)
-    return grid
+    return grids.is_valid(digits, _BOXES[size])
 
 
 def _read(path: Path, size: int) -> Sequence[tuple[str, str]]:
@@ -166,13 +130,9 @@ def _read(path: Path, size: int) -> Sequence[tuple[str, str]]:
         if not {"Puzzle", "Solution"} <= row.keys():
             break
         clues, solution = str(row["Puzzle"]), str(row["Solution"])
-        if not (is_valid_grid(solution, size) and _keeps(solution, clues)):
+        if not (is_valid_grid(solution, size) and grids.keeps(solution, clues)):
             raise ValueError(f"{place}: {clues!r}, {solution!r} is no {size}x{size} Sudoku")
         pairs.append((clues, solution))
     if not pairs:
         raise ValueError(f"{path} has no rows with the columns Puzzle and Solution")
     return pairs
-
-
-def _keeps(digits: str, clues: str) -> bool:
-    return len(digits) == len(clues) and all(c in ("0", d) for d, c in zip(digits, clues, strict=True))
