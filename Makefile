@@ -9,8 +9,9 @@ AGENTS := $(VENV)/.agents
 RLLIB_VENV := $(VENV)-rllib
 RLLIB_INSTALLED := $(RLLIB_VENV)/.installed
 RUN ?= runs/demo
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
-.PHONY: demo test test-rllib lint types format docs bench reproduce clean
+.PHONY: demo test test-rllib lint types format docs wheel release-check bench reproduce clean
 
 $(AGENTS): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +56,18 @@ format: $(INSTALLED)
 docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/site
 	@echo "file://$(CURDIR)/build/site/index.html"
+
+wheel: $(INSTALLED)  ## what a package index gets, in dist
+	rm -rf build dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pytest tests/test_wheel.py
+
+release-check:  ## whether this commit may be released (CONTRIBUTING.md)
+	@! grep -n "example\.org" pyproject.toml || { echo "pyproject.toml: where is the repository?"; exit 1; }
+	@grep -q "^## $(VERSION) (20" CHANGELOG.md || { echo "CHANGELOG.md: '## $(VERSION) (date)' is missing"; exit 1; }
+	@test -z "$$(git status --porcelain)" || { echo "there are changes that are not committed"; exit 1; }
+	@test "$$(git describe --exact-match --tags)" = "v$(VERSION)"
 
 bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
 	$(BIN)/python benchmarks/limit.py

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dllm_gym.strategies import make_strategy, register_strategy
     from dllm_gym.tasks import load_task, register_task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ENV_ID",
     "SUITE",

@@ -92,8 +92,8 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     same prompts, completion length and seed the texts are those of ``dllm_gym.evaluate``.
 
     Args:
-        prompts: A text, the messages of a chat (``[{"role": "user", "content": "..."}]``), or any iterable
-            of texts and chats.
+        prompts: A text, the messages of a chat (``[{"role": "user", "content": "..."}]``), token ids, which
+            no chat template is put around, or any iterable of these.
         agent: Whatever ``as_agent`` takes: a strategy or its name, a saved policy's path, ``policy:NAME``, an
             object with ``act``, a function.
         backend: What ``load_backend`` takes, or a backend; ``None`` is the dLLM that the agent was trained

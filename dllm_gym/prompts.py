@@ -14,7 +14,7 @@ from dllm_gym.tasks import Problem
 if TYPE_CHECKING:
     from dllm_gym.backends.base import Message
 
-Prompt = str | Sequence["Message"]  # a text, or the messages of a chat
+Prompt = str | Sequence["Message"] | Sequence[int]  # a text, the messages of a chat, or token ids
 
 
 class PromptTask:
@@ -34,7 +34,7 @@ class PromptTask:
 
     def problem(self, index: int) -> Problem:
         """The prompt with this index."""
-        return Problem(prompt=self._prompts[index], reference="")  # type: ignore[arg-type]  # or chat messages
+        return Problem(prompt=self._prompts[index], reference="")  # type: ignore[arg-type]  # or another prompt
 
     def score(self, completion: str, problem: Problem) -> float:
         """0: nobody knows the right answer."""
@@ -46,29 +46,33 @@ class PromptTask:
 
 
 def is_one_prompt(prompts: Any) -> bool:
-    """Whether this is a single prompt, a text or the messages of one chat, not several of them."""
+    """Whether this is a single prompt, a text, the messages of one chat or token ids, not several of them."""
     if isinstance(prompts, str):
         return True
-    return isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Mapping)
+    messages = isinstance(prompts, Sequence) and len(prompts) > 0 and isinstance(prompts[0], Mapping)
+    return messages or is_token_ids(prompts)
 
 
 def check_prompts(prompts: Iterable[Any]) -> list[Prompt]:
     """The prompts as a list.
 
     Raises:
-        ValueError: If they are no iterable of texts and chats, or hold what no text can (``check_text``);
-            names the first such prompt.
+        ValueError: If they are no iterable of texts, chats and lists of token ids, or hold what no text can
+            (``check_text``); names the first such prompt.
     """
     if isinstance(prompts, Mapping) or not isinstance(prompts, Iterable):
         raise ValueError(
-            f"prompts must be a text, a list of chat messages, or an iterable of such, got {prompts!r}"
+            "prompts must be a text, a list of chat messages or of token ids, or an iterable of such, "
+            f"got {prompts!r}"
         )
     checked = list(prompts)
     for number, prompt in enumerate(checked, start=1):
+        if is_token_ids(prompt):
+            continue
         if not isinstance(prompt, str) and not _is_chat(prompt):
             raise ValueError(
-                f"prompt {number} must be a text or a list of chat messages such as "
-                f"{{'role': 'user', 'content': '...'}}, got {prompt!r}"
+                f"prompt {number} must be a text, a list of chat messages such as "
+                f"{{'role': 'user', 'content': '...'}}, or a list of token ids, got {prompt!r}"
             )
         messages = [{"content": prompt}] if isinstance(prompt, str) else prompt
         for text in (text for message in messages for text in message.values() if isinstance(text, str)):
@@ -116,6 +120,11 @@ def _prompt_from_json(line: str, where: str) -> Prompt:
         f"{where}: expected an object with either prompt (a text) or messages (a list of objects with role "
         f"and content), got {line}"
     )
+
+
+def is_token_ids(value: Any) -> bool:
+    """Whether this is a prompt of token ids, which nothing is put around."""
+    return isinstance(value, list | tuple) and len(value) > 0 and all(type(one) is int for one in value)
 
 
 def _is_chat(value: Any) -> bool:

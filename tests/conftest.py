@@ -1,6 +1,10 @@
 """What all tests share: one thread, no network, no display, no deadlines."""
 
 import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -33,6 +37,24 @@ def toys():
         yield
     for key in [key for key in dllm_gym.backends._loaded if key[0] in backends]:
         del dllm_gym.backends._loaded[key]
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The built package, made of the source distribution and nothing else, as for a release."""
+    root, folder = Path(__file__).parents[1], tmp_path_factory.mktemp("built")
+    checkout = folder / "checkout"
+    passing = shutil.ignore_patterns(".*", "build", "dist", "runs", "__pycache__", "*.egg-info")
+    shutil.copytree(root, checkout, ignore=passing)  # what builds leave behind would get into the next one
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, sys.argv[1])(sys.argv[2])"
+    for what, source in (("build_sdist", checkout), ("build_wheel", folder / "sdist")):
+        command = [sys.executable, "-c", build, what, str(folder)]
+        subprocess.run(command, cwd=source, check=True, capture_output=True)
+        if what == "build_sdist":
+            (sdist,) = folder.glob("*.tar.gz")
+            shutil.unpack_archive(sdist, folder, filter="data")
+            (folder / sdist.name.removesuffix(".tar.gz")).rename(folder / "sdist")
+    return next(folder.glob("*.whl"))
 
 
 @pytest.fixture

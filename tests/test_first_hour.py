@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from test_docs import SNIPPET, before_your_task, read_page, write_data
@@ -62,16 +61,14 @@ def test_the_commands_about_a_large_dllm_run_on_a_tiny_one(monkeypatch, paste, t
 
 
 @pytest.mark.slow
-def test_a_strangers_hour_with_the_built_wheel(monkeypatch, tmp_path):
+def test_a_strangers_hour_with_the_built_wheel(wheel, monkeypatch, tmp_path):
     """Own task, own data, a minute of training, a comparison, a film and a report: from an empty folder.
 
     The commands run as a stranger's do, in processes of their own that find the package in the wheel only.
     """
-    root, site, home = Path(__file__).parents[1], tmp_path / "site", tmp_path / "empty"
+    site, home = tmp_path / "site", tmp_path / "empty"
     home.mkdir()
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(root)], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
     environment = {**os.environ, "PYTHONPATH": str(site)}
 

@@ -73,6 +73,19 @@ def test_every_forward_is_spent_on_a_row_that_needs_it():
     assert max(backend.rows_per_call) == 4
 
 
+def test_token_ids_are_a_prompt_that_nothing_is_put_around(tmp_path):
+    texts = [SAM, "Mia has 7 pens, doubles them, buys 3. Total?"]
+    backend = dllm_gym.load_backend("tiny-arithmetic")
+    ids = [backend.encode_prompt(text) for text in texts]
+    found = generate(ids, output=tmp_path / "texts.jsonl")
+    assert [one.text for one in found] == [one.text for one in generate(texts)]
+    assert [one.prompt for one in found] == ids
+    assert generate(ids, output=tmp_path / "texts.jsonl") == found
+    assert generate(ids[0]) == found[0]
+    with pytest.raises(ValueError, match=r"has the token ids \[500\], the dLLM has tokens 0 to 59"):
+        generate([[1, 500]])
+
+
 def test_tokens_are_those_before_the_end():
     backend = ScriptedBackend([3, 7, EOS, 5, EOS, 1])
     (one,) = toy(["1"], "left-to-right", backend=backend)
@@ -257,12 +270,16 @@ def test_an_unknown_agent_is_refused_before_anything_is_loaded(monkeypatch):
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        (5, "prompts must be a text, a list of chat messages, or an iterable of such, got 5"),
+        (5, "prompts must be a text, a list of chat messages or of token ids, or an iterable of such, got 5"),
         ({"role": "user", "content": "1"}, "prompts must be a text, a list of chat messages"),
-        (["1", 5], "prompt 2 must be a text or a list of chat messages such as .*, got 5"),
-        ([[]], "prompt 1 must be a text or a list of chat messages"),
-        ([{"role": "user"}], "prompt 1 must be a text or a list of chat messages"),
-        (b"12", "prompt 1 must be a text or a list of chat messages such as .*, got 49"),
+        (
+            ["1", 5],
+            "prompt 2 must be a text, a list of chat messages such as .*, or a list of token ids, got 5",
+        ),
+        ([[]], "prompt 1 must be a text, a list of chat messages"),
+        ([{"role": "user"}], "prompt 1 must be a text, a list of chat messages"),
+        ([1, True], "prompt 1 must be a text, a list of chat messages"),
+        (b"12", "prompt 1 must be a text, a list of chat messages such as .*, got 49"),
     ],
 )
 def test_what_is_no_prompt_is_refused(prompts, message):

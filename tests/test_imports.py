@@ -33,4 +33,4 @@ def test_every_package_is_in_the_wheel():
         for place, top in ((ROOT, "dllm_gym"), (ROOT / "agents", "dllm_agents"))
         for path in (place / top).rglob("*.py")
     }
-    assert found == set(setuptools["packages"]) - {"dllm_agents.configs"}  # which holds YAML files
+    assert found <= set(setuptools["packages"])  # others hold data

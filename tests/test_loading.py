@@ -150,7 +150,7 @@ def test_modernbert_chat_marks_turns_by_text(written):
         "[SYS]\nS\n[/SYS]\n\n[Question]\nQ\n[/Question]\n\n[Answer]\nA\n[/Answer]\n\n"
         "[Question]\nR\n[/Question]\n\n[Answer]\n"
     )
-    assert backend._prompt_text(messages) == expected
+    assert backend.chat_text(messages) == expected
     backend.tokenizer.decode = lambda ids: " 42 [/Answer] and more"
     assert backend.decode([20, 21]) == " 42 "
 
@@ -160,7 +160,7 @@ def test_a_models_own_template_goes_first_and_gets_its_options(written):
     backend = TransformersBackend(
         written("Qwen3-0.6B-diffusion-mdlm-v0.1", tokenizer_config={"chat_template": template})
     )
-    assert backend._prompt_text([{"role": "user", "content": "20"}]) == "20!"
+    assert backend.chat_text([{"role": "user", "content": "20"}]) == "20!"
 
 
 def test_without_template_the_text_is_the_prompt(tmp_path):

@@ -41,6 +41,8 @@ def commands_in_blocks(text):
             split.whitespace_split = True
             words = list(split)
             for start, word in enumerate(words):
+                if words[start - 1 : start] == ["--model"]:  # of lm-eval's command
+                    continue
                 if word == "dllm-gym" or words[start - 1 : start + 1] == ["-m", "dllm_gym"]:
                     end = next((at for at in range(start, len(words)) if words[at][0] in ";|&<>"), len(words))
                     yield words[start + 1 : end]

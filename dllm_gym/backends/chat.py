@@ -15,21 +15,21 @@ Result = TypeVar("Result")
 _MAX_LINES = 10_000_000  # of Python, into which templates are translated; a message takes some hundred
 
 
-def prompt_text(tokenizer: Any, family: Family, messages: Sequence[Message]) -> str:
-    """The text of a chat with the beginning of the answer, by the tokenizer's template or the family's.
+def prompt_text(tokenizer: Any, family: Family, messages: Sequence[Message], begun: bool = False) -> str:
+    """The text of a chat up to where the answer goes on, by the tokenizer's template or the family's.
 
-    Without any template the text of a single message is the prompt.
+    Without any template the text of a single message is the prompt. With ``begun`` the last message is the
+    beginning of the answer.
 
     Raises:
         ValueError: If there are several templates and none is the default, if it fails or does not end, and
             for several messages without any.
     """
-    template = _default(tokenizer.chat_template) or family.chat_template
+    template = template_of(tokenizer, family)
     if template is None:
         if len(messages) != 1:
             raise ValueError(f"this dLLM has no chat template; give one text instead of {messages!r}")
-        first = tokenizer.bos_token if family.bos_without_chat else None
-        return (first or "") + messages[0]["content"]
+        return messages[0]["content"]
 
     def render() -> str:
         return str(
@@ -37,7 +37,8 @@ def prompt_text(tokenizer: Any, family: Family, messages: Sequence[Message]) -> 
                 messages,
                 chat_template=template,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=not begun,
+                continue_final_message=begun,
                 **family.chat_options,
             )
         )
@@ -48,6 +49,19 @@ def prompt_text(tokenizer: Any, family: Family, messages: Sequence[Message]) -> 
         raise ValueError(
             f"the dLLM's chat template fails on {messages!r:.200}: {error or type(error).__name__}"
         ) from error
+
+
+def as_begun(tokenizer: Any, family: Family, text: str) -> str:
+    """A text with the first token before it, for models without chat template that are used to that."""
+    first = tokenizer.bos_token or ""
+    if not family.bos_without_chat or template_of(tokenizer, family) is not None or text.startswith(first):
+        return text
+    return str(first + text)
+
+
+def template_of(tokenizer: Any, family: Family) -> str | None:
+    """The chat template: the tokenizer's, or the family's."""
+    return _default(tokenizer.chat_template) or family.chat_template
 
 
 def _default(templates: str | dict[str, str] | None) -> str | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dllm_gym.backends import cpu
 from dllm_gym.backends.attention import block_causal_mask, block_numbers
 from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
-from dllm_gym.backends.chat import prompt_text
+from dllm_gym.backends.chat import as_begun, prompt_text
 from dllm_gym.backends.compiled import CompiledForward, compiled_forward
 from dllm_gym.backends.families import Family, family_of
 from dllm_gym.backends.loading import (
@@ -186,8 +186,27 @@ class TransformersBackend:
                 messages for a model without chat template; if the tokenizer or its chat template fails.
         """
         user: Message = {"role": "user", "content": str(prompt)}
-        messages = [user] if isinstance(prompt, str) else list(prompt)
-        text = self._prompt_text(messages)
+        return self.encode_text(self.chat_text([user] if isinstance(prompt, str) else list(prompt)))
+
+    def chat_text(self, messages: Sequence[Message], begun: bool = False) -> str:
+        """What the model reads of a chat, by its chat template; without one, the text of a single message.
+
+        Args:
+            messages: With at least ``role`` and ``content``.
+            begun: Whether the last message is the beginning of the answer, to be gone on with.
+
+        Raises:
+            ValueError: If the chat template fails, and for several messages without any.
+        """
+        return prompt_text(self.tokenizer, self.family, messages, begun)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text as the model goes on with it, without chat template.
+
+        Raises:
+            ValueError: If it holds words this model does not know, or its mask token; if the tokenizer fails.
+        """
+        text = as_begun(self.tokenizer, self.family, text)
         with failures_of("the dLLM's tokenizer"):
             ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         unknown = self.tokenizer.unk_token_id
@@ -195,13 +214,10 @@ class TransformersBackend:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             spans = [span for i, span in zip(ids, encoding["offset_mapping"], strict=True) if i == unknown]
             words = sorted({text[start:end] for start, end in spans})
-            raise ValueError(f"the prompt {prompt!r} has words this dLLM does not know: {', '.join(words)}")
+            raise ValueError(f"the prompt {text!r} has words this dLLM does not know: {', '.join(words)}")
         if self.mask_token_id in ids:
-            raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
+            raise ValueError(f"the prompt {text!r} contains the dLLM's mask token")
         return ids
-
-    def _prompt_text(self, messages: Sequence[Message]) -> str:
-        return prompt_text(self.tokenizer, self.family, messages)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion, cut at its first end token. Masks that are left stay visible."""

@@ -113,4 +113,4 @@ _OF_THE_DLLM = ("backend", "backend_kwargs", "block_length")  # prompts are no t
 
 def _shown(prompt: Prompt) -> str:
     """A prompt, or what was last said in a chat."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]  # type: ignore[index]

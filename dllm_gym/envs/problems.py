@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from dllm_gym.backends import Backend
+from dllm_gym.prompts import is_token_ids
 from dllm_gym.tasks import Problem, Task
 
 
@@ -51,15 +52,16 @@ class Problems:
             ValueError: If the dLLM has no such tokens, or its mask token is among them.
         """
         backend = self._backend
-        ids = backend.encode_prompt(problem.prompt)
+        prompt: Any = problem.prompt  # a text, or one of the other kinds of ``dllm_gym.prompts``
+        ids = list(prompt) if is_token_ids(prompt) else backend.encode_prompt(prompt)
         if problem.prefix:
             ids = [*ids, *backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]
         foreign = sorted({i for i in ids if not 0 <= i < backend.vocab_size})
         if foreign:
             raise ValueError(
-                f"the tokenizer makes the ids {foreign} of {problem.prompt!r}, "
-                f"the dLLM has tokens 0 to {backend.vocab_size - 1}: they do not belong together"
+                f"the prompt {prompt!r} has the token ids {foreign}, the dLLM has tokens 0 to "
+                f"{backend.vocab_size - 1}: tokenizer and dLLM do not belong together"
             )
         if backend.mask_token_id in ids:
-            raise ValueError(f"the prompt {problem.prompt!r} contains the dLLM's mask token")
+            raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
         return ids
