@@ -39,7 +39,7 @@ options = st.fixed_dictionaries(
         "revealed_confidence": st.sampled_from(["one", "model"]),
         "view": st.sampled_from(["completion", "block"]),
         "actions": st.sampled_from(["reveal", "set-state"]),
-        "commit_drift": st.just(False),
+        "commit_drift": st.booleans(),
     }
 )
 kinds = st.sampled_from(["single", "made", *AutoresetMode])

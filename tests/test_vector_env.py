@@ -197,7 +197,7 @@ def test_equals_single_environments_step_by_step(mode, num_envs, kwargs, first_s
             "forbid_remask": st.booleans(),
             "max_steps": st.sampled_from([None, 4, 12]),
             "finish": st.sampled_from(["full", "confirm"]),
-            "commit_drift": st.just(False),
+            "commit_drift": st.booleans(),
         }
     ),
     rng_seed=st.integers(0, 2**32),

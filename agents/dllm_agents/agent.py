@@ -153,10 +153,9 @@ class LearnedPolicy:
             self._check_trained(key, float(inputs[key].min()), float(inputs[key].max()))
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
-        # a policy that only reveals lets stand what does; without a mask, nothing does
-        mask = torch.as_tensor(
-            np.atleast_2d(observation.get("mask", observation["action_mask"])), device=device
-        )
+        # where tokens can be taken back ``written`` is observed; a policy that only reveals lets them stand
+        masked = observation["mask" if "written" in observation else "action_mask"]
+        mask = torch.tensor(masked, device=device).view(action_mask.shape)
         candidates = action_mask if self.takes_back else action_mask * (mask != 0)
         logits = self.network({**inputs, "action_mask": candidates})
         if logits.isnan().any():

@@ -37,9 +37,9 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
     "action_mask": ("action_mask", lambda observation: observation["action_mask"].float()),
     "entropy": ("entropy", lambda observation: observation["entropy"].float()),
     "margin": ("margin", lambda observation: observation["margin"].float()),
-    "top_k": ("top_k", lambda observation: observation["top_k"].float()),
     "written": ("written", lambda observation: observation["written"].float()),
     "remasks": ("remasks", lambda observation: observation["remasks"].float()),
+    "top_k": ("top_k", lambda observation: observation["top_k"].float()),
 }
 # A vector per position: it has an input projection of its own.
 VECTOR_FEATURES = ("hidden",)
@@ -135,6 +135,9 @@ class UnmaskTransformerConfig:
         for name in ("round_time", "value_head"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        self._check_finite()
+
+    def _check_finite(self) -> None:
         largest = torch.finfo(torch.float32).max
         if not 0 < self.time_period <= largest:
             raise ValueError(f"time_period must be positive and finite, got {self.time_period}")
