@@ -20,6 +20,7 @@ from dllm_gym.backends.callable_backend import CallableBackend
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import FunctionAgent, as_agent
 from dllm_gym.evaluation.decode import decode
+from dllm_gym.evaluation.home import at_play
 from dllm_gym.prompts import PromptTask
 from dllm_gym.strategies.base import prefix, rank
 
@@ -227,6 +228,7 @@ def _write(
         observe=tuple(getattr(resolved, "requires", ())),
         stop_at_eos=eos_token_id is not None,
         **shown,
+        **at_play([resolved], {}),
     )
     completions = np.empty((len(prompt), engine.length), dtype=np.int64)
     if seed is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
-from dllm_gym.evaluation.home import at_home, dllm_of
+from dllm_gym.evaluation.home import at_home, at_play, dllm_of
 from dllm_gym.evaluation.kept import Lines, lines_of
 from dllm_gym.prompts import Prompt, PromptTask, check_prompts, is_one_prompt
 from dllm_gym.trained import trained_length
@@ -153,6 +153,7 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
         revealed_confidence=revealed_confidence,
         view=view,
         top_k=top_k,
+        **at_play([resolved], {}),
     )
     _check_room(asked, engine)
     generations: list[Generation | None] = [None] * len(asked)

@@ -1,7 +1,7 @@
 """PPO on the unmasking environment in one file: gymnasium and torch, no RL library.
 
 What is special here is in three places: ``log_prob`` (an action is one draw of many bits, and only positions
-that may be revealed count), ``gae`` (no discount) and ``collect`` (autoreset mode SameStep: what follows the
+that may be changed count), ``gae`` (no discount) and ``collect`` (autoreset mode SameStep: what follows the
 end of an episode is the first observation of the next).
 
 Run: ``python examples/ppo_single_file.py`` (a minute on one thread), then
@@ -22,7 +22,6 @@ import dllm_gym  # noqa: F401  registers the environment
 from dllm_agents import save_policy
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 
-KEYS = ("confidence", "mask", "action_mask", "progress")  # what the network reads
 Tensors = dict[str, Tensor]
 
 
@@ -32,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--task", default="sudoku")
     add("--block-length", type=int, default=None, help="decode in blocks of this length, left to right")
     add("--alpha", type=float, default=1.0, help="price of steps")
+    add("--actions", default="reveal", help="set-state: the policy may also take tokens back")
     add("--num-envs", type=int, default=64, help="episodes decoded at once, one forward for all")
     add("--num-steps", type=int, default=32, help="steps of every row per rollout; best more than an episode")
     add("--total-timesteps", type=int, default=60_000)
@@ -56,7 +56,7 @@ def log_prob(logits: Tensor, action_mask: Tensor, actions: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, action_mask: Tensor) -> Tensor:
-    """Draws one bit per position that may be revealed; nothing at all may come out."""
+    """Draws one bit per position that may be changed; nothing at all may come out."""
     return ((torch.rand_like(logits) < logits.sigmoid()) & (action_mask != 0)).to(torch.int8)
 
 
@@ -77,7 +77,7 @@ def gae(rewards: Tensor, values: Tensor, ends: Tensor, last_value: Tensor, lam: 
 
 
 def tensors(observation: dict[str, np.ndarray]) -> Tensors:
-    return {key: torch.from_numpy(observation[key]) for key in KEYS}
+    return {key: torch.from_numpy(values) for key, values in observation.items()}
 
 
 @torch.no_grad()
@@ -135,18 +135,20 @@ def update(
 def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(arguments.seed)
+    place = {name: getattr(arguments, name) for name in ("task", "block_length", "alpha", "actions")}
     envs = gym.make_vec(
         "DLLMUnmask-v0",
         num_envs=arguments.num_envs,
         autoreset_mode="SameStep",
-        task=arguments.task,
-        block_length=arguments.block_length,
-        alpha=arguments.alpha,
+        **place,
         # A step that reveals nothing is lost; otherwise the policy leans on the environment's help.
         on_empty="noop",
         backend_kwargs={"dtype": arguments.dtype},
     )
-    network = UnmaskTransformer(UnmaskTransformerConfig(width=arguments.width, value_head=True))
+    keep_prior = 5.0 if arguments.actions == "set-state" else None  # at first nearly everything stands
+    network = UnmaskTransformer(
+        UnmaskTransformerConfig(width=arguments.width, value_head=True, keep_prior=keep_prior)
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=arguments.learning_rate, eps=1e-5)
     observation = tensors(envs.reset(seed=arguments.seed)[0])
     per_update = arguments.num_envs * arguments.num_steps
@@ -166,7 +168,8 @@ def main() -> None:
         )
     envs.close()
     settings = {key: str(value) if key == "output" else value for key, value in vars(arguments).items()}
-    print(f"policy: {save_policy(arguments.output, network, {'arguments': settings})}")
+    told = {"arguments": settings, "config": {"env": place}}  # where it was trained, it decodes
+    print(f"policy: {save_policy(arguments.output, network, told)}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ CONFIGURATIONS = [
     {"stop_at_eos": True, "completion_length": 20},
     {"observe": ("alpha", "target_steps"), "alpha": (0.1, 10.0), "target_steps": (1, 64)},
     {"observe": ("block_length",), "block_length": (4, 8, None)},
+    {"actions": "set-state", "observe": ("tokens", "remasks"), "max_remasks": 2, "block_length": 12},
+    {"actions": "set-state", "finish": "confirm", "max_steps": 60, "commit_drift": True},
 ]
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 

@@ -100,6 +100,18 @@ def test_ppo_in_one_file_learns_and_its_policy_evaluates(capsys, monkeypatch, tm
     assert trained.reward_mean > curve[0] + 0.1
 
 
+@pytest.mark.slow
+def test_ppo_in_one_file_takes_tokens_back(capsys, monkeypatch, tmp_path):
+    run_example(
+        monkeypatch, "ppo_single_file.py", "--actions", "set-state", "--total-timesteps", 4_096,
+        "--output", tmp_path / "run",
+    )  # fmt: skip
+    assert len(rewards(capsys.readouterr().out)) == 2
+    result = dllm_gym.evaluate(str(tmp_path / "run"), 8)
+    assert result.environment["actions"] == "set-state"
+    assert result.records.metrics["remasks"].sum() > 0
+
+
 def test_log_probability_is_that_of_the_whole_action(single_file):
     torch.manual_seed(0)
     logits = torch.randn(20, 7) * 5

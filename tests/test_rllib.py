@@ -150,6 +150,16 @@ def test_advantages_have_no_discount(local):
     assert len(set(expected)) > 1
 
 
+def test_ratios_of_the_first_update_are_one_where_tokens_go_back(cluster):
+    env = {**SUDOKU, "actions": "set-state", "max_remasks": 1, "max_steps": 24}
+    algorithm = ppo_config(env, policy={"width": 16, "keep_prior": 0.5}, num_envs=8, **SMALL).build_algo()
+    try:
+        test_ratios_of_the_first_update_are_one(algorithm)
+        algorithm.train()
+    finally:
+        algorithm.stop()
+
+
 def test_ratios_of_the_first_update_are_one(local):
     episode = max(local.env_runner.sample(), key=len)
     observation = {key: torch.as_tensor(value[:-1]) for key, value in episode.get_observations().items()}

@@ -189,6 +189,28 @@ def test_equals_single_environments_step_by_step(mode, num_envs, kwargs, first_s
 @every_mode
 @settings(max_examples=20)
 @given(
+    num_envs=st.integers(1, 4),
+    kwargs=toy_configurations,
+    game=st.fixed_dictionaries(
+        {
+            "max_remasks": st.sampled_from([None, 1]),
+            "forbid_remask": st.booleans(),
+            "max_steps": st.sampled_from([None, 4, 12]),
+            "finish": st.sampled_from(["full", "confirm"]),
+            "commit_drift": st.booleans(),
+        }
+    ),
+    rng_seed=st.integers(0, 2**32),
+)
+def test_equals_single_environments_where_tokens_go_back(mode, num_envs, kwargs, game, rng_seed):
+    game = {**kwargs, **game, "actions": "set-state", "observe": (*kwargs["observe"], "remasks")}
+    twins = Twins(num_envs, mode, backend=ToyBackend(), task=ToyTask(), **game)
+    walk(twins, np.random.default_rng(rng_seed), steps=20, first_seed=1)
+
+
+@every_mode
+@settings(max_examples=20)
+@given(
     limit=st.integers(1, 6), on_empty=st.sampled_from(["best", "noop"]), first_seed=seeds,
     rng_seed=st.integers(0, 2**32),
 )  # fmt: skip

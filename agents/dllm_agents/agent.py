@@ -113,6 +113,11 @@ class LearnedPolicy:
         self._generators: dict[int, np.random.Generator] = {}
 
     @property
+    def takes_back(self) -> bool:
+        """Whether it takes tokens back; of a success model with a budget only what it reveals counts."""
+        return self.network.keep_proj is not None and self.budget is None
+
+    @property
     def fingerprint(self) -> str:
         """What tells this policy from every other one, its weights included, for results that are kept."""
         digest = hashlib.sha256(repr((self.network.config, self.parameters)).encode())
@@ -148,15 +153,21 @@ class LearnedPolicy:
             self._check_trained(key, float(inputs[key].min()), float(inputs[key].max()))
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
-        logits = self.network(inputs)
+        # where tokens can be taken back ``written`` is observed; a policy that only reveals lets them stand
+        masked = observation["mask" if "written" in observation else "action_mask"]
+        mask = torch.tensor(masked, device=device).view(action_mask.shape)
+        candidates = action_mask if self.takes_back else action_mask * (mask != 0)
+        logits = self.network({**inputs, "action_mask": candidates})
         if logits.isnan().any():
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"
             )
         if self.budget is not None and self.harm is not None:
-            actions = within_budget(harm_logits(logits, self.harm), action_mask, self.budget)
+            actions = within_budget(harm_logits(logits, self.harm), candidates, self.budget)
         else:
-            actions = self._choose(adjust_logits(logits, self.temperature, self.beta), action_mask)
+            logits = adjust_logits(logits, self.temperature, self.beta, mask)
+            actions = self._choose(logits, candidates, mask)
+        actions = torch.where((action_mask != 0) & (candidates == 0), 1, actions)
         array: NDArray[np.int8] = actions.cpu().numpy()
         return array[0] if single else array
 
@@ -170,15 +181,15 @@ class LearnedPolicy:
                 f"choose a number, such as {knob}={(low * high) ** 0.5:.0f}"
             )
 
-    def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor) -> torch.Tensor:
+    def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         if self.decoding == "deterministic":
-            return bernoulli_mode(logits, action_mask)
+            return bernoulli_mode(logits, action_mask, mask)
         uniforms = torch.as_tensor(self._uniforms(action_mask.cpu().numpy()), device=logits.device)
         if self.decoding == "dpls":
             return (sample_dpls(logits, action_mask, uniforms=uniforms) != 0).to(torch.int8)
         actions = sample_bernoulli(logits, action_mask, uniforms=uniforms)
         if self.decoding == "sample":
-            actions = with_argmax_fallback(actions, logits, action_mask)
+            actions = with_argmax_fallback(actions, logits, action_mask, mask)
         return actions
 
     def _uniforms(self, action_mask: NDArray[Any]) -> NDArray[np.float32]:

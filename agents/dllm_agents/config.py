@@ -24,6 +24,7 @@ WORKERS = (
     "num_learners", "num_cpus_per_learner", "num_gpus_per_learner",
 )  # fmt: skip
 
+_KEEP_PRIOR = 5.0  # that of the published set-state policy
 _EVALUATIONS = 10  # of a training, where nothing is said
 _LARGEST_FILE = 2**16  # bytes; a hundred times what a configuration takes
 
@@ -60,7 +61,8 @@ class TrainConfig:
             ``PPOConfig.training``.
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
             read is observed automatically. ``optimizer_class`` is the name of one of torch's. For
-            ``rllib-ppo`` those of ``network_for``, which are sizes and features.
+            ``rllib-ppo`` those of ``network_for``, which are sizes and features. With ``actions: set-state``
+            in ``env``, ``keep_prior`` is 5 if nothing else is said.
         workers: Processes of ``rllib-ppo`` and what each may use, by the names RLlib has for them:
             ``num_env_runners`` share ``num_envs``, ``num_learners`` learn (0 of either: in this process),
             ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
@@ -212,6 +214,12 @@ class TrainConfig:
     def eval_interval(self) -> int:
         """Environment steps between evaluations."""
         return self.eval_every or math.ceil(self.total_timesteps / _EVALUATIONS)
+
+    @property
+    def policy_arguments(self) -> dict[str, Any]:
+        """``policy`` with what follows from ``env``."""
+        takes_back = self.env.get("actions", "reveal") == "set-state"
+        return {**({"keep_prior": _KEEP_PRIOR} if takes_back else {}), **self.policy}
 
     @property
     def warm_steps(self) -> int:

@@ -4,7 +4,9 @@ The Bernoulli decides independently for every position that may be revealed now;
 list of them, at least one, until a STOP item comes up.
 
 Symbols are the paper's (arXiv 2512.09106): b^k is the logit of position k, C the set of candidates
-(``action_mask`` = 1), u the action. All tensors are ``(B, L)`` unless stated otherwise.
+(``action_mask`` = 1), u the action. All tensors are ``(B, L)`` unless stated otherwise. Where tokens can be
+taken back there are revealed positions in C, too; ``mask`` then says which are masked, and u^k = 1 is to let
+the token stand. Likelihood and entropy are the same for both kinds.
 """
 
 from __future__ import annotations
@@ -85,34 +87,49 @@ def sample_bernoulli(
     return (uniforms < torch.sigmoid(masked_logits(logits, action_mask))).to(torch.int8)
 
 
-def with_argmax_fallback(actions: Tensor, logits: Tensor, action_mask: Tensor) -> Tensor:
-    """The paper's Bernoulli-argmax: rows where ``actions`` reveals nothing reveal the argmax of b over C.
+def with_argmax_fallback(
+    actions: Tensor, logits: Tensor, action_mask: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The paper's Bernoulli-argmax: rows where ``actions`` changes nothing reveal the argmax of b over C.
 
-    A row without candidates stays empty.
+    A row without masked candidates stays as it is.
+
+    Args:
+        actions: u.
+        logits: b.
+        action_mask: 1 for k in C.
+        mask: 1 where masked; ``None``: all of C is.
     """
-    candidates = action_mask != 0
-    empty = candidates.any(-1, keepdim=True) & ~((actions != 0) & candidates).any(-1, keepdim=True)
-    best = masked_logits(logits, action_mask).argmax(-1, keepdim=True)
-    return actions.scatter(-1, best, actions.gather(-1, best) | empty.to(actions.dtype))
+    allowed = action_mask != 0
+    masked = allowed if mask is None else mask != 0
+    candidates = allowed & masked
+    changes = (allowed & ((actions != 0) == masked)).any(-1, keepdim=True)
+    idle = candidates.any(-1, keepdim=True) & ~changes
+    best = masked_logits(logits, candidates).argmax(-1, keepdim=True)
+    return actions.scatter(-1, best, actions.gather(-1, best) | idle.to(actions.dtype))
 
 
-def bernoulli_mode(logits: Tensor, action_mask: Tensor) -> Tensor:
+def bernoulli_mode(logits: Tensor, action_mask: Tensor, mask: Tensor | None = None) -> Tensor:
     """u^k = 1 where sigmoid(b^k) > 0.5, k in C, with the argmax fallback so that no step is wasted; int8."""
     chosen = (masked_logits(logits, action_mask) > 0).to(torch.int8)
-    return with_argmax_fallback(chosen, logits, action_mask)
+    return with_argmax_fallback(chosen, logits, action_mask, mask)
 
 
-def adjust_logits(logits: Tensor, temperature: float = 1.0, beta: float = 1.0) -> Tensor:
+def adjust_logits(
+    logits: Tensor, temperature: float = 1.0, beta: float = 1.0, mask: Tensor | None = None
+) -> Tensor:
     """Logits of the reveal probability s' = min(1, beta sigmoid(b / temperature)).
 
     Policy temperature and beta scaling are test-time knobs (arXiv 2512.09106): a low temperature sharpens
-    decisions, beta above 1 reveals more per step, below 1 less.
+    decisions, beta above 1 reveals more per step, below 1 less. Where ``mask`` is 0 a token stands, of which
+    beta says nothing.
     """
     logits = logits / temperature
     if beta == 1.0:
         return logits
     log_p = (F.logsigmoid(logits) + math.log(beta)).clamp(max=-1e-6)
-    return log_p - torch.log(-torch.expm1(log_p))
+    scaled = log_p - torch.log(-torch.expm1(log_p))
+    return scaled if mask is None else torch.where(mask != 0, scaled, logits)
 
 
 def sample_dpls(

@@ -93,7 +93,8 @@ class _Decision(nn.Module):
             for key, value in self._knobs.items()
         }
         logits = self.network({**observation, **knobs})
-        return masked_logits(adjust_logits(logits, self._temperature, self._beta), action_mask)
+        mask = observation["mask"] if self.network.keep_proj is not None else None
+        return masked_logits(adjust_logits(logits, self._temperature, self._beta, mask), action_mask)
 
 
 def _example(key: str, policy: LearnedPolicy) -> Tensor:

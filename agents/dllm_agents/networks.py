@@ -37,6 +37,8 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
     "action_mask": ("action_mask", lambda observation: observation["action_mask"].float()),
     "entropy": ("entropy", lambda observation: observation["entropy"].float()),
     "margin": ("margin", lambda observation: observation["margin"].float()),
+    "written": ("written", lambda observation: observation["written"].float()),
+    "remasks": ("remasks", lambda observation: observation["remasks"].float()),
     "top_k": ("top_k", lambda observation: observation["top_k"].float()),
 }
 # A vector per position: it has an input projection of its own.
@@ -76,6 +78,10 @@ class UnmaskTransformerConfig:
         initial_bias: Bias of the output: an untrained policy reveals a position with probability
             around sigmoid(-2) = 0.12 (paper, "smart initialisation").
         value_head: Whether there is a critic on top of the shared trunk.
+        keep_prior: For ``actions="set-state"``: there is a second output, for revealed positions. It begins
+            as this number times ``written``, the probability of the token that stands there, whatever the
+            weights are; with 5 a token that the dLLM is sure of is kept with probability 0.993. ``None``: the
+            policy only reveals.
 
     Raises:
         ValueError: For unknown, missing or repeated features and sizes that don't fit.
@@ -93,6 +99,7 @@ class UnmaskTransformerConfig:
     hidden_width: int | None = None
     initial_bias: float = -2.0
     value_head: bool = False
+    keep_prior: float | None = None
 
     def __post_init__(self) -> None:
         if self.mlp_width is None:
@@ -128,11 +135,15 @@ class UnmaskTransformerConfig:
         for name in ("round_time", "value_head"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        self._check_finite()
+
+    def _check_finite(self) -> None:
         largest = torch.finfo(torch.float32).max
         if not 0 < self.time_period <= largest:
             raise ValueError(f"time_period must be positive and finite, got {self.time_period}")
-        if not abs(self.initial_bias) <= largest:
-            raise ValueError(f"initial_bias must be finite, got {self.initial_bias}")
+        for name, number in (("initial_bias", self.initial_bias), ("keep_prior", self.keep_prior or 0.0)):
+            if not abs(number) <= largest:
+                raise ValueError(f"{name} must be finite, got {number}")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -147,7 +158,8 @@ class UnmaskTransformerConfig:
     @property
     def requires(self) -> tuple[str, ...]:
         """The observation keys the network reads."""
-        return observed_by((*self.features, "mask") if self.value_head else self.features)
+        keys = observed_by((*self.features, "mask") if self.value_head else self.features)
+        return keys if self.keep_prior is None else tuple(dict.fromkeys((*keys, "mask", "written")))
 
 
 class TimeEmbedding(nn.Module):
@@ -343,9 +355,13 @@ class UnmaskTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, config.heads, mlp_width) for _ in range(config.layers))
         self.final_norm = nn.LayerNorm(width)
         self.output_proj = nn.Linear(width, 1)
+        self.keep_proj = None if config.keep_prior is None else nn.Linear(width, 1)
         self.value_head = ValueHead(width) if config.value_head else None
         # The weight stays random, so that untrained logits differ between positions.
         nn.init.constant_(self.output_proj.bias, config.initial_bias)
+        if self.keep_proj is not None:
+            nn.init.zeros_(self.keep_proj.weight)
+            nn.init.zeros_(self.keep_proj.bias)
 
     @property
     def num_parameters(self) -> int:
@@ -362,10 +378,10 @@ class UnmaskTransformer(nn.Module):
         Raises:
             ValueError: If ``top_k`` or ``hidden`` is too narrow or of another dLLM.
         """
-        return self._logits(self._trunk(observation))
+        return self._logits(self._trunk(observation), observation)
 
     def candidate_logits(self, observation: Observation) -> Tensor:
-        """Logits ``(B, L)``, float32, of the positions that may be revealed now; elsewhere -1e8.
+        """Logits ``(B, L)``, float32, of the positions in ``action_mask``; elsewhere -1e8.
 
         ``masked_logits`` of ``forward`` with less work, for training: behind the last attention only the
         positions in ``action_mask`` are computed. How many those of all rows are may change the last bits,
@@ -386,7 +402,7 @@ class UnmaskTransformer(nn.Module):
         Raises:
             ValueError: As ``forward``.
         """
-        return self._logits(self._trunk(observation, at))
+        return self._logits(self._trunk(observation, at), observation, at)
 
     def forward_actor_critic(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``(B, L)`` and state values ``(B,)``.
@@ -397,10 +413,13 @@ class UnmaskTransformer(nn.Module):
         if self.value_head is None:
             raise ValueError("this network has no value head; build it with value_head=True")
         x = self._trunk(observation)
-        return self._logits(x), self.value_head(x, observation["mask"].float())
+        return self._logits(x, observation), self.value_head(x, observation["mask"].float())
 
     def _trunk(self, observation: Observation, at: Tensor | None = None) -> Tensor:
         """Hidden states ``(B, L, D)``, or those ``(M, D)`` of the positions ``at``."""
+        if self.keep_proj is not None:  # the trunk sees what it did when its policy only revealed
+            masked = observation["action_mask"] * (observation["mask"] != 0)
+            observation = {**observation, "action_mask": masked}
         x = self._input(observation)  # (B, L, D)
         conditions, which = self._conditions(observation, x)
         rotation = rotary_angles(x.shape[1], self.config.width // self.config.heads, x.device)
@@ -461,6 +480,12 @@ class UnmaskTransformer(nn.Module):
             )
         return values[..., :wanted]  # (B, L, k)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.output_proj(x)
-        return logits.squeeze(-1).float()
+    def _logits(self, x: Tensor, observation: Observation, at: Tensor | None = None) -> Tensor:
+        logits: Tensor = self.output_proj(x).squeeze(-1).float()
+        if self.keep_proj is None or self.config.keep_prior is None:  # which say the same
+            return logits
+        mask, written = observation["mask"], observation["written"].float()
+        if at is not None:
+            mask, written = (values.flatten().index_select(0, at) for values in (mask, written))
+        keep = self.keep_proj(x).squeeze(-1).float() + self.config.keep_prior * written
+        return torch.where(mask != 0, logits, keep)

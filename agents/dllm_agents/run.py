@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from torch.nn import functional as F
 
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
-from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.networks import POSITION_FEATURES, UnmaskTransformer
 from dllm_agents.run_folder import CONFIG, METRICS, REPORTED
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
@@ -117,8 +118,9 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """Gives a network the weights of a saved policy.
 
     Args:
-        network: May read ``SETTINGS`` that the policy does not, as the last of its features: they begin
-            without effect. It may also have a critic where the policy has none.
+        network: May read more than the policy does, as the last of its features: ``SETTINGS`` and what is a
+            column per position, such as ``written``; they begin without effect. It may also have a critic
+            where the policy has none, and take tokens back.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -126,10 +128,14 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """
     saved = load_policy(source).network
     theirs = asdict(saved.config)
-    settings = tuple(name for name in network.config.features if name in SETTINGS)
-    added = tuple(name for name in settings if name not in saved.config.features)
+    silent = (*SETTINGS, *(POSITION_FEATURES if saved.config.columns else ()))
+    added = tuple(
+        name for name in network.config.features if name in silent and name not in saved.config.features
+    )
     theirs["features"] = (*saved.config.features, *added)
     theirs["value_head"] |= network.config.value_head
+    if saved.config.keep_prior is None:
+        theirs["keep_prior"] = network.config.keep_prior
     differing = [
         f"{name} {theirs[name]!r} instead of {value!r}"
         for name, value in asdict(network.config).items()
@@ -137,7 +143,12 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     ]
     if differing:
         raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
-    network.load_state_dict({**network.state_dict(), **saved.state_dict()})
+    tensors = {**network.state_dict(), **saved.state_dict()}
+    columns = network.config.num_columns - saved.config.num_columns
+    if columns:
+        of_columns = tensors["input_proj.weight"]
+        tensors["input_proj.weight"] = F.pad(of_columns, (0, columns))
+    network.load_state_dict(tensors)
 
 
 def refuse_unknown(

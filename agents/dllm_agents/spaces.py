@@ -20,6 +20,7 @@ def network_for(
     mlp_width: int | None = None,
     layers: int = 1,
     initial_bias: float = -2.0,
+    keep_prior: float | None = None,
     critic: bool = True,
 ) -> UnmaskTransformerConfig:
     """The configuration of a network for these spaces.
@@ -33,6 +34,7 @@ def network_for(
         mlp_width: See there.
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
+        keep_prior: See there; for ``actions="set-state"``.
         critic: Whether there is a value head.
 
     Raises:
@@ -45,6 +47,7 @@ def network_for(
         mlp_width=mlp_width,
         layers=layers,
         initial_bias=initial_bias,
+        keep_prior=keep_prior,
         value_head=critic,
         top_k=_last_axis(observation_space, "top_k") if "top_k" in features else 8,
         hidden_width=_last_axis(observation_space, "hidden") if "hidden" in features else None,

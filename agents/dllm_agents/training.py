@@ -251,7 +251,7 @@ class _Run(Run):
         config = self.config
         if config.warm_start is None:
             return None
-        policy = {**config.policy, "sampler": "bernoulli", "optimizer_class": "AdamW"}
+        policy = {**config.policy_arguments, "sampler": "bernoulli", "optimizer_class": "AdamW"}
         return SuccessModel(
             UnmaskPolicy,
             self.env,
@@ -270,7 +270,7 @@ class _Run(Run):
             UnmaskPolicy,
             self.env,
             learning_rate=learning_rate(config, self.pace),
-            policy_kwargs=_with_optimizer(config.policy),
+            policy_kwargs=_with_optimizer(config.policy_arguments),
             seed=config.seed,
             device="cpu" if not torch.cuda.is_available() else "auto",
             **steering,

@@ -123,6 +123,9 @@ BlockOption = Annotated[
         "default: the policy's own, or full."
     ),
 ]
+ForbidRemaskOption = Annotated[
+    bool, typer.Option("--forbid-remask", help="Agents that take tokens back may not.")
+]
 AlphaOption = Annotated[
     float | None, typer.Option(min=0.0, help="Exponent of the step price; default: 1, in a report the run's.")
 ]
@@ -167,6 +170,7 @@ class Place(Dllm):
     task_kwargs: TaskKwargsOption = None
     block_length: BlockOption = None
     alpha: AlphaOption = None
+    forbid_remask: ForbidRemaskOption = False
     imports: ImportOption = None
 
     def arguments(self) -> dict[str, Any]:
@@ -176,6 +180,7 @@ class Place(Dllm):
             "task": self.task,
             "task_kwargs": None if self.task_kwargs is None else read_task_kwargs(self.task_kwargs),
             "alpha": self.alpha,
+            "forbid_remask": self.forbid_remask or None,
         }
         told = {name: value for name, value in given.items() if value is not None}
         if self.block_length is not None:

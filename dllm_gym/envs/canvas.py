@@ -12,11 +12,16 @@ from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
 class Canvas(PerRow):
     """Episodes in flight, one per row; any row can be started afresh while the others go on.
 
-    A row is a prompt followed by ``completion_length`` positions that start as mask tokens.
+    A row is a prompt followed by ``completion_length`` positions that start as mask tokens. What is revealed
+    stays so, unless there are ``remasks``: then the tokens of the active block may be taken back until the
+    block is finished.
 
     Attributes:
-        masked: ``(N, L)`` bool, positions not yet revealed.
+        masked: ``(N, L)`` bool, positions not revealed.
+        open: ``(N, L)`` bool, positions that may still change.
         just_revealed: ``(N, L)`` bool, positions revealed by the row's last step.
+        just_remasked: ``(N, L)`` bool, positions it took back.
+        remasked: ``(N, L)`` int64, how often each position was taken back.
         steps: ``(N,)`` int64, steps used.
         block_lengths: ``(N,)`` int64, positions per block.
 
@@ -31,11 +36,15 @@ class Canvas(PerRow):
             are revealed.
         blocks_from_prompt: Whether blocks are counted from the first token of the prompt, so that the
             first one of the completion may be shorter.
+        max_steps: The budget of steps; ``None`` is L.
+        remasks: How often each position may be taken back.
+        confirm: Whether a full block is finished only by a step that changes nothing in it, and a text up to
+            its end token only by one that changes nothing in that.
     """
 
     per_row = (
         *("_block_of", "_prompts", "_completions"),
-        *("masked", "just_revealed", "steps", "block_lengths"),
+        *("masked", "open", "just_revealed", "just_remasked", "remasked", "steps", "block_lengths"),
     )
 
     def __init__(
@@ -47,8 +56,14 @@ class Canvas(PerRow):
         pad_token_id: int,
         end_token_ids: Collection[int] | None = None,
         blocks_from_prompt: bool = False,
+        *,
+        max_steps: int | None = None,
+        remasks: int = 0,
+        confirm: bool = False,
     ) -> None:
         self.completion_length = completion_length
+        self.max_steps = completion_length if max_steps is None else max_steps
+        self._remasks, self._confirm = remasks, confirm
         self._blocks_from_prompt = blocks_from_prompt
         self._mask_token_id = mask_token_id
         self._pad_token_id = pad_token_id
@@ -59,7 +74,10 @@ class Canvas(PerRow):
         self._prompts: list[IntArray] = [np.zeros(0, dtype=np.int64)] * num_rows  # of their own lengths
         self._completions = np.full((num_rows, completion_length), mask_token_id, dtype=np.int64)  # (N, L)
         self.masked: BoolArray = np.ones((num_rows, completion_length), dtype=bool)
+        self.open: BoolArray = np.ones((num_rows, completion_length), dtype=bool)
         self.just_revealed: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
+        self.just_remasked: BoolArray = np.zeros((num_rows, completion_length), dtype=bool)
+        self.remasked: IntArray = np.zeros((num_rows, completion_length), dtype=np.int64)
         self.steps: IntArray = np.zeros(num_rows, dtype=np.int64)
 
     def start(
@@ -82,8 +100,9 @@ class Canvas(PerRow):
         offsets = self.block_offsets(rows)
         self._block_of[rows] = block_numbers(self.completion_length, self.block_lengths[rows], offsets)
         self._completions[rows] = self._mask_token_id
-        self.masked[rows] = True
-        self.just_revealed[rows] = False
+        self.masked[rows] = self.open[rows] = True
+        self.just_revealed[rows] = self.just_remasked[rows] = False
+        self.remasked[rows] = 0
         self.steps[rows] = 0
 
     def block_offsets(self, rows: IntArray) -> IntArray:
@@ -92,9 +111,9 @@ class Canvas(PerRow):
         return lengths % self.block_lengths[rows] if self._blocks_from_prompt else np.zeros_like(lengths)
 
     def in_active_block(self) -> BoolArray:
-        """``(N, L)``: inside the first block that still holds a mask; the very first if there is none."""
-        first_masked = self.masked.argmax(axis=1)  # (N,)
-        inside: BoolArray = self._block_of == self._block_of[self._rows, first_masked][:, None]
+        """``(N, L)``: inside the first block that is not finished; the very first if all are."""
+        first_open = self.open.argmax(axis=1)  # (N,)
+        inside: BoolArray = self._block_of == self._block_of[self._rows, first_open][:, None]
         return inside
 
     def active_window(self, rows: IntArray) -> IntArray:
@@ -103,28 +122,47 @@ class Canvas(PerRow):
         return np.stack([inside.argmax(axis=1), inside.shape[1] - inside[:, ::-1].argmax(axis=1)], axis=1)
 
     def selectable(self) -> BoolArray:
-        """``(N, L)``: masked and inside the active block."""
-        return self.masked & self.in_active_block()
+        """``(N, L)``: inside the active block, and masked or to be taken back."""
+        changeable = self.masked | (self.remasked < self._remasks)
+        return changeable & self.open & self.in_active_block()
 
-    def apply(self, rows: IntArray, selected: BoolArray, tokens: IntArray) -> None:
-        """Reveals positions and counts a step.
+    def apply(
+        self, rows: IntArray, revealing: BoolArray, tokens: IntArray, remasking: BoolArray | None = None
+    ) -> None:
+        """Reveals positions, takes others back and counts a step.
 
         Args:
             rows: ``(R,)`` rows to step.
-            selected: ``(R, L)`` positions to reveal, all of them masked.
+            revealing: ``(R, L)`` positions to reveal, all of them masked.
             tokens: ``(R, L)`` what to write there.
+            remasking: ``(R, L)`` positions to mask again, all of them revealed; ``None`` is none.
         """
-        self._completions[rows] = np.where(selected, tokens, self._completions[rows])
-        self.masked[rows] &= ~selected
-        self.just_revealed[rows] = selected
+        if remasking is None:
+            remasking = np.zeros_like(revealing)
+        written = np.where(revealing, tokens, self._completions[rows])
+        self._completions[rows] = np.where(remasking, self._mask_token_id, written)
+        self.masked[rows] = (self.masked[rows] & ~revealing) | remasking
+        self.just_revealed[rows], self.just_remasked[rows] = revealing, remasking
+        self.remasked[rows] += remasking
         self.steps[rows] += 1
+        self._close(rows)
+
+    def _close(self, rows: IntArray) -> None:
+        """Closes the active blocks of some rows where they are finished."""
+        inside, standing = self.in_active_block()[rows], self._standing()[rows]
+        finished = (standing | ~inside).all(axis=1, keepdims=True)  # (R, 1)
+        self.open[rows] &= ~(inside & finished)
+
+    def _standing(self) -> BoolArray:
+        """``(N, L)``: revealed and, where that needs to be confirmed, not only by the last step."""
+        return ~(self.masked | self.just_revealed) if self._confirm else ~self.masked
 
     def finished(self) -> BoolArray:
-        """``(N,)``: everything revealed, the budget of L steps used, or the end token reached."""
-        done = ~self.masked.any(axis=1) | (self.steps >= self.completion_length)
+        """``(N,)``: every block finished, the budget of steps used, or the end token reached."""
+        done = ~self.open.any(axis=1) | (self.steps >= self.max_steps)
         if self._end_token_ids is not None:
             # everything up to the first mask is revealed; is an end token among it?
-            revealed_prefix = np.logical_and.accumulate(~self.masked, axis=1)  # (N, L)
+            revealed_prefix = np.logical_and.accumulate(self._standing(), axis=1)  # (N, L)
             done |= (revealed_prefix & np.isin(self._completions, self._end_token_ids)).any(axis=1)
         return done
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dllm_gym.backends import Backend, backend_names, load_backend
 from dllm_gym.backends.base import Memory
-from dllm_gym.envs import checks
+from dllm_gym.envs import checks, moves
 from dllm_gym.envs.blocks import BlockLength, Blocks
 from dllm_gym.envs.canvas import Canvas
 from dllm_gym.envs.checks import not_negative, one_of, positive
@@ -64,7 +64,7 @@ class Engine(PerRow):
 
     per_row = (
         *("canvas", "indices", "empty_actions", "ignored_actions", "alphas", "targets"),
-        *("_tokens", "_predicted", "problem_rngs", "noise_rngs", "_token_generators"),
+        *("_tokens", "_predicted", "_sure", "problem_rngs", "noise_rngs", "_token_generators"),
         *("seeds", "ended"),
     )
     _made = False
@@ -84,7 +84,13 @@ class Engine(PerRow):
         target_steps: float | Sequence[float] = 1.0,
         reward: str | Reward = "multiplicative",
         reward_metric: str | None = None,
+        actions: str = "reveal",
         on_empty: str = "best",
+        max_steps: int | None = None,
+        max_remasks: int | None = None,
+        forbid_remask: bool = False,
+        finish: str = "full",
+        commit_drift: bool = False,
         temperature: float = 0.0,
         observe: Sequence[str] = (),
         top_k: int = 8,
@@ -116,12 +122,16 @@ class Engine(PerRow):
         self.blocks = Blocks(block_length, self.length, attention_block)
         self.temperature = not_negative("temperature", temperature)
         self.on_empty = one_of("on_empty", on_empty, ON_EMPTY)
+        self.moves = moves.Moves.checked(self.length, actions, max_steps, max_remasks, forbid_remask, finish)
+        self.commit_drift = bool(commit_drift)
         self.prices = Prices(reward, self.length, alpha, target_steps)
         self.metric_names = tuple(self.task.metrics("", self.task.problem(0)))
         if reward_metric is not None:
             one_of("reward_metric", reward_metric, self.metric_names)
         self.reward_metric = reward_metric
         self.observe = observation_keys(observe)
+        if self.moves.can_take_back and "written" not in self.observe:
+            self.observe = (*self.observe, "written")  # what stands must be seen to be judged
         self.top_k = positive("top_k", top_k)
         if "top_k" in self.observe and self.top_k > self.backend.vocab_size:
             vocabulary = self.backend.vocab_size
@@ -137,6 +147,7 @@ class Engine(PerRow):
             self.backend.mask_token_id,
             self.top_k,
             getattr(self.backend, "hidden_width", 0),
+            self.moves.max_steps,
         )
         self.revealed_confidence = one_of("revealed_confidence", revealed_confidence, REVEALED_CONFIDENCE)
         self.view = one_of("view", view, VIEWS)
@@ -158,6 +169,9 @@ class Engine(PerRow):
             self.backend.pad_token_id,
             self.end_token_ids if stop_at_eos else None,
             attention_block is not None and self.backend.blocks_from == "sequence",  # type: ignore[attr-defined]
+            max_steps=self.moves.max_steps,
+            remasks=self.moves.remasks,
+            confirm=self.moves.finish == "confirm",
         )
         self.observation_space = observation_space(self.observe, sizes)
         self.action_space = spaces.MultiBinary(self.length)
@@ -177,6 +191,7 @@ class Engine(PerRow):
         self._tokens: IntArray = np.zeros((num_rows, self.length), dtype=np.int64)
         observed = [name for name in self.observe if name in STATISTICS]
         self._predicted = Statistics(num_rows, sizes, observed, self.backend.device)
+        self._sure = np.zeros((num_rows, self.length), dtype=np.float32)  # confidence when it was written
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -304,17 +319,21 @@ class Engine(PerRow):
 
     def act(self, rows: IntArray, actions: BoolArray) -> BoolArray:
         """Applies actions ``(R, L)``, checked by ``as_bits``, to some rows; says which of these changed."""
-        candidates = self.canvas.selectable()[rows]
-        selected = actions & candidates
-        self.ignored_actions[rows] += (actions ^ selected).sum(axis=1)
-        changed: BoolArray = np.any(selected, axis=1)
+        candidates, masked = self.canvas.selectable()[rows], self.canvas.masked[rows]
+        wanted = actions & candidates
+        self.ignored_actions[rows] += (actions ^ wanted).sum(axis=1)
+        revealing, remasking = wanted & masked, candidates & ~masked & ~wanted
+        changed: BoolArray = np.any(revealing | remasking, axis=1)
         self.empty_actions[rows] += ~changed
+        confidence = self.confidence[rows]
         if self.on_empty == "best" and not changed.all():
-            select_best_where_empty(selected, candidates, self.confidence[rows])
-            changed = np.any(selected, axis=1)
+            # a row that only takes back is not empty: it has no candidates here
+            select_best_where_empty(revealing, candidates & masked & ~changed[:, None], confidence)
+            changed |= np.any(revealing, axis=1)
         if not changed.all():
             self._predicted.repeat(rows[~changed])
-        self.canvas.apply(rows, selected, self._tokens[rows])
+        self._sure[rows] = np.where(revealing, confidence, self._sure[rows])
+        self.canvas.apply(rows, revealing, self._tokens[rows], remasking)
         return changed
 
     def predict(self, rows: IntArray) -> None:
@@ -376,6 +395,8 @@ class Engine(PerRow):
             observation["tokens"] = self.canvas.completions()
         if "alpha" in self.observe:
             observation["alpha"] = self.alphas[:, None].astype(np.float32)
+        if "remasks" in self.observe:
+            observation["remasks"] = (self.canvas.remasked * inside).astype(np.float32)
         if "target_steps" in self.observe:
             observation["target_steps"] = self.targets[:, None].astype(np.float32)
         if "block_length" in self.observe:
@@ -388,16 +409,26 @@ class Engine(PerRow):
         if hasattr(self.task, "prepare"):
             finished = [problem for row in rows if (problem := self.problems[row]) is not None]
             self.task.prepare(completions, finished)
-        return list(map(self._outcome, rows.tolist(), completions))
+        drift = self._drift(rows) if self.commit_drift and len(rows) else np.zeros(len(rows))
+        return list(map(self._outcome, rows.tolist(), completions, drift.tolist()))
 
-    def _outcome(self, row: int, completion: str) -> tuple[float, dict[str, Any]]:
+    def _drift(self, rows: IntArray) -> NDArray[np.float64]:
+        """``commit_drift`` of some rows ``(R,)``: one look of the dLLM at what they wrote."""
+        tokens, attention_mask = map(torch.from_numpy, self.canvas.model_input(rows))
+        positions = slice(tokens.shape[1] - self.length, None)
+        seen = self.backend.predict(tokens, attention_mask, positions, statistics=("probabilities",))
+        standing = tokens[:, positions, None].to(self.backend.device)
+        written = seen.statistics["probabilities"].gather(-1, standing)[..., 0].cpu().numpy()
+        return moves.commit_drift(self._sure[rows], written, ~self.canvas.masked[rows])
+
+    def _outcome(self, row: int, completion: str, drift: float) -> tuple[float, dict[str, Any]]:
         problem = self.problems[row]
         assert problem is not None
         score = float(self.task.score(completion, problem))
         if not 0 <= score <= 1:  # NaN is neither
             raise ValueError(f"task {self.task.name} must score 0 to 1, got {score} for {completion!r}")
         metrics = self.task.metrics(completion, problem)
-        info = self._account(row, score, completion, metrics)
+        info = self._account(row, score, completion, metrics, drift)
         paid_for = score if self.reward_metric is None else metrics[self.reward_metric]
         return self.prices.pay(paid_for, info["nfe"], self.alphas[row], self.targets[row]), info
 
@@ -405,9 +436,16 @@ class Engine(PerRow):
         """A row's info with the keys of the end of an episode before there is one: nothing is right yet."""
         return self._account(row, 0.0, "", dict.fromkeys(self.metric_names, 0.0))
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What infos tell in numbers about the episode besides the task's metrics."""
+        asked = {"remasks": self.moves.can_take_back, "commit_drift": self.commit_drift}
+        return tuple(name for name, told in asked.items() if told)
+
     def _account(
-        self, row: int, score: float, completion: str, metrics: Mapping[str, float]
+        self, row: int, score: float, completion: str, metrics: Mapping[str, float], drift: float = 0.0
     ) -> dict[str, Any]:
+        measured = {"remasks": int(self.canvas.remasked[row].sum()), "commit_drift": drift}
         return {
             "is_success": score >= 1.0,
             "score": score,
@@ -416,6 +454,7 @@ class Engine(PerRow):
             "problem": int(self.indices[row]),
             "empty_actions": int(self.empty_actions[row]),
             "ignored_actions": int(self.ignored_actions[row]),
+            **{name: measured[name] for name in self.measures},
             **metrics,
         }
 
@@ -434,6 +473,7 @@ class Engine(PerRow):
             "reward": self.prices.reward,
             "reward_metric": self.reward_metric,
             "on_empty": self.on_empty,
+            **self.moves.description(self.length),
             "temperature": self.temperature,
             "revealed_confidence": self.revealed_confidence,
             "view": self.view,
@@ -456,11 +496,12 @@ class Engine(PerRow):
             ],
             masked=masked,
             just_revealed=self.canvas.just_revealed[row].copy(),
+            just_remasked=self.canvas.just_remasked[row].copy(),
             confidence=np.where(masked, self.confidence[row], np.float32(1.0)),
             block_length=int(self.canvas.block_lengths[row]),
             block_offset=int(self.canvas.block_offsets(np.array([row]))[0]),
             step=int(self.canvas.steps[row]),
-            max_steps=self.length,
+            max_steps=self.moves.max_steps,
             score=self.task.score(self.backend.decode(completion), problem) if finished else None,
         )
 

@@ -18,7 +18,10 @@ REVEALED_CONFIDENCE = ("one", "model")
 VIEWS = ("completion", "block")
 ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 SETTINGS = ("alpha", "target_steps", "block_length")  # what is decided of an episode before it begins
-OBSERVE = (*(name for name in STATISTICS if name not in ALWAYS_OBSERVED), "tokens", *SETTINGS)
+OBSERVE = (
+    *(name for name in STATISTICS if name not in ALWAYS_OBSERVED),
+    *("tokens", "remasks", *SETTINGS),
+)
 
 
 def observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
@@ -40,6 +43,7 @@ def observation_space(keys: Sequence[str], sizes: Sizes) -> spaces.Dict:
     length = sizes.length
     optional: dict[str, spaces.Space[Any]] = {
         "tokens": spaces.Box(0, sizes.vocabulary - 1, (length,), np.int64),
+        "remasks": spaces.Box(0.0, sizes.max_steps, (length,), np.float32),
         "alpha": spaces.Box(0.0, largest, (1,), np.float32),
         "target_steps": spaces.Box(1.0, largest, (1,), np.float32),
         "block_length": spaces.Box(1.0, length, (1,), np.float32),
@@ -49,7 +53,7 @@ def observation_space(keys: Sequence[str], sizes: Sizes) -> spaces.Dict:
             "confidence": STATISTICS["confidence"].space(sizes),
             "mask": spaces.MultiBinary(length),
             "action_mask": spaces.MultiBinary(length),
-            "progress": spaces.Box(0.0, 1.0, (1,), np.float32),
+            "progress": spaces.Box(0.0, max(1.0, sizes.max_steps / length), (1,), np.float32),
             **{key: optional[key] if key in optional else STATISTICS[key].space(sizes) for key in keys},
         }
     )

@@ -70,6 +70,7 @@ class Frame:
         score: None while the episode runs, then the task's score; 1.0 is correct.
         block_offset: By how many positions the first block is shorter than the others.
         agent: Who decodes; empty leaves it out.
+        just_remasked: (L,) bool, positions taken back by the last step; None is none.
     """
 
     prompt: str
@@ -83,6 +84,7 @@ class Frame:
     score: float | None
     block_offset: int = 0
     agent: str = ""
+    just_remasked: np.ndarray | None = None
 
     @property
     def status(self) -> str:
@@ -103,6 +105,10 @@ class Frame:
             return ""
         return f"{'correct' if self.correct else 'wrong'}   score {self.score:g}"
 
+    def was_taken_back(self, position: int) -> bool:
+        """Whether the last step masked ``position`` again."""
+        return self.just_remasked is not None and bool(self.just_remasked[position])
+
     def is_edge(self, position: int) -> bool:
         """Whether a block other than the first starts at ``position``."""
         return position > 0 and (position + self.block_offset) % self.block_length == 0
@@ -117,7 +123,7 @@ def render_ansi(
         frame: What to draw.
         width: No line of cells is longer, as far as one letter per cell allows.
         cursor: A position to draw in reverse.
-        marked: (L,) bool, masked positions to draw in brackets.
+        marked: (L,) bool, positions to draw in brackets.
     """
     length = len(frame.tokens)
     columns = grid_columns(length)
@@ -297,13 +303,26 @@ def _ansi_cell(frame: Frame, position: int, width: int, marked: bool) -> str:
         shade = _SHADES[_level(frame.confidence[position], len(_SHADES))]
         if marked:
             return _YELLOW + (f"[{shade * (width - 2)}]" if width > 2 else "#" * width) + _RESET
-        return _DIM + shade * width + _RESET
+        return (_RED if frame.was_taken_back(position) else _DIM) + shade * width + _RESET
     token = frame.tokens[position]
     text = token_text(token)
-    if len(text) > width:
-        text = text[: width - 1] + "…"
-    style = _GREEN if frame.just_revealed[position] else _DIM if token in END_TOKENS else ""
+    if marked and width > 2:
+        return f"{_YELLOW}[{_cut(text, width - 2):^{width - 2}}]{_RESET}"
+    text = _cut(text, width)
+    style = (
+        _YELLOW
+        if marked
+        else _GREEN
+        if frame.just_revealed[position]
+        else _DIM
+        if token in END_TOKENS
+        else ""
+    )
     return f"{style}{text:^{width}}{_RESET if style else ''}"
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def _draw_cell(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, position: int, box: Box) -> None:
@@ -312,6 +331,8 @@ def _draw_cell(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, posi
     shape = _rounded(width, height, _RADIUS)
     if frame.masked[position]:
         image.paste(_mix(_UNSURE, _SURE, frame.confidence[position]), (x, y), shape)
+        if frame.was_taken_back(position):
+            draw.rounded_rectangle((x, y, right - 1, bottom - 1), _RADIUS, outline=_WRONG, width=3)
         return
     new, token = frame.just_revealed[position], frame.tokens[position]
     image.paste(_NEW if new else _REVEALED, (x, y), shape)

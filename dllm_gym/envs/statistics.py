@@ -36,6 +36,7 @@ class Sizes(NamedTuple):
         mask_token_id: The token that a dLLM never writes.
         top_k: k of ``top_k``.
         hidden_width: H of ``hidden``.
+        max_steps: The budget of steps, where it may be more than L.
     """
 
     length: int
@@ -43,6 +44,7 @@ class Sizes(NamedTuple):
     mask_token_id: int
     top_k: int = 8
     hidden_width: int = 0
+    max_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +147,7 @@ _TABLE = (
     ),
     Statistic(
         name="persistence",
-        space=lambda sizes: _box(0.0, sizes.length, sizes.length),
+        space=lambda sizes: _box(0.0, max(sizes.length, sizes.max_steps), sizes.length),
         looks=lambda sizes: sizes.length,
         measure=_persistence,
         needs=("best",),

@@ -40,12 +40,22 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106, section 3).
 
     ## Action Space
-    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there. Arrays,
-    sequences and tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such as
-    logits or probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
+    `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there; with
+    `actions="set-state"` a 0 where a token stands takes it back (see Taking back). Arrays, sequences and
+    tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such as logits or
+    probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
     Bits outside the observation's `action_mask` are ignored and counted in `info["ignored_actions"]`.
-    An action that selects nothing is counted in `info["empty_actions"]` and follows `on_empty`.
+    An action that changes nothing is counted in `info["empty_actions"]` and follows `on_empty`.
     Random legal actions: `env.action_space.sample(mask=2 * info["action_mask"])`.
+
+    ### Taking back
+    With `actions="set-state"` a bit says whether its position shall be revealed after the step. A masked
+    position with 1 is revealed, a revealed one with 0 is masked again; the other two stay as they are.
+    `action_mask` covers the whole active block, but for tokens that were taken back `max_remasks` times
+    before: these stand. So does every block that is finished. What an agent needs to judge a token is
+    observed without being asked for: `written`, the dLLM's probability now of the token that stands there.
+    `forbid_remask=True` leaves actions as they are and lets nothing be taken back: what a policy that may
+    take back is worth without that right.
 
     ## Observation Space
     A `Dict`:
@@ -55,7 +65,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `confidence`  | `Box(0, 1, (L,), float32)`     | the dLLM's probability of its token; 1 where revealed |
     | `mask`        | `MultiBinary(L)`               | 1 = still masked                                     |
     | `action_mask` | `MultiBinary(L)`               | 1 = may be revealed now: masked, in the active block |
-    | `progress`    | `Box(0, 1, (1,), float32)`     | steps used / `L`                                     |
+    | `progress`    | `Box(0, 1, (1,), float32)`     | steps used / `L`; `max_steps / L` may be above 1     |
 
     and on request, through `observe`:
 
@@ -70,6 +80,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
     | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
+    | `remasks`     | `Box(0, max_steps, (L,), float32)` | how often the position was taken back            |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
     | `target_steps` | `Box(1, 3.4e38, (1,), float32)` | the number of steps this episode should take       |
     | `block_length` | `Box(1, L, (1,), float32)`    | positions per block; `L` is full diffusion   |
@@ -111,6 +122,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
     or what a function `(r, n, L, alpha) -> float` of your own says.
 
+    A step costs the same whatever the budget `max_steps` is: prices are in parts of `L`. A step beyond the
+    `L`-th costs nothing more by the first two forms, so that a right answer earns `1 / L ** alpha`, or 0.
+
     With another `target_steps` than 1 the price is on missing it: n is replaced by the factor by which it
     is missed, `max(n / target_steps, target_steps / n)`. Where `alpha` or `target_steps` is a range, every
     episode draws its own value, log-uniformly; observe it, and one policy learns the whole frontier. Both
@@ -128,16 +142,19 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     `pickle` and `cloudpickle` copy an environment at any moment, and the copy is independent of it.
 
     ## Episode End
-    *Terminated* when every position is revealed, when `L` steps are used (the budget is part of the
+    *Terminated* when every position is revealed, when `max_steps` steps are used (the budget is part of the
     task, so this is no truncation), or, with `stop_at_eos`, once an end token and everything before it
-    are revealed. Never truncated, unless you say so by `max_episode_steps` in `gym.make` or `gym.make_vec`;
+    are revealed. With `finish="confirm"` a full block is finished only by an action that changes nothing in
+    it, and a text up to its end token only by one that changes nothing in that; this action is a step like
+    every other. Never truncated, unless you say so by `max_episode_steps` in `gym.make` or `gym.make_vec`;
     then the reward, which comes at the end, is 0. What is scored is the text before the first end token.
 
     ## Information
     `reset` returns `problem` (its index), `prompt` and `action_mask`; `step` returns `action_mask`
     (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (steps used; each is one
     forward of the dLLM), `completion` (text), `problem`, `empty_actions`, `ignored_actions` and the
-    task's own metrics. Libraries that want the same keys all the time get them by the wrapper
+    task's own metrics; with `actions="set-state"` also `remasks`, the number of tokens taken back, and with
+    `commit_drift=True` that. Libraries that want the same keys all the time get them by the wrapper
     `dllm_gym.FullInfo`.
 
     ## Arguments
@@ -169,8 +186,16 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     - `reward="multiplicative"`: one of the four names or a function, see Rewards.
     - `reward_metric=None`: r is this metric of the task instead of its score, such as `answer_correct` of
       `arithmetic`, which ignores the derivation. `is_success` and `score` stay what they are.
-    - `on_empty="best"`: an action that selects nothing reveals the most confident selectable position;
-      `"noop"` reveals nothing and spends the step (the dLLM is not run again: nothing has changed).
+    - `actions="reveal"`: actions reveal positions, for good; `"set-state"`: see Taking back.
+    - `on_empty="best"`: an action that changes nothing reveals the most confident masked position that may
+      be; `"noop"` reveals nothing and spends the step (the dLLM is not run again: nothing has changed).
+    - `max_steps=None`: the budget of steps; `None` is `L`.
+    - `max_remasks=None`: how often a position may be taken back; `None` is without end.
+    - `forbid_remask=False`: with `"set-state"`, whether nothing may be taken back.
+    - `finish="full"`: what is full is finished; `"confirm"`: see Episode End.
+    - `commit_drift=False`: infos tell the share of tokens that the dLLM gave more than 0.5 when it wrote them
+      and gives less than 0.2 in the whole text, which bounds what taking back can repair. It takes another
+      look of the dLLM at every finished text, which is no part of `nfe`.
     - `temperature=0.0`: dLLM token temperature. Above 0 tokens are drawn, with noise from the
       environment's generator, and confidence is the probability of the drawn token.
     - `observe=()`: further observation keys, see above.
@@ -216,7 +241,13 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
         target_steps: float | Sequence[float] = 1.0,
         reward: str | Reward = "multiplicative",
         reward_metric: str | None = None,
+        actions: str = "reveal",
         on_empty: str = "best",
+        max_steps: int | None = None,
+        max_remasks: int | None = None,
+        forbid_remask: bool = False,
+        finish: str = "full",
+        commit_drift: bool = False,
         temperature: float = 0.0,
         observe: Sequence[str] = (),
         top_k: int = 8,
@@ -243,7 +274,13 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
             target_steps=target_steps,
             reward=reward,
             reward_metric=reward_metric,
+            actions=actions,
             on_empty=on_empty,
+            max_steps=max_steps,
+            max_remasks=max_remasks,
+            forbid_remask=forbid_remask,
+            finish=finish,
+            commit_drift=commit_drift,
             temperature=temperature,
             observe=observe,
             top_k=top_k,
@@ -285,7 +322,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
         }
 
     def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Reveals the selected positions and lets the dLLM predict again.
+        """Reveals the selected positions, takes others back, and lets the dLLM predict again.
 
         Args:
             action: ``(L,)``, 0/1 in any dtype.

@@ -27,8 +27,9 @@ class Agent(Protocol):
     keeps state), ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
     episode makes results independent of the batch size), ``prepare(engine, decoded)`` (called once
     before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
-    every other agent, if its results may be kept) and ``trained_in`` (the arguments of ``UnmaskEnv`` it was
-    trained with: it decodes there where nothing else is said, and elsewhere there is a warning).
+    every other agent, if its results may be kept), ``trained_in`` (the arguments of ``UnmaskEnv`` it was
+    trained with: it decodes there where nothing else is said, and elsewhere there is a warning) and ``plays``
+    (``{"actions": "set-state"}``, if it takes tokens back).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:

@@ -22,6 +22,13 @@ _PLACE: dict[str, Field] = {
     "backend": TEXT,
     "block_length": BLOCK_LENGTH,
 }
+# And those that say by which rules it plays.
+_PLAY: dict[str, Field] = {
+    "actions": TEXT,
+    "max_steps": whole(1),
+    "max_remasks": whole(1),
+    "finish": TEXT,
+}
 _PROBLEMS = ("task", "task_kwargs", "completion_length")
 
 
@@ -54,6 +61,21 @@ def settle(told: Mapping[str, Any], home: Mapping[str, Any]) -> dict[str, Any]:
     if "backend" in known:
         known["backend"] = _nearby(known["backend"])
     return {**dict.fromkeys(_PLACE), "task": "arithmetic", **known, **told}
+
+
+def at_play(agents: Iterable[Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``UnmaskEnv``: what was told, and for the rest the rules by which the agents play.
+
+    Everybody plays by the rules of the first agent that takes tokens back; the others let them stand.
+
+    Args:
+        agents: They may tell their rules as ``plays``, or where they were trained as ``trained_in``.
+        told: Arguments of ``UnmaskEnv``, which win.
+    """
+    rules = (getattr(agent, "plays", None) or getattr(agent, "trained_in", None) or {} for agent in agents)
+    rules = (own for own in rules if own.get("actions", "reveal") != "reveal")
+    known = {key: value for key, value in next(rules, {}).items() if key in _PLAY and _PLAY[key].fits(value)}
+    return {**known, **told}
 
 
 def dllm_of(arguments: Mapping[str, Any]) -> Any:

@@ -69,10 +69,11 @@ class Oracle:
             raise ValueError("the oracle is for evaluate and compare: it must see every problem beforehand")
         nothing = np.full(self._engine.length, -1)
         wanted = np.stack([self._wanted.get(index, nothing) for index in self._engine.indices.tolist()])
-        candidates = observation["action_mask"] != 0
+        allowed, masked = observation["action_mask"] != 0, observation["mask"] != 0
+        candidates = allowed & masked
         bits = candidates & (self._engine.predicted_tokens == wanted)
         surest = np.where(candidates, observation["confidence"], -1.0).argmax(axis=1)
         rows = np.arange(len(bits))
         bits[rows, surest] |= candidates[rows, surest] & ~bits.any(axis=1)
-        action: NDArray[np.int8] = bits.astype(np.int8)
+        action: NDArray[np.int8] = (bits | (allowed & ~masked)).astype(np.int8)  # what stands shall stand
         return action

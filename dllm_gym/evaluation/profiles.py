@@ -75,6 +75,9 @@ class Profile:
             bins.
         success_by_changes: How often episodes succeed, by the number of tokens the dLLM would change: 0, 1,
             2 to 3, 4 to 7, and so on.
+        remasks_mean: Tokens taken back per episode; NaN where none could be.
+        rewritten: Share of the positions where one was taken back at which another token stands in the end;
+            NaN where there were none.
     """
 
     label: str
@@ -107,6 +110,8 @@ class Profile:
     kept_at_position: FloatArray
     kept_by_confidence: Reliability | None
     success_by_changes: Reliability | None
+    remasks_mean: float
+    rewritten: float
 
     @property
     def length(self) -> int:
@@ -138,6 +143,10 @@ def profile(recording: Recording) -> Profile:
     checked = recording.kept is not None
     kept = recording.kept.astype(np.float64) if recording.kept is not None else np.full(at.shape, np.nan)
     changes = (revealed & (kept == 0)).sum(axis=1)
+    remasks = recording.remasks
+    rewritten = np.zeros(0)
+    if remasks is not None and recording.rewritten is not None:
+        rewritten = recording.rewritten[remasks > 0].astype(np.float64)
     known = not np.isnan(recording.score).any()
     success = recording.score >= 1.0
     surprise = -np.log(np.where(revealed, confidence.clip(_TINY), 1.0)).sum(axis=1)  # (N,)
@@ -184,6 +193,8 @@ def profile(recording: Recording) -> Profile:
             if checked and known
             else None
         ),
+        remasks_mean=math.nan if remasks is None else float(remasks.sum(axis=1).mean()),
+        rewritten=float(_mean(rewritten[:, None])[0]),
     )
 
 

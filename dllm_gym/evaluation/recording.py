@@ -25,7 +25,8 @@ class Recording:
 
     Attributes:
         label: Shown in tables and plots.
-        reveal_step: ``(N, L)`` int64, the step that revealed each position: 1 is the first, 0 means never.
+        reveal_step: ``(N, L)`` int64, the step that revealed each position: 1 is the first, 0 means never. Of
+            a token that was taken back it is the step that revealed the next one, 0 if there was none.
         confidence: ``(N, L)`` float32 in [0, 1], the dLLM's confidence when it revealed the position; what
             stands at positions never revealed is ignored.
         steps: ``(N,)`` int64, steps used, those that revealed nothing included.
@@ -37,6 +38,8 @@ class Recording:
             blocks are counted from the start of the prompt; ``None`` if it is not.
         tokens: ``(N, L)`` int64, the completion; ``None`` if unknown.
         text_length: ``(N,)`` int64, positions before the first end token; ``None`` if unknown.
+        remasks: ``(N, L)`` int64, how often a token was taken back there; ``None`` if nothing could be.
+        rewritten: ``(N, L)`` bool, whether the last token there is another than the first; likewise.
         kept: ``(N, L)`` bool, whether the dLLM, shown the finished completion with only that position masked,
             would write the same token again (see ``self_consistency``); ``None`` if it was not asked.
         environment: What the episodes were decoded in, JSON values.
@@ -55,6 +58,8 @@ class Recording:
     block_offset: IntArray | None = None
     tokens: IntArray | None = None
     text_length: IntArray | None = None
+    remasks: IntArray | None = None
+    rewritten: BoolArray | None = None
     kept: BoolArray | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,6 +72,8 @@ class Recording:
         "block_offset": np.int64,
         "tokens": np.int64,
         "text_length": np.int64,
+        "remasks": np.int64,
+        "rewritten": np.bool_,
         "kept": np.bool_,
     }
 
@@ -180,7 +187,7 @@ class Recording:
             raise ValueError(f"{path} holds no recording of episodes: {reason}") from error
 
 
-_PER_POSITION = ("reveal_step", "confidence", "tokens", "kept")
+_PER_POSITION = ("reveal_step", "confidence", "tokens", "remasks", "rewritten", "kept")
 _SAVED = tuple(field.name for field in fields(Recording))
 
 
@@ -198,6 +205,8 @@ class Recorder:
         self._reveal_step = np.zeros(shape, dtype=np.int64)
         self._confidence = np.full(shape, np.nan, dtype=np.float32)
         self._tokens = np.zeros(shape, dtype=np.int64)
+        self._first = np.full(shape, -1)  # the first token that was written
+        self._remasks = np.zeros(shape, dtype=np.int64)
         self._block_offset = np.zeros(episodes, dtype=np.int64)
         self._block_length = np.ones(episodes, dtype=np.int64)
 
@@ -209,16 +218,20 @@ class Recorder:
             episodes: ``(R,)`` which episodes they are at.
         """
         canvas = self._engine.canvas
-        new = canvas.just_revealed[rows]  # (R, L)
-        self._reveal_step[episodes] = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
+        new, gone = canvas.just_revealed[rows], canvas.just_remasked[rows]  # (R, L)
+        tokens = canvas.completions(rows)
+        steps = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
+        self._reveal_step[episodes] = np.where(gone, 0, steps)
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
-        self._tokens[episodes] = canvas.completions(rows)
+        self._first[episodes] = np.where(new & (self._first[episodes] < 0), tokens, self._first[episodes])
+        self._remasks[episodes] = canvas.remasked[rows]
+        self._tokens[episodes] = tokens
         self._block_offset[episodes] = canvas.block_offsets(rows)
         self._block_length[episodes] = canvas.block_lengths[rows]
 
     def recording(self, label: str, steps: FloatArray, score: FloatArray, problem: IntArray) -> Recording:
         """Everything seen so far, with what is known about episodes only at their ends."""
-        choices = self._engine.blocks.choices
+        choices, back = self._engine.blocks.choices, self._engine.moves.can_take_back
         return Recording(
             label=label,
             reveal_step=self._reveal_step,
@@ -230,6 +243,8 @@ class Recorder:
             block_offset=self._block_offset,
             tokens=self._tokens,
             text_length=_first(np.isin(self._tokens, list(self._engine.end_token_ids))),
+            remasks=self._remasks if back else None,
+            rewritten=(self._remasks > 0) & (self._tokens != self._first) if back else None,
             environment=self._engine.description(),
         )
 

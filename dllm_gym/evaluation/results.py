@@ -40,7 +40,8 @@ class EpisodeRecords:
         success: ``(N,)`` float64, 1.0 where the score is 1.
         nfe: ``(N,)`` float64 steps.
         reward: ``(N,)`` float64.
-        metrics: The task's own metrics, each ``(N,)`` float64.
+        metrics: The task's own metrics, each ``(N,)`` float64; where tokens could be taken back also
+            ``remasks``, and ``commit_drift`` where it was asked for.
         completion: N texts.
     """
 

@@ -11,7 +11,7 @@ import numpy as np
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import Episode, decode
-from dllm_gym.evaluation.home import at_home
+from dllm_gym.evaluation.home import at_home, at_play
 from dllm_gym.evaluation.kept import episodes_found, lines_of
 from dllm_gym.evaluation.recording import Recorder, self_consistency
 from dllm_gym.evaluation.results import EpisodeRecords, EvaluationResult, check_metric_names
@@ -52,7 +52,8 @@ def evaluate(
             ``fingerprint`` by its ``label``.
         **env_kwargs: Arguments of ``UnmaskEnv``. What the agent reads besides the default observations
             is observed automatically. A policy that tells where it was trained has its task, dLLM and block
-            length where they are not given.
+            length where they are not given; and an agent that takes tokens back its ``actions`` and their
+            rules.
 
     Returns:
         Accuracy, mean steps and mean reward with their 95 % intervals.
@@ -68,17 +69,19 @@ def evaluate(
     if output is not None and (record or check_consistency):
         raise ValueError("episodes are kept without recordings: give output or record, not both")
     resolved = as_agent(agent)
-    env_kwargs = at_home([resolved], env_kwargs)
+    env_kwargs = at_play([resolved], at_home([resolved], env_kwargs))
     observe = env_kwargs.pop("observe", ())
     observe = (observe,) if isinstance(observe, str) else tuple(observe)
     observe += tuple(getattr(resolved, "requires", ()))
     engine = Engine(min(batch_size, episodes), split=split, observe=observe, **env_kwargs)
-    check_metric_names(engine.metric_names, engine.description(), f"task {engine.task.name!r}")
+    taken = {**engine.description(), **dict.fromkeys(engine.measures)}
+    check_metric_names(engine.metric_names, taken, f"task {engine.task.name!r}")
+    names = (*engine.metric_names, *engine.measures)
     episodes = min(episodes, engine.task.num_problems or episodes)
     lines = None if output is None else lines_of(output, engine, resolved, seed)
     finished: dict[int, Mapping[str, Any]] = {}
     if lines is not None:
-        finished = episodes_found(lines, engine.metric_names)
+        finished = episodes_found(lines, names)
     missing = [index for index in range(episodes) if index not in finished]
     if on_start is not None:
         on_start(len(missing))
@@ -94,7 +97,7 @@ def evaluate(
         if on_episode is not None:
             on_episode(episode)
     label = str(getattr(resolved, "label", type(resolved).__name__))
-    records = _records([finished[index] for index in range(episodes)], engine)
+    records = _records([finished[index] for index in range(episodes)], names)
     recording = None
     if recorder is not None:
         recording = recorder.recording(label, records.nfe, records.score, records.problem)
@@ -112,7 +115,7 @@ def evaluate(
     )
 
 
-def _records(episodes: Sequence[Mapping[str, Any]], engine: Engine) -> EpisodeRecords:
+def _records(episodes: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> EpisodeRecords:
     def column(key: str) -> np.ndarray:
         return np.array([float(episode[key]) for episode in episodes])
 
@@ -122,6 +125,6 @@ def _records(episodes: Sequence[Mapping[str, Any]], engine: Engine) -> EpisodeRe
         success=column("is_success"),
         nfe=column("nfe"),
         reward=column("reward"),
-        metrics={name: column(name) for name in engine.metric_names},
+        metrics={name: column(name) for name in metrics},
         completion=[episode["completion"] for episode in episodes],
     )

@@ -14,7 +14,7 @@ from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.rendering import Frame, beside_or_below, render_rgb
 from dllm_gym.evaluation.agents import Observation, as_agent
 from dllm_gym.evaluation.decode import Episode, decode
-from dllm_gym.evaluation.home import at_home, warn_if_abroad
+from dllm_gym.evaluation.home import at_home, at_play, warn_if_abroad
 
 Frames = tuple[Frame, ...]  # what is to see at one time, a frame for each agent
 
@@ -67,7 +67,7 @@ def film(
     team = [as_agent(agent) for agent in agents]
     if not team:
         raise ValueError("nobody to decode: give at least one agent")
-    env_kwargs = at_home(team, env_kwargs)
+    env_kwargs = at_play(team, at_home(team, env_kwargs))
     observe = env_kwargs.pop("observe", ())
     observe = [observe] if isinstance(observe, str) else list(observe)
     observe += [key for agent in team for key in getattr(agent, "requires", ())]

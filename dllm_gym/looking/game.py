@@ -18,15 +18,17 @@ class Turn:
     """One step of the game, as far as the player has thought it out.
 
     Attributes:
-        selectable: (L,) bool, positions that may be revealed now.
+        selectable: (L,) bool, positions that may be revealed now, or taken back.
+        masked: (L,) bool, positions that are masked.
         confidence: (L,) float32, the dLLM's confidence in each.
         columns: Positions per line of the board.
         cursor: A position.
-        marked: (L,) bool, what will be revealed.
+        marked: (L,) bool, what will be revealed where it is masked, and taken back where it is not.
         over: ``"reveal"`` once the player has decided, ``"quit"`` once there is nobody to decide.
     """
 
     selectable: BoolArray
+    masked: BoolArray
     confidence: NDArray[np.float32]
     columns: int
     cursor: int
@@ -35,13 +37,28 @@ class Turn:
 
     @classmethod
     def begin(
-        cls, selectable: BoolArray, confidence: NDArray[np.float32], columns: int, cursor: int = 0
+        cls,
+        selectable: BoolArray,
+        confidence: NDArray[np.float32],
+        columns: int,
+        cursor: int = 0,
+        masked: BoolArray | None = None,
     ) -> Turn:
-        """A turn without marks, the cursor on the selectable position nearest to where it was."""
+        """A turn without marks, the cursor on the selectable position nearest to where it was.
+
+        ``masked`` is needed where tokens may be taken back; else what is selectable is masked.
+        """
         choices = np.flatnonzero(selectable)
         if len(choices):
             cursor = int(choices[np.abs(choices - cursor).argmin()])
-        return cls(selectable, confidence, columns, cursor, np.zeros_like(selectable))
+        masked = selectable if masked is None else masked
+        return cls(selectable, masked, confidence, columns, cursor, np.zeros_like(selectable))
+
+    @property
+    def action(self) -> BoolArray:
+        """(L,) bool, what of the selectable positions shall be revealed after the step."""
+        action: BoolArray = self.selectable & (self.marked == self.masked)
+        return action
 
     def press(self, key: str) -> Turn:
         """The turn after a key; one that means nothing here changes nothing."""
@@ -52,7 +69,7 @@ class Turn:
             return replace(self, marked=(self.marked ^ here) & self.selectable)
         if key == "a":
             as_sure = self.confidence >= self.confidence[self.cursor]
-            return replace(self, marked=self.marked | (as_sure & self.selectable))
+            return replace(self, marked=self.marked | (as_sure & self.selectable & self.masked))
         if key in ("enter", "q"):
             return replace(self, over="reveal" if key == "enter" else "quit")
         return self

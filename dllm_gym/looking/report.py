@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -191,11 +192,20 @@ def _player_data(films: Iterable[tuple[int, Film]]) -> list[dict[str, Any]]:
 
 
 def _player_run(frames: Sequence[Frame], reward: float, own_colour: str) -> dict[str, Any]:
-    """One agent's episode: ``confidence`` has, for every step, thousandths at the masked positions only."""
+    """One agent's episode: ``confidence`` has, for every step, thousandths at the masked positions only.
+
+    ``tokens`` are the last ones and ``revealed`` their steps; ``earlier`` has those that were taken back:
+    their positions, the steps that revealed them and took them back, and the tokens.
+    """
     last = frames[-1]
     length = len(last.tokens)
     revealed = np.zeros(length, dtype=np.int64)
-    for frame in frames[1 : last.step + 1]:
+    earlier: list[tuple[int, int, int, str]] = []
+    for before, frame in pairwise(frames[: last.step + 1]):
+        for position in filter(frame.was_taken_back, range(length)):
+            stood = token_text(before.tokens[position])
+            earlier.append((position, int(revealed[position]), frame.step, stood))
+            revealed[position] = 0
         revealed[frame.just_revealed] = frame.step
     return {
         "agent": last.agent,
@@ -204,6 +214,7 @@ def _player_run(frames: Sequence[Frame], reward: float, own_colour: str) -> dict
         "edges": [position for position in range(length) if last.is_edge(position)],
         "tokens": [token_text(token) for token in last.tokens],
         "revealed": revealed.tolist(),
+        "earlier": earlier,
         "confidence": [
             np.rint(1000 * frame.confidence[frame.masked]).astype(int).tolist()
             for frame in frames[: last.step + 1]

@@ -148,6 +148,7 @@ class _Player:
             frame.confidence,
             grid_columns(len(frame.tokens)),
             self._cursor,
+            frame.masked,
         )
         while not turn.over:
             board = _board(render_ansi(frame, self._console.width, turn.cursor, turn.marked))
@@ -156,7 +157,7 @@ class _Player:
         if turn.over == "quit":
             raise Closed
         self._cursor = turn.cursor
-        return turn.marked[None].astype(np.int8)
+        return turn.action[None].astype(np.int8)
 
     def _page(self, board: Text, turn: game.Turn) -> Group:
         here = f"position {turn.cursor}"

@@ -19,7 +19,8 @@ class Strategy(ABC):
     """A rule that maps an observation of ``DLLMUnmask-v0`` to the positions to reveal.
 
     ``act`` is what environments, evaluation and generation call. A new rule writes ``select``, in which
-    observations always come as a batch and every row is decided on its own.
+    observations always come as a batch and every row is decided on its own. Where tokens could be taken back,
+    it lets them stand; rules that do take back are ``dllm_gym.strategies.remasking.RemaskingRule``.
 
     Args:
         **parameters: What distinguishes this strategy from others of its rule; JSON-able values.
@@ -28,11 +29,13 @@ class Strategy(ABC):
         name: The rule's registered name.
         requires: Observation keys the rule reads that the environment gives only on request, with
             ``observe=requires``.
+        plays: The arguments of ``UnmaskEnv`` that say by which rules it plays; none of one that only reveals.
         parameters: The parameter values.
     """
 
     name: ClassVar[str]
     requires: ClassVar[tuple[str, ...]] = ()
+    plays: ClassVar[Mapping[str, Any]] = {}
     parameters: dict[str, Any]
 
     def __init__(self, **parameters: Any) -> None:
@@ -57,11 +60,12 @@ class Strategy(ABC):
 
         Args:
             observation: Arrays by key, ``(B, L)`` each, or ``(L,)`` for a single environment. Positions
-                with ``action_mask`` 1 are the candidates; the rule reads further keys.
+                with ``action_mask`` 1 are the candidates, as far as they are masked; the rule reads further
+                keys.
 
         Returns:
             int8 in the shape of ``action_mask``: 1 at candidates to reveal, at least one in every row that
-            has a candidate, 0 elsewhere.
+            has a candidate, and at revealed positions in ``action_mask``; 0 elsewhere.
 
         Raises:
             ValueError: For a missing key or arrays of the wrong shape.
@@ -71,8 +75,10 @@ class Strategy(ABC):
             raise ValueError(
                 f"observation['action_mask'] has shape {action_mask.shape}; accepted are (L,) and (B, L)"
             )
-        candidates = np.atleast_2d(action_mask != 0)  # (B, L)
-        selected = self.select(observation, candidates) & candidates
+        allowed = np.atleast_2d(action_mask != 0)  # (B, L)
+        # without a mask, every position that may be chosen is masked
+        candidates = allowed & np.atleast_2d(np.asarray(observation.get("mask", action_mask)) != 0)
+        selected = (self.select(observation, candidates) & candidates) | (allowed & ~candidates)
         action: NDArray[np.int8] = selected.astype(np.int8).reshape(action_mask.shape)
         return action
 
@@ -130,18 +136,24 @@ class InBlocks:
         self.label = f"{agent.label} in blocks of {block_length}"
         self.parameters = {**agent.parameters, "in_blocks_of": block_length}
         self.requires = tuple(getattr(agent, "requires", ()))
+        self.plays = dict(getattr(agent, "plays", {}))
         for method in ("seed", "reset"):
             if hasattr(agent, method):
                 setattr(self, method, getattr(agent, method))
 
     def act(self, observation: Mapping[str, ArrayLike]) -> NDArray[np.int8]:
-        """The agent's action where all candidates outside the active block are hidden from it."""
-        candidates = np.asarray(observation["action_mask"]) != 0  # (B, L)
-        block = np.arange(candidates.shape[-1]) // self.block_length
+        """The agent's action where all candidates outside the active block are hidden from it.
+
+        What was revealed outside of it stands, also where it could be taken back, and so does a full canvas.
+        """
+        allowed = np.asarray(observation["action_mask"]) != 0  # (B, L)
+        candidates = allowed & (np.asarray(observation.get("mask", allowed)) != 0)
+        block = np.arange(allowed.shape[-1]) // self.block_length
         active = block[candidates.argmax(axis=-1)]
-        inside = candidates & (block == active[..., None])
+        inside = allowed & (block == active[..., None]) & candidates.any(axis=-1, keepdims=True)
         action: NDArray[np.int8] = self.agent.act({**observation, "action_mask": inside.astype(np.int8)})
-        return action
+        standing = allowed & ~inside & ~candidates
+        return np.where(standing, np.int8(1), action) if standing.any() else action
 
 
 def rank(cost: FloatArray | IntArray, candidates: BoolArray) -> IntArray:

@@ -177,7 +177,7 @@ def _rllib_config(config: TrainConfig) -> PPOConfig:
     runners, learners = workers.pop("num_env_runners", 0), workers.pop("num_learners", 0)
     return ppo_config(
         config.env,
-        policy=config.policy,
+        policy=config.policy_arguments,
         num_envs=config.num_envs // max(runners, 1),
         num_env_runners=runners,
         num_learners=learners,

@@ -53,6 +53,9 @@ class RolloutMetrics(BaseCallback):
             self.logger.record("unmask/nfe", float(nfe.mean()))
             self.logger.record("unmask/tokens_per_step", float(length * len(nfe) / nfe.sum()))
             self.logger.record("unmask/empty_action_rate", float(empty / nfe.sum()))
+            if "remasks" in self._episodes[0]:
+                remasks = np.mean([episode["remasks"] for episode in self._episodes])
+                self.logger.record("unmask/remasks", float(remasks))
             self._episodes.clear()
         observation: Any = self.model._last_obs
         tickets = getattr(self.training_env, "tickets", None)

@@ -80,7 +80,8 @@ def _check_env(model: OnPolicyAlgorithm, state: Any, pattern: Any, place: str) -
     below = {
         **dict.fromkeys(("prompts", "completions", "tokens", "predicted", "best"), engine.backend.vocab_size),
         "block_of": engine.length,
-        **dict.fromkeys(("steps", "block_lengths"), engine.length + 1),
+        "block_lengths": engine.length + 1,
+        **dict.fromkeys(("steps", "remasked"), engine.moves.max_steps + 1),
         "indices": engine.task.num_problems or _ENDLESS,
     }
     for name, tensor in _whole_numbers(state):

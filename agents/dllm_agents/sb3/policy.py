@@ -36,12 +36,13 @@ class MaskedBernoulliDistribution(BernoulliDistribution):
 
     logits: Tensor
     action_mask: Tensor
+    mask: Tensor | None
 
     def proba_distribution(  # type: ignore[override]  # the mask is part of this distribution
-        self, action_logits: Tensor, action_mask: Tensor
+        self, action_logits: Tensor, action_mask: Tensor, mask: Tensor | None = None
     ) -> MaskedBernoulliDistribution:
-        """Sets the parameters: logits and action mask, both ``(B, L)``."""
-        self.logits, self.action_mask = action_logits, action_mask
+        """Sets the parameters, all ``(B, L)``: logits, action mask, and which positions are masked."""
+        self.logits, self.action_mask, self.mask = action_logits, action_mask, mask
         # For SB3's own tools, such as the KL divergence of TRPO.
         super().proba_distribution(masked_logits(action_logits, action_mask))
         return self
@@ -60,7 +61,7 @@ class MaskedBernoulliDistribution(BernoulliDistribution):
 
     def mode(self) -> Tensor:
         """Bits with probability > 0.5, or the most probable one, ``(B, L)`` int8."""
-        return bernoulli_mode(self.logits, self.action_mask)
+        return bernoulli_mode(self.logits, self.action_mask, self.mask)
 
 
 class BitsDistribution(MaskedBernoulliDistribution):
@@ -101,7 +102,7 @@ class DPLSDistribution(MaskedBernoulliDistribution):
 
     def mode(self) -> Tensor:
         """Everything that STOP is less probable than, in descending order; at least one; ``(B, L)`` int16."""
-        chosen = bernoulli_mode(self.logits, self.action_mask) != 0  # STOP's logit is 0
+        chosen = bernoulli_mode(self.logits, self.action_mask, self.mask) != 0  # STOP's logit is 0
         ranks = (-masked_logits(self.logits, self.action_mask)).argsort(-1).argsort(-1) + 1
         return (ranks * chosen).short()
 
@@ -129,6 +130,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         mlp_width: See there.
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
+        keep_prior: See there; for ``actions="set-state"``.
         sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
             groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
@@ -154,6 +156,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         mlp_width: int | None = None,
         layers: int = 1,
         initial_bias: float = -2.0,
+        keep_prior: float | None = None,
         sampler: str = "bernoulli",
         critic: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -165,8 +168,8 @@ class UnmaskPolicy(ActorCriticPolicy):
         if unsupported:
             raise ValueError(
                 f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; "
-                "it accepts features, width, heads, mlp_width, layers, initial_bias, sampler, critic, "
-                "optimizer_class and optimizer_kwargs"
+                "it accepts features, width, heads, mlp_width, layers, initial_bias, keep_prior, sampler, "
+                "critic, optimizer_class and optimizer_kwargs"
             )
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
@@ -180,6 +183,7 @@ class UnmaskPolicy(ActorCriticPolicy):
             mlp_width=mlp_width,
             layers=layers,
             initial_bias=initial_bias,
+            keep_prior=keep_prior,
             critic=critic,
         )
         super().__init__(
@@ -218,6 +222,7 @@ class UnmaskPolicy(ActorCriticPolicy):
             "mlp_width": config.mlp_width,
             "layers": config.layers,
             "initial_bias": config.initial_bias,
+            "keep_prior": config.keep_prior,
             "sampler": self.sampler,
             "critic": config.value_head,
         }
@@ -259,4 +264,4 @@ class UnmaskPolicy(ActorCriticPolicy):
 
     def _distribution(self, logits: Tensor, observation: dict[str, Tensor]) -> MaskedBernoulliDistribution:
         distribution = SAMPLERS[self.sampler](logits.shape[-1])
-        return distribution.proba_distribution(logits, observation["action_mask"])
+        return distribution.proba_distribution(logits, observation["action_mask"], observation.get("mask"))

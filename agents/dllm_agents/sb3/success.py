@@ -154,7 +154,8 @@ class SuccessModel(OnPolicyAlgorithm):
     reveal (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``.
     Rounds alternate: episodes are collected, the first round's by random rules, later ones mostly by the
     model at random thresholds; then the network is fitted to the last rounds, and the threshold is set to
-    where the model earned most. Episodes need no groups and no baseline.
+    where the model earned most. Episodes need no groups and no baseline. Where tokens could be taken back,
+    all stand: an algorithm that begins with this policy learns which should not.
 
     Args:
         policy: ``UnmaskPolicy`` or a subclass, with sampler ``bernoulli``.
@@ -295,7 +296,8 @@ class SuccessModel(OnPolicyAlgorithm):
             observation: Any = self._last_obs
             with torch.no_grad():
                 bits = self._act(observation)
-            self._last_obs, rewards, dones, infos = env.step(bits)  # type: ignore[assignment]
+            standing = observation["action_mask"] * (observation["mask"] == 0)  # what could be taken back
+            self._last_obs, rewards, dones, infos = env.step(bits | standing)  # type: ignore[assignment]
             rollout_buffer.history.add({**{key: observation[key] for key in needed}, "_bits": bits})
             for row in np.flatnonzero(dones).tolist():
                 rollout_buffer.finish(row, float(rewards[row]), float(infos[row]["score"]))
@@ -318,7 +320,8 @@ class SuccessModel(OnPolicyAlgorithm):
         sure, unsure, chance, threshold = (
             torch.as_tensor(column, device=self.device)[:, None] for column in astuple(behaviour)
         )
-        confidence, action_mask = tensors["confidence"], tensors["action_mask"]
+        confidence = tensors["confidence"]
+        action_mask = tensors["action_mask"] * (tensors["mask"] != 0)
         logits = self.policy.network.candidate_logits(tensors)  # type: ignore[union-attr,operator]
         harm = harm_logits(logits, self.harm)
         uniform = torch.rand(2, *confidence.shape, device=self.device)
