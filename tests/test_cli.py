@@ -394,7 +394,8 @@ def test_compare(run, tmp_path):
         "compare", *TOY, "--episodes", 6, "--agent", tmp_path / "a/best", "--agent", tmp_path / "b/best",
         "--plot", tmp_path / "plots" / "pareto.png", "--json", tmp_path / "rows.json",
     )  # fmt: skip
-    assert (done.code, done.err) == (0, f"plot: {tmp_path / 'plots' / 'pareto.png'}\n")
+    assert done.code == 0
+    assert done.err.endswith(f"plot: {tmp_path / 'plots' / 'pareto.png'}\n")  # the first lines tell the time
     assert (tmp_path / "plots" / "pareto.png").read_bytes().startswith(b"\x89PNG")
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["label"] for row in rows[:-2]] == [strategy.label for strategy in sweep("full")]
@@ -460,7 +461,7 @@ def test_names_that_look_like_formulas(run, tmp_path, name):
     assert run("analyze", *TOY, "--episodes", 2, *agent, "--output", tmp_path / "out").code == 0
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 53)])
+@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 120)])
 def test_compare_with_as_many_heuristics_as_wanted(run, name, count):
     done = run("compare", *TOY, "--episodes", 1, "--strategies", name, "--agent", "random:k=3", "--json", "-")
     assert (done.code, len(done.json)) == (0, count)

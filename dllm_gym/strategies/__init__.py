@@ -9,6 +9,7 @@ from dllm_gym.arguments import call_named
 from dllm_gym.strategies.base import InBlocks, Strategy
 from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
 from dllm_gym.strategies.commit import Prophet, SchED
+from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
 from dllm_gym.strategies.temporal import KLASS, LESS, Credit
 from dllm_gym.strategies.thresholds import (
@@ -28,7 +29,7 @@ from dllm_gym.strategies.topk import (
 )
 from dllm_gym.suggestions import did_you_mean
 
-__all__ = ["InBlocks", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
+__all__ = ["InBlocks", "Remembering", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
 
 _RULES = (
     *(Random, Confidence, Margin, Entropy, LeftToRight, Ascending, EosDamping, PCSampler),

@@ -20,7 +20,7 @@ class MultiBlock(Strategy):
 
     The multi-block decoding of d3LLM (arXiv 2601.07568) without a cache. The first block is open; the next
     one opens when the share ``opening`` of the last is revealed. All candidates of open blocks with
-    H <= ``entropy`` are revealed, and the lowest of the first block with masks always, like the lowest of all.
+    H <= ``entropy`` are revealed, and always the lowest of all and the lowest of the first block with masks.
 
     In the released loop a block must be activated before anything is forced in it, when the share
     ``decoded_token_threshold`` of the one before it is revealed: the first with masks always is, so that this
