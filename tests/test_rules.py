@@ -529,7 +529,7 @@ def test_every_rule_says_where_it_comes_from():
 
 @pytest.mark.parametrize("name", strategy_names())
 def test_every_rule_decodes_the_embedded_tasks(name):
-    for task in ("arithmetic", "sudoku"):
+    for task in ("arithmetic", "sudoku", "lists"):
         records = evaluate(name, 1, task=task).records
         assert (records.nfe >= 1).all()
         assert "[MASK]" not in "".join(records.completion)

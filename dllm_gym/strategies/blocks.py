@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dllm_gym.strategies.base import BoolArray, Strategy, best, check_integer, check_number, in_first_block
+from dllm_gym.strategies.base import BoolArray, Strategy, best, check_integer, check_number, first_block
 from dllm_gym.strategies.memory import Kept, Remembering
 
 
@@ -58,7 +58,7 @@ class MultiBlock(Strategy):
         filled = revealed / np.minimum(length - starts, block_length) >= self.parameters["opening"]
         opened = np.logical_and.accumulate(np.insert(filled[:, :-1], 0, True, axis=-1), axis=-1)
         inside = candidates & opened[:, block]
-        first = in_first_block(candidates, block_length)
+        first = candidates & first_block(candidates, block_length)
         selected: BoolArray = inside & (entropy <= np.float32(self.parameters["entropy"]))
         return selected | best(-entropy, inside) & inside | best(-entropy, first) & first
 
