@@ -220,6 +220,15 @@ def scripted(**kwargs):
     return toy(**{"backend": ScriptedBackend(WRITTEN, CONFIDENCE), "observe": ("tokens",), **kwargs})
 
 
+def test_ends_are_masked_positions_that_would_become_an_end_token():
+    env = toy(backend=ScriptedBackend([1, EOS, EOS, 3, EOS, 2]), observe="ends", view="block", block_length=3)
+    observation, _ = env.reset(seed=0)
+    assert env.observation_space.contains(observation)
+    assert observation["ends"].tolist() == [0, 1, 1, 0, 0, 0]
+    assert env.step(only(1))[0]["ends"].tolist() == [0, 0, 1, 0, 0, 0]
+    assert env.step(only(0, 2))[0]["ends"].tolist() == [0, 0, 0, 0, 1, 0]
+
+
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint8, np.int64, np.float32, np.float64])
 def test_action_dtypes(dtype):
     env = scripted()

@@ -367,7 +367,7 @@ def test_registry_names_requirements_and_labels():
         "fast-dllm-factor-released": ("fast-dllm-factor-released(factor=1.0)", ()),
         "eb-sampler": ("eb-sampler(gamma=0.1)", ("entropy",)),
     }
-    assert strategy_names() == sorted(expected)
+    assert set(expected) <= set(strategy_names())
     for name, (label, requires) in expected.items():
         strategy = make_strategy(name)
         assert (strategy.name, strategy.label, repr(strategy), strategy.requires) == (

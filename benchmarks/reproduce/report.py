@@ -70,14 +70,15 @@ def _text(workshop: Workshop, findings: Sequence[Finding], pictures: Sequence[st
     )
     shown = "\n\n".join(f"![{name}](results/{name}.png)" for name in pictures)
     seeds = ", ".join(map(str, budget.seeds))
-    settings = len(workshop.heuristics("full"))
+    heuristics = workshop.heuristics("full")
+    settings, rules = len(heuristics), len({result.agent for result in heuristics})
     return f"""# The claims, tested
 
 Written by `make reproduce` (`python -m benchmarks.reproduce`); do not edit. Everything below comes from the
 embedded dLLMs, {budget.problems:,} test problems, the same for everyone, and training seeds {seeds}. On
 `arithmetic` an answer counts as right only if its whole derivation is. In brackets: 95 % intervals and
 p-values of a paired bootstrap over problems, and over seeds where seeds are pooled. "Over all heuristics"
-means over the upper concave hull of {settings} settings of eight rules at the same mean NFE (steps).
+means over the upper concave hull of {settings} settings of {rules} rules at the same mean NFE (steps).
 *sample* draws from the policy (Bernoulli-argmax), *deterministic* reveals what has probability above 0.5.
 Rewards in comparisons are multiplicative with alpha 1. Verdicts follow from the numbers by the rule under
 each table.

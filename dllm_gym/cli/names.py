@@ -29,10 +29,13 @@ def list_(json_file: JsonOption = None) -> None:
     content: dict[str, list[str]] = {
         "backends": backend_names(),
         "tasks": task_names(),
-        "strategies": [make_strategy(name).label for name in strategy_names()],
         "policies": [name for plugin in plugins() for name in plugin.agent_names()],
     }
     lines = [f"[bold]{kind}[/bold]: {escape(', '.join(names))}" for kind, names in content.items()]
+    rules = [make_strategy(name) for name in strategy_names()]
+    strategies = [{"name": rule.name, "label": rule.label, "paper": rule.paper} for rule in rules]
+    lines.append("[bold]strategies[/bold], with their parameters, and where they come from:")
+    lines += [escape(f"  {rule.label}: {rule.paper or 'your own'}") for rule in rules]
     families = [{"name": f.name, "published": f.published, "verified": f.verified} for f in FAMILIES]
     lines.append(
         "[bold]families[/bold] of checkpoints, by directory or hub id (no published weights were run):"
@@ -46,7 +49,7 @@ def list_(json_file: JsonOption = None) -> None:
         {"id": one.id, **one.env, "figures": None if one.figures is None else asdict(one.figures)}
         for one in SUITE
     ]
-    write_json({"suite": suite, **content, "families": families}, json_file)
+    write_json({"suite": suite, **content, "strategies": strategies, "families": families}, json_file)
 
 
 def _suite_table() -> Table:

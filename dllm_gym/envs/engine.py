@@ -391,6 +391,8 @@ class Engine(PerRow):
             "progress": (self.canvas.steps[:, None] / self.length).astype(np.float32),
             **self._predicted.observation(shown, inside),
         }
+        if "ends" in self.observe:
+            observation["ends"] = (masked & np.isin(self._tokens, list(self.end_token_ids))).astype(np.int8)
         if "tokens" in self.observe:
             observation["tokens"] = self.canvas.completions()
         if "alpha" in self.observe:

@@ -20,7 +20,7 @@ ALWAYS_OBSERVED = ("confidence", "mask", "action_mask", "progress")
 SETTINGS = ("alpha", "target_steps", "block_length")  # what is decided of an episode before it begins
 OBSERVE = (
     *(name for name in STATISTICS if name not in ALWAYS_OBSERVED),
-    *("tokens", "remasks", *SETTINGS),
+    *("ends", "tokens", "remasks", *SETTINGS),
 )
 
 
@@ -42,6 +42,7 @@ def observation_space(keys: Sequence[str], sizes: Sizes) -> spaces.Dict:
     largest = np.finfo(np.float32).max  # any finite number; Gymnasium's checker warns of infinite bounds
     length = sizes.length
     optional: dict[str, spaces.Space[Any]] = {
+        "ends": spaces.MultiBinary(length),
         "tokens": spaces.Box(0, sizes.vocabulary - 1, (length,), np.int64),
         "remasks": spaces.Box(0.0, sizes.max_steps, (length,), np.float32),
         "alpha": spaces.Box(0.0, largest, (1,), np.float32),

@@ -79,6 +79,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `written`     | `Box(0, 1, (L,), float32)`     | its probability of what stands there; 0 where masked |
     | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
     | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
+    | `ends`        | `MultiBinary(L)`               | 1 = masked, and what it would write is an end token  |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
     | `remasks`     | `Box(0, max_steps, (L,), float32)` | how often the position was taken back            |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
@@ -100,11 +101,11 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     whenever the most probable token is another one than in the step before. A step that changes nothing on
     the canvas repeats the prediction: divergence 0, and persistence one more.
 
-    What each costs: `hidden` and `predicted` are there anyway; `entropy`, `margin`, `top_k` and `persistence`
-    are a pass over the logits; `written` and `divergence` need `4 L V` bytes of probabilities per row, which
-    `divergence` keeps from step to step where the dLLM computes (a gigabyte for 8 rows of 256 positions of
-    LLaDA-8B). None takes a further forward, and all are as exact, and as independent of the other rows, as
-    `confidence` is.
+    What each costs: `hidden`, `predicted` and `ends` are there anyway; `entropy`, `margin`, `top_k` and
+    `persistence` are a pass over the logits; `written` and `divergence` need `4 L V` bytes of probabilities
+    per row, which `divergence` keeps from step to step where the dLLM computes (a gigabyte for 8 rows of 256
+    positions of LLaDA-8B). None takes a further forward, and all are as exact, and as independent of the
+    other rows, as `confidence` is.
 
     With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
     grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with

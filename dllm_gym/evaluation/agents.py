@@ -15,6 +15,8 @@ from dllm_gym.plugins import plugins
 from dllm_gym.strategies import make_strategy, strategy_names
 from dllm_gym.suggestions import did_you_mean
 
+_NUMBER, _WORD = r"-?[\d.]+(?:e-?\d+)?", r"[A-Za-z./~_][^\s=]*"  # a word may be a path
+
 Observation = Mapping[str, NDArray[Any]]
 
 
@@ -148,15 +150,15 @@ def _no_agent(text: str) -> str:
     )
 
 
-def _parse_parameters(text: str) -> dict[str, float | int]:
-    parameters: dict[str, float | int] = {}
+def _parse_parameters(text: str) -> dict[str, float | int | str]:
+    parameters: dict[str, float | int | str] = {}
     for part in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*(\w+)\s*=\s*(-?[\d.]+(?:e-?\d+)?)\s*", part)
+        match = re.fullmatch(rf"\s*(\w+)\s*=\s*(?:({_NUMBER})|({_WORD}))\s*", part)
         if match is None:
-            raise ValueError(f"cannot read the parameter {part!r}; write name=number, such as k=2")
-        key, number = match.groups()
+            raise ValueError(f"cannot read the parameter {part!r}; write name=value, such as k=2")
+        key, number, word = match.groups()
         try:
-            parameters[key] = int(number) if re.fullmatch(r"-?\d+", number) else float(number)
+            parameters[key] = word or (int(number) if re.fullmatch(r"-?\d+", number) else float(number))
         except ValueError:
             raise ValueError(f"{number!r} in {part!r} is no number") from None
     return parameters

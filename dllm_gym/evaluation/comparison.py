@@ -190,8 +190,8 @@ def compare(
         episodes: As in ``evaluate``, like the arguments that follow.
         split: See there.
         strategies: Rule-based strategies to compare with; learned agents are measured by their envelope.
-            ``full`` is eight rules over their parameters, 52 settings; ``short`` eight settings of two rules;
-            ``none`` none; or give strategies, or names of them.
+            ``full`` is every rule over its main parameter; ``short`` eight settings of two rules; ``none``
+            none; or give strategies, or names of them.
         on_result: Called with every result as soon as it is there.
         keep: A directory that gets every episode as soon as it is finished, and every result. What is there
             of the same agent under the same arguments is taken instead of evaluating again: an interrupted

@@ -7,31 +7,36 @@ from typing import Any
 
 from dllm_gym.arguments import call_named
 from dllm_gym.strategies.base import InBlocks, Strategy
-from dllm_gym.strategies.rules import (
-    Confidence,
+from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
+from dllm_gym.strategies.commit import Prophet, SchED
+from dllm_gym.strategies.memory import Remembering
+from dllm_gym.strategies.priors import EosDamping, PCSampler
+from dllm_gym.strategies.temporal import KLASS, LESS, Credit
+from dllm_gym.strategies.thresholds import (
     EBSampler,
-    Entropy,
     FastDLLM,
     FastDLLMFactor,
     FastDLLMFactorReleased,
+    LocalLeap,
+)
+from dllm_gym.strategies.topk import (
+    Ascending,
+    Confidence,
+    Entropy,
     LeftToRight,
     Margin,
     Random,
 )
 from dllm_gym.suggestions import did_you_mean
 
-__all__ = ["InBlocks", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
+__all__ = ["InBlocks", "Remembering", "Strategy", "make_strategy", "register_strategy", "strategy_names"]
 
 _RULES = (
-    Random,
-    Confidence,
-    Margin,
-    Entropy,
-    LeftToRight,
-    FastDLLM,
-    FastDLLMFactor,
-    FastDLLMFactorReleased,
-    EBSampler,
+    *(Random, Confidence, Margin, Entropy, LeftToRight, Ascending, EosDamping, PCSampler),
+    *(FastDLLM, FastDLLMFactor, FastDLLMFactorReleased, EBSampler, LocalLeap),
+    *(Prophet, SchED),
+    *(KLASS, Credit, LESS),
+    *(MultiBlock, AdaBlock, SlowFast),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 

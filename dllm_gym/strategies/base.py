@@ -27,6 +27,7 @@ class Strategy(ABC):
 
     Attributes:
         name: The rule's registered name.
+        paper: Where it comes from, such as ``Fast-dLLM, arXiv 2505.22618``; empty for a rule of your own.
         requires: Observation keys the rule reads that the environment gives only on request, with
             ``observe=requires``.
         plays: The arguments of ``UnmaskEnv`` that say by which rules it plays; none of one that only reveals.
@@ -34,7 +35,8 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
-    requires: ClassVar[tuple[str, ...]] = ()
+    paper: ClassVar[str] = ""
+    requires: tuple[str, ...] = ()
     plays: ClassVar[Mapping[str, Any]] = {}
     parameters: dict[str, Any]
 
@@ -95,19 +97,50 @@ class Strategy(ABC):
             is dropped by ``act``.
         """
 
-    def read(self, observation: Mapping[str, ArrayLike], key: str) -> NDArray[np.float32]:
-        """``observation[key]`` as ``(B, L)`` float32, also if the observation is a single one.
+    def read(
+        self,
+        observation: Mapping[str, ArrayLike],
+        key: str,
+        *,
+        axes: int = 0,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> FloatArray:
+        """``observation[key]`` as a batch, also if the observation is a single one.
+
+        Args:
+            observation: As given to ``act``.
+            key: Which array.
+            axes: How many axes it has behind that of the positions: 1 for ``top_k`` and ``attention``.
+            dtype: What to make of it.
+
+        Returns:
+            ``(B, L)``, or ``(B, L, ...)`` with further axes.
 
         Raises:
             ValueError: If the key is missing or its array has another shape than ``action_mask``.
         """
-        values = np.asarray(self._lookup(observation, key), dtype=np.float32)
+        return self._batched(observation, key, np.asarray(self._lookup(observation, key), dtype), axes)
+
+    def read_tokens(self, observation: Mapping[str, ArrayLike], key: str) -> IntArray:
+        """Token ids ``(B, L)`` int64, such as ``predicted``; otherwise as ``read``."""
+        return self._batched(observation, key, np.asarray(self._lookup(observation, key), np.int64), 0)
+
+    def _batched(
+        self, observation: Mapping[str, ArrayLike], key: str, values: NDArray[Any], axes: int
+    ) -> NDArray[Any]:
         expected = np.shape(observation["action_mask"])
-        if values.shape != expected:
+        if values.shape[: values.ndim - axes] != expected:
+            more = f" and {axes} more" if axes else ""
             raise ValueError(
-                f"observation[{key!r}] has shape {values.shape}; accepted is that of action_mask, {expected}"
+                f"observation[{key!r}] has shape {values.shape}; accepted is that of action_mask, "
+                f"{expected}{more}"
             )
-        return np.atleast_2d(values)
+        return values if len(expected) == 2 else values[None]
+
+    def steps_used(self, observation: Mapping[str, ArrayLike], length: int) -> IntArray:
+        """The steps each row has taken, ``(B, 1)``, in an environment of L = ``length`` positions."""
+        progress = np.asarray(self._lookup(observation, "progress"), dtype=np.float64).reshape(-1, 1)
+        return np.rint(progress * length).astype(np.int64)
 
     def _lookup(self, observation: Mapping[str, ArrayLike], key: str) -> ArrayLike:
         if key in observation:
@@ -148,12 +181,32 @@ class InBlocks:
         """
         allowed = np.asarray(observation["action_mask"]) != 0  # (B, L)
         candidates = allowed & (np.asarray(observation.get("mask", allowed)) != 0)
-        block = np.arange(allowed.shape[-1]) // self.block_length
-        active = block[candidates.argmax(axis=-1)]
-        inside = allowed & (block == active[..., None]) & candidates.any(axis=-1, keepdims=True)
+        inside = allowed & first_block(candidates, self.block_length)
         action: NDArray[np.int8] = self.agent.act({**observation, "action_mask": inside.astype(np.int8)})
         standing = allowed & ~inside & ~candidates
         return np.where(standing, np.int8(1), action) if standing.any() else action
+
+
+def first_block(candidates: BoolArray, block_length: int) -> BoolArray:
+    """The first block of ``block_length`` positions that has a candidate ``(..., L)``; none if none has."""
+    block = np.arange(candidates.shape[-1]) // block_length
+    first: BoolArray = block == block[candidates.argmax(axis=-1)][..., None]
+    return first & candidates.any(axis=-1, keepdims=True)
+
+
+def best(score: FloatArray, candidates: BoolArray) -> BoolArray:
+    """Selects the candidate of highest score in each row ``(B, L)``; of several the lowest index."""
+    selected = np.zeros(candidates.shape, dtype=np.bool_)
+    if selected.size:
+        at = np.where(candidates, score, -np.inf).argmax(axis=-1)
+        selected[np.arange(len(at)), at] = True
+    return selected
+
+
+def or_else(selected: BoolArray, candidates: BoolArray, instead: BoolArray) -> BoolArray:
+    """``selected`` ``(B, L)`` in the rows in which it has a candidate, ``instead`` in the others."""
+    chosen = selected & candidates
+    return np.where(chosen.any(axis=-1, keepdims=True), chosen, instead)
 
 
 def rank(cost: FloatArray | IntArray, candidates: BoolArray) -> IntArray:
@@ -224,5 +277,8 @@ def check_number(
         above = minimum < number if exclusive else minimum <= number
         if above and number <= upper:  # NaN fails both
             return float(number)
-    bounds = f"{'>' if exclusive else '>='} {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
+    if maximum is None:
+        bounds = f"{'>' if exclusive else '>='} {minimum}"
+    else:
+        bounds = f"in {'(' if exclusive else '['}{minimum}, {maximum}]"
     raise ValueError(f"{name} must be a finite number {bounds}, got {value!r}")

@@ -1,8 +1,8 @@
-"""The published unmasking rules that need one forward a step and read nothing but the observation.
+"""Rules that say which positions come first; how many of them a step reveals is settled beforehand.
 
-Common to all: every row is decided on its own, ties go to the lowest index, only candidates (positions
-with ``action_mask`` 1) are ranked, and a row with candidates reveals at least one. c is the confidence, H
-the entropy in nats, n a rank counted from 1.
+Common to these and all other rules: every row is decided on its own, ties go to the lowest index, only
+candidates (positions with ``action_mask`` 1) are ranked, and a row with candidates reveals at least one. c is
+the confidence, H the entropy in nats, n a rank counted from 1, L the number of positions.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from dllm_gym.strategies.base import (
     Strategy,
     check_integer,
     check_number,
-    prefix,
-    rank,
     top_k,
 )
 from dllm_gym.strategies.schedules import dreams_masks
@@ -77,8 +75,7 @@ class TopK(Strategy):
 
     def _scheduled(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> IntArray:
         """Positions to reveal in this step, ``(B, 1)``."""
-        progress = np.asarray(self._lookup(observation, "progress"), dtype=np.float64).reshape(-1, 1)
-        used = np.rint(progress * candidates.shape[-1]).astype(np.int64)  # (B, 1)
+        used = self.steps_used(observation, candidates.shape[-1])  # (B, 1)
         left = candidates.sum(axis=-1, keepdims=True)  # (B, 1)
         if "dream_steps" in self.parameters:
             return self._as_dream(used, left, candidates.shape[-1])
@@ -136,6 +133,7 @@ class Random(TopK):
     """
 
     name = "random"
+    paper = "LLaDA, arXiv 2502.09992"
 
     def __init__(
         self,
@@ -189,6 +187,7 @@ class Confidence(TopK):
     """
 
     name = "confidence"
+    paper = "MaskGIT, arXiv 2202.04200"
 
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
         """-c."""
@@ -202,6 +201,7 @@ class Margin(TopK):
     """
 
     name = "margin"
+    paper = "arXiv 2502.06768"
     requires = ("margin",)
 
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
@@ -216,6 +216,7 @@ class Entropy(TopK):
     """
 
     name = "entropy"
+    paper = "Dream, arXiv 2508.15487"
     requires = ("entropy",)
 
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
@@ -229,136 +230,42 @@ class LeftToRight(TopK):
     """
 
     name = "left-to-right"
+    paper = "d2Cache, arXiv 2509.23094"
 
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> IntArray:
         """The position's index."""
         return np.broadcast_to(np.arange(candidates.shape[-1]), candidates.shape)
 
 
-class FastDLLM(Strategy):
-    """Reveals every candidate with c >= threshold, and the most confident one always.
+class Ascending(Strategy):
+    """Reveals the ``growth ** i`` most confident candidates in step i = 0, 1, ..., and soon all the others.
 
-    The threshold rule of Fast-dLLM (arXiv 2505.22618). Equality passes, as in the released code. The
-    threshold is rounded to float32, the type of the confidences, before comparing: a confidence of
-    ``np.float32(0.9)``, which as a real number is a little below 0.9, passes ``threshold=0.9``.
+    ASS, the ascending step size of arXiv 2509.23924, in full diffusion: with S the largest number for which
+    ``growth ** S <= L``, step S - 1 reveals everything that is left. 8 positions take 1, 2, 5; 48 take
+    1, 2, 4, 8, 33. This is ``ass_generate`` of the released code with one block; its split into blocks of one
+    power of 2 each is not there.
 
     Args:
-        threshold: A number in [0, 1].
+        growth: A number > 1; the paper's is 2. What is no whole number is rounded down.
 
     Raises:
-        ValueError: For any other threshold.
+        ValueError: For any other growth.
     """
 
-    name = "fast-dllm"
+    name = "ass"
+    paper = "EOSER/ASS, arXiv 2509.23924"
 
-    def __init__(self, threshold: float = 0.9) -> None:
-        self.threshold = check_number("threshold", threshold, 0, 1)
-        super().__init__(threshold=self.threshold)
+    def __init__(self, growth: float = 2.0) -> None:
+        super().__init__(growth=check_number("growth", growth, 1, exclusive=True))
 
     def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
-        """Top 1 and what reaches the threshold."""
-        confidence = self.read(observation, "confidence")  # (B, L)
-        selected: BoolArray = confidence >= np.float32(self.threshold)
-        best = np.where(candidates, confidence, -1).argmax(axis=-1)  # the lowest index of several
-        selected[np.arange(len(best)), best] = True
-        return selected
-
-
-class FastDLLMFactor(Strategy):
-    """Reveals the most confident candidates while (n + 1)(1 - c_n) < factor, and rank 1 always.
-
-    The factor rule of Fast-dLLM (arXiv 2505.22618, parallel decoding theorem): the more tokens are
-    revealed together, the surer each must be. This is the paper's rule; ``fast-dllm-factor-released`` is what
-    the released code does.
-
-    The left-hand side is computed in float64, which is exact for float32 confidences (unless they are tiny):
-    the numbers as stored decide.
-
-    Args:
-        factor: A finite number > 0.
-
-    Raises:
-        ValueError: For any other factor.
-    """
-
-    name = "fast-dllm-factor"
-
-    def __init__(self, factor: float = 1.0) -> None:
-        self.factor = check_number("factor", factor, 0, exclusive=True)
-        super().__init__(factor=self.factor)
-
-    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
-        """The ranks before the first that fails."""
-        confidence = self.read(observation, "confidence")  # (B, L)
-        order = rank(-confidence, candidates)
-        ranked = np.take_along_axis(confidence, order, axis=-1).astype(np.float64)  # (B, L) by rank
-        n = np.arange(1, candidates.shape[-1] + 1)
-        return prefix(order, self.passes(ranked, n, candidates.sum(axis=-1, keepdims=True)))
-
-    def passes(self, confidence: FloatArray, n: IntArray, candidates: IntArray) -> BoolArray:
-        """Which ranks fulfil the bound, ``(B, L)``.
-
-        Args:
-            confidence: ``(B, L)`` float64, by rank.
-            n: ``(L,)``, the rank.
-            candidates: ``(B, 1)``, how many candidates the row has.
-        """
-        passing: BoolArray = (n + 1) * (1 - confidence) < self.factor
-        return passing
-
-
-class FastDLLMFactorReleased(FastDLLMFactor):
-    """The factor rule as Fast-dLLM's released ``generate.py`` has it (``get_transfer_index_dynamic``).
-
-    It differs from the paper's rule in two points. Equality passes: rank n fails iff
-    c_n < 1 - factor / (n + 1). And if the first rank that fails is that of the row's last candidate, it is
-    revealed as well; so the last two positions of a block are always revealed together.
-
-    Args:
-        factor: A finite number > 0.
-
-    Raises:
-        ValueError: For any other factor.
-    """
-
-    name = "fast-dllm-factor-released"
-
-    def passes(self, confidence: FloatArray, n: IntArray, candidates: IntArray) -> BoolArray:
-        """See ``FastDLLMFactor.passes``."""
-        passing: BoolArray = (confidence >= 1 - self.factor / (n + 1)) | (n == candidates)
-        return passing
-
-
-class EBSampler(Strategy):
-    """Reveals the largest set of lowest entropies with sum(H) - max(H) <= gamma.
-
-    EB-Sampler, the entropy-bounded sampler (arXiv 2505.24857) with entropy as its error proxy. Ranked by
-    ascending entropy the largest of a set is its last, so rank n passes iff the n - 1 entropies before it
-    sum to at most gamma; rank 1 always does.
-
-    Entropies are summed in float64; gamma is rounded to float32, the type of the entropies, so that a
-    single entropy of ``np.float32(0.1)`` is within ``gamma=0.1``.
-
-    Args:
-        gamma: A finite number >= 0, in nats.
-
-    Raises:
-        ValueError: For any other gamma.
-    """
-
-    name = "eb-sampler"
-    requires = ("entropy",)
-
-    def __init__(self, gamma: float = 0.1) -> None:
-        self.gamma = check_number("gamma", gamma, 0)
-        super().__init__(gamma=self.gamma)
-
-    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
-        """The ranks before the first that exceeds the bound."""
-        entropy = self.read(observation, "entropy")  # (B, L)
-        order = rank(entropy, candidates)
-        before = np.zeros(entropy.shape)  # (B, L) by rank: sum of the entropies ahead
-        np.cumsum(
-            np.take_along_axis(entropy, order, axis=-1)[:, :-1], axis=-1, dtype=np.float64, out=before[:, 1:]
-        )
-        return prefix(order, before <= np.float32(self.gamma))
+        """As many of the most confident as the step says."""
+        length = candidates.shape[-1]
+        sizes = []  # of the steps before the last one
+        power = self.parameters["growth"]
+        while power * self.parameters["growth"] <= length:
+            sizes.append(int(power / self.parameters["growth"]))
+            power *= self.parameters["growth"]
+        step = np.minimum(self.steps_used(observation, length), len(sizes))  # (B, 1)
+        k = np.array([*sizes, length])[step]
+        return top_k(-self.read(observation, "confidence"), candidates, k)
