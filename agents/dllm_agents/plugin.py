@@ -108,7 +108,7 @@ def register_commands(app: typer.Typer) -> None:
 
 
 def _train(
-    algorithm: Annotated[str, typer.Argument(help="grpo, ppo, a2c or rllib-ppo.")],
+    algorithm: Annotated[str, typer.Argument(help="grpo, ppo, a2c, success or rllib-ppo.")],
     config: Annotated[
         str | None,
         typer.Option(help="Name of a configuration in agents/configs (paper/llada-bl32), or a YAML file."),
