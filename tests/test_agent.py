@@ -110,7 +110,7 @@ def test_other_options_for_the_same_network():
     assert other.label == "mine (deterministic, beta=2, target_steps=4)"
     assert other.network is network
     assert policy.label == "mine (sample, beta=2, target_steps=8)"
-    assert other.with_options(beta=1, alpha=1.5).label == "mine (deterministic, target_steps=4, alpha=1.5)"
+    assert other.with_options(beta=1, alpha=1.5).label == "mine (deterministic, alpha=1.5, target_steps=4)"
     assert policy.with_options().fingerprint == policy.fingerprint
 
 
