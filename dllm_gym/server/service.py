@@ -109,7 +109,7 @@ class Service:
             "owned_by": "dllm-gym",
             "dllm": {
                 "completion_length": self.engine.length,
-                "block_length": self.engine.block_length,
+                "block_length": self.engine.description()["block_length"],
                 "temperature": self.engine.temperature,
                 "agent": getattr(self.agent, "label", type(self.agent).__name__),
             },
