@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 from urllib.request import urlopen
 
 import httpx
@@ -222,6 +223,36 @@ def test_a_stream_shows_the_canvas():
     assert [one["steps"] for one in shown] == [1, 2, 3]
     assert [chunk.choices[0].text for chunk in chunks[:-1]] == ["", "", "", "3715"]
     assert {one["seed"] for one in shown} == {3}
+
+
+class Fickle:
+    """Takes back a third of what stands, in every step another one."""
+
+    plays: ClassVar = {"actions": "set-state", "finish": "confirm"}
+
+    def act(self, observation):
+        length = observation["mask"].shape[1]
+        step = np.rint(observation["progress"] * length).astype(int)
+        keeps = (np.arange(length) + step) % 3 > 0
+        return np.where(observation["mask"] == 1, observation["confidence"] > 0.5, keeps)
+
+
+def test_what_an_agent_takes_back_was_not_told():
+    back = 0
+    with served(Fickle(), block_length=3) as (address, _):
+        for number in range(8):
+            chunks = list(ask(client(address), str(number), stream=True, extra_body={"canvas": True}))
+            told = "".join(chunk.choices[0].text for chunk in chunks)
+            wanted = expected(str(number), Fickle(), block_length=3)
+            assert told == wanted.text
+            shown = [chunk.choices[0].dllm for chunk in chunks[1:]]
+            assert [one["steps"] for one in shown] == list(range(1, wanted.steps + 1))
+            before = [None] * LENGTH
+            for one in shown:
+                steps = zip(before, one["canvas"], strict=True)
+                back += sum(old is not None and new is None for old, new in steps)
+                before = one["canvas"]
+    assert back > 0
 
 
 @given(
@@ -452,6 +483,15 @@ def test_what_is_no_request_is_refused_in_openais_format():
         with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'; this server has 'toy'"):
             client(address).completions.create(model="gpt-4", prompt="1")
         assert text_of(client(address), "1") == expected("1").text
+
+
+def test_token_ids_are_prompts():
+    with served() as (address, _):
+        answer = ask(client(address), [[3, 1, 4], [1, 5]])
+        assert [choice.text for choice in answer.choices] == [expected(p).text for p in ("314", "15")]
+        assert text_of(client(address), [3, 1, 4]) == expected("314").text
+        with pytest.raises(openai.BadRequestError, match="tokens 0 to 12"):
+            ask(client(address), [3, 99])
 
 
 @pytest.mark.parametrize(
