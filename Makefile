@@ -74,6 +74,7 @@ bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/serving.py
 
 reproduce: $(INSTALLED)  ## trains, evaluates and writes docs/results.md; goes on where it was interrupted
 	$(BIN)/python -m benchmarks.reproduce $(if $(QUICK),--quick)

@@ -132,30 +132,22 @@ def generate(  # type: ignore[misc]  # the overloads leave the options to this o
     asked = check_prompts([prompts] if one else prompts)
     if not asked:
         return []
-    if isinstance(block_length, str) and block_length != "own":
-        raise ValueError(f"block_length must be a whole number, None or 'own', got {block_length!r}")
-    told = {"backend": backend, "block_length": block_length}
-    untold = {"backend": None, "block_length": "own"}
-    home = at_home([resolved], {key: value for key, value in told.items() if value != untold[key]})
-    backend, block_length = dllm_of(home), home.get("block_length")
-    if isinstance(block_length, Sequence):
-        raise ValueError(f"block_length must be one for all texts, got {block_length!r}: choose one of them")
-    source = str(backend) if isinstance(backend, Path) else backend
-    engine = Engine(
+    engine = writing_engine(
+        resolved,
         min(batch_size, len(asked)),
-        backend=source,
-        backend_kwargs=backend_kwargs,
-        task=PromptTask(asked, _length_of(source) if completion_length is None else completion_length),
+        asked,
+        backend,
+        completion_length=completion_length,
         block_length=block_length,
+        backend_kwargs=backend_kwargs,
         temperature=temperature,
-        observe=tuple(getattr(resolved, "requires", ())),
         stop_at_eos=stop_at_eos,
         revealed_confidence=revealed_confidence,
         view=view,
         top_k=top_k,
-        **at_play([resolved], {}),
     )
-    _check_room(asked, engine)
+    for index, prompt in enumerate(asked):  # what would otherwise stop the work half-way
+        check_room(engine, index, f"prompt {index + 1}", prompt)
     generations: list[Generation | None] = [None] * len(asked)
     lines = None if output is None else lines_of(output, engine, resolved, seed)
     for index, generation in texts_found(lines, asked).items() if lines is not None else ():
@@ -205,23 +197,70 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
+def writing_engine(
+    agent: Any,
+    rows: int,
+    prompts: Sequence[Prompt] | Mapping[int, Prompt],
+    backend: str | Path | Backend | None,
+    *,
+    completion_length: int | None,
+    block_length: int | str | None,
+    **options: Any,
+) -> Engine:
+    """An engine that answers prompts, where its agent is at home unless told otherwise.
+
+    Args:
+        agent: As ``as_agent`` gives it.
+        rows: At once.
+        prompts: By their indices; one of them at least is there from the beginning.
+        backend: As in ``generate``, like what follows.
+        completion_length: See there.
+        block_length: See there.
+        **options: Further arguments of ``UnmaskEnv``.
+
+    Raises:
+        ValueError: For arguments out of range.
+    """
+    if isinstance(block_length, str) and block_length != "own":
+        raise ValueError(f"block_length must be a whole number, None or 'own', got {block_length!r}")
+    told = {"backend": backend, "block_length": block_length}
+    untold = {"backend": None, "block_length": "own"}
+    home = at_home([agent], {key: value for key, value in told.items() if value != untold[key]})
+    backend, block_length = dllm_of(home), home.get("block_length")
+    if isinstance(block_length, Sequence):
+        raise ValueError(f"block_length must be one for all texts, got {block_length!r}: choose one of them")
+    source = str(backend) if isinstance(backend, Path) else backend
+    return Engine(
+        rows,
+        backend=source,
+        task=PromptTask(prompts, _length_of(source) if completion_length is None else completion_length),
+        block_length=block_length,
+        observe=tuple(getattr(agent, "requires", ())),
+        **at_play([agent], {}),
+        **options,
+    )
+
+
+def check_room(engine: Engine, index: int, name: str, prompt: Prompt) -> int:
+    """The number of tokens of a prompt; ``name`` is for the message.
+
+    Raises:
+        ValueError: If the dLLM has no words or no room for it.
+    """
+    room, taken = getattr(engine.backend, "max_length", None), len(engine.prompt(index))
+    if room is not None and taken + engine.length > room:
+        raise ValueError(
+            f"{name} takes {taken} tokens, which with completion_length {engine.length} is more "
+            f"than this dLLM's {room}: {prompt!r}"
+        )
+    return taken
+
+
 def _length_of(backend: str | Backend) -> int:
     """The longest completion the dLLM was trained on, as far as that is known."""
     if not isinstance(backend, str):
         return _LENGTH
     return trained_length(backend) or _LENGTH
-
-
-def _check_room(prompts: Sequence[Prompt], engine: Engine) -> None:
-    """Finds out now what would otherwise stop the work half-way."""
-    room = getattr(engine.backend, "max_length", None)
-    for number, prompt in enumerate(prompts, start=1):
-        taken = len(engine.prompt(number - 1))
-        if room is not None and taken + engine.length > room:
-            raise ValueError(
-                f"prompt {number} takes {taken} tokens, which with completion_length {engine.length} is more "
-                f"than this dLLM's {room}: {prompt!r}"
-            )
 
 
 def _reporter(

@@ -21,13 +21,13 @@ class PromptTask:
     """Prompts as a task, for which nothing is scored.
 
     Args:
-        prompts: In the order of their problems.
+        prompts: By the indices of their problems; there may come and go some.
         completion_length: Positions to answer in.
     """
 
     name, split = "prompts", "test"
 
-    def __init__(self, prompts: Sequence[Prompt], completion_length: int) -> None:
+    def __init__(self, prompts: Sequence[Prompt] | Mapping[int, Prompt], completion_length: int) -> None:
         self._prompts = prompts
         self.num_problems: int | None = len(prompts)
         self.completion_length = completion_length

@@ -103,6 +103,38 @@ def test_options_show_in_label_and_parameters():
     assert json.loads(json.dumps(turned.parameters)) == turned.parameters
 
 
+def test_other_options_for_the_same_network():
+    network = make_network(CONDITIONED)
+    policy = LearnedPolicy(network, name="mine", beta=2.0, knobs={"target_steps": 8.0}, ranges=RANGES)
+    other = policy.with_options(decoding="deterministic", target_steps=4)
+    assert other.label == "mine (deterministic, beta=2, target_steps=4)"
+    assert other.network is network
+    assert policy.label == "mine (sample, beta=2, target_steps=8)"
+    assert other.with_options(beta=1, alpha=1.5).label == "mine (deterministic, alpha=1.5, target_steps=4)"
+    assert policy.with_options().fingerprint == policy.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bta": 2.0}, "mine has no option 'bta'; it has decoding, budget, temperature, beta, alpha, target"),
+        ({"beta": "2"}, "beta must be a finite number, got '2'"),
+        ({"temperature": float("inf")}, "temperature must be a finite number, got inf"),
+        ({"beta": True}, "beta must be a finite number, got True"),
+        ({"decoding": 3}, "unknown decoding 3"),
+        ({"target_steps": 100}, "mine was trained to be told 2 to 16 target_steps, not 100"),
+        ({"budget": 0.1}, "mine has no budget"),
+    ],
+)
+def test_wrong_other_options(options, message):
+    policy = LearnedPolicy(make_network(CONDITIONED), name="mine", ranges=RANGES)
+    with pytest.raises(ValueError, match=message):
+        policy.with_options(**options)
+
+
+RANGES = {"target_steps": (2.0, 16.0)}
+
+
 # Knobs ------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +223,28 @@ def test_dpls_draws_the_subsets_of_dpls():
         first, both = (actions[:, :2] == [1, 0]).all(axis=1), actions[:, :2].all(axis=1)
         assert first.mean() == pytest.approx(np.exp(log_prob[1, 0]), abs=0.03)
         assert both.mean() == pytest.approx(np.exp(log_prob[1, 2]) + np.exp(log_prob[2, 1]), abs=0.03)
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_rows_without_a_candidate_cost_nothing(decoding, monkeypatch):
+    network = make_network()
+    observation = make_observation(batch=5)
+    observation["action_mask"][[0, 3]] = 0
+    policies = [LearnedPolicy(network, decoding=decoding) for _ in range(2)]
+    for policy in policies:
+        policy.seed(range(5), range(5))
+    seen = []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0]["action_mask"])))
+    together, alone = policies
+    actions = together.act(observation)
+    assert seen == [3]
+    assert not actions[[0, 3]].any()
+    for row in (1, 2, 4):
+        one = {key: np.where(np.arange(5)[:, None] == row, value, 0) for key, value in observation.items()}
+        np.testing.assert_array_equal(alone.act(one)[row], actions[row])
+    seen.clear()
+    assert not together.act({**observation, "action_mask": np.zeros_like(observation["action_mask"])}).any()
+    assert seen == []
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)

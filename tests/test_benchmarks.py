@@ -316,3 +316,13 @@ def test_figures_of_the_suite_are_measured_and_kept(benchmark, monkeypatch, tmp_
         assert found.best_rule.label == best.label
     with pytest.raises(SystemExit):
         suite.main(["Three", *options])
+
+
+@pytest.mark.slow
+def test_the_server_is_measured_with_one_client_and_with_many(run_benchmark, tmp_path):
+    options = ("--clients", 4, "--problems", 8, "--rounds", 1, "--output", tmp_path / "serving.json")
+    run_benchmark("serving", *options)
+    found = json.loads((tmp_path / "serving.json").read_text())
+    assert found["clients"] == 4
+    assert found["ratio"] == pytest.approx(found["at_once"] / found["one_at_a_time"], rel=0.01)
+    assert "| 4 clients |" in (tmp_path / "serving.md").read_text()

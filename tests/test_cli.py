@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import socket
 import subprocess
 import sys
 from functools import partial
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
 COMMANDS = (
-    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "pretrain", "bench", "train",
+    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "serve", "pretrain", "bench",
+    "train",
 )  # fmt: skip
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
@@ -244,6 +246,19 @@ def test_an_argument_that_is_no_text_is_named(run, arguments, place):
     done = run(*arguments)
     assert done.code == 1
     assert done.words.startswith(f"error: {place}")
+
+
+def test_serve_says_what_stands_in_its_way(run, monkeypatch):
+    with socket.create_server(("0.0.0.0", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("serve", "--backend", "toy", "--host", "0.0.0.0", "--port", port)
+    assert done.code == 1
+    assert "warning: whoever reaches 0.0.0.0 can use this server: give --api-key" in done.words
+    assert f"cannot listen at 0.0.0.0, port {port}" in done.words
+    monkeypatch.delitem(sys.modules, "dllm_gym.server.app")
+    monkeypatch.delattr("dllm_gym.server.app")
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    assert "pip install 'dllm-gym[serve]'" in run("serve", "--backend", "toy").words
 
 
 def test_generate_answers_chats(run, tmp_path):

@@ -125,6 +125,7 @@ PRINTS = {
         r"^\[2/2\] (a2c|ppo)/sudoku/0: done after",
         r"^ppo: [01]\.\d\d right in \d+\.\d steps$",
     ],
+    "docs/server.md": [r"#### \d+ \{'steps': \d+, 'seed': \d+\}$"],
     "docs/sandbox.md": [r"^finished \(True, False\)$"],
     "docs/your_model.md": [r"\(\d+ steps, \d+\.\d tokens per step\)$"],
     "docs/your_task.md": [

@@ -20,6 +20,7 @@ from dllm_agents.distributions import (
 )
 from dllm_agents.harm import HarmScale, harm_logits, within_budget
 from dllm_agents.networks import UnmaskTransformer
+from dllm_gym.files import is_finite
 
 DECODINGS = ("sample", "deterministic", "bernoulli", "dpls")
 KNOBS = ("alpha", "target_steps")
@@ -82,6 +83,8 @@ class LearnedPolicy:
         for parameter, value in (("temperature", temperature), ("beta", beta)):
             if not value > 0:
                 raise ValueError(f"{parameter} must be above 0, got {value!r}")
+        options: dict[str, Any] = {"temperature": temperature, "beta": beta}
+        self._options = {"decoding": decoding, "budget": budget, **options}
         if budget is not None:
             _check_budget(name, budget, harm, temperature, beta)
             decoding = "budget"
@@ -101,7 +104,6 @@ class LearnedPolicy:
         self.network = network
         self.decoding, self.temperature, self.beta = decoding, temperature, beta
         self.parameters: dict[str, Any] = {"decoding": decoding}
-        options = {"temperature": temperature, "beta": beta}
         self.parameters |= {key: value for key, value in options.items() if value != 1}
         self.parameters |= {} if budget is None else {"budget": budget}
         self.parameters |= self.knobs
@@ -127,14 +129,44 @@ class LearnedPolicy:
             )
         return digest.hexdigest()
 
+    def with_options(self, **options: Any) -> LearnedPolicy:
+        """The same network with other options.
+
+        Args:
+            **options: ``decoding``, ``temperature``, ``beta``, ``budget`` and the knobs, see above. What is
+                not given stays as it is.
+
+        Raises:
+            ValueError: For others, for a value that is no finite number, and for what is refused above.
+        """
+        known = (*self._options, *KNOBS)
+        for option, value in options.items():
+            if option not in known:
+                raise ValueError(f"{self.name} has no option {option!r}; it has {', '.join(known)}")
+            if option != "decoding" and not is_finite(value) and not (option == "budget" and value is None):
+                raise ValueError(f"{option} must be a finite number, got {value!r}")
+        told = {**self._options, **self.knobs, **options}
+        knobs = {knob: told.pop(knob) for knob in KNOBS if knob in told}
+        return LearnedPolicy(
+            self.network,
+            **told,
+            harm=self.harm,
+            knobs=knobs,
+            ranges=self._ranges,
+            trained_in=self.trained_in,
+            name=self.name,
+            seed=self._seed,
+        )
+
     def seed(self, rows: Sequence[int], seeds: Sequence[int | Sequence[int]]) -> None:
         """Gives each of ``rows`` a fresh generator from the seed at the same place in ``seeds``."""
         for row, seed in zip(rows, seeds, strict=True):
             self._generators[int(row)] = np.random.default_rng(seed)
 
-    @torch.inference_mode()
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.int8]:
         """Actions, int8, for a batch ``(B, L)`` or a single observation ``(L,)``.
+
+        Rows without a candidate cost nothing.
 
         Raises:
             ValueError: If an observation key is missing, the environment sets a knob to what the policy was
@@ -143,19 +175,32 @@ class LearnedPolicy:
         missing = [key for key in self.requires if key not in observation]
         if missing:
             raise ValueError(f"the observation lacks {missing}; the policy reads {', '.join(self.requires)}")
-        device = self.network.output_proj.weight.device
-        single = np.ndim(observation["action_mask"]) == 1
-        inputs = {key: torch.tensor(observation[key], device=device) for key in self.requires}
+        # where tokens can be taken back ``written`` is observed; a policy that only reveals lets them stand
+        masked = "mask" if "written" in observation else "action_mask"
+        arrays = {key: np.asarray(observation[key]) for key in {*self.requires, masked}}
+        single = arrays["action_mask"].ndim == 1
         if single:
-            inputs = {key: value[None] for key, value in inputs.items()}
+            arrays = {key: array[None] for key, array in arrays.items()}
+        actions = np.zeros(arrays["action_mask"].shape, dtype=np.int8)
+        rows = np.flatnonzero(arrays["action_mask"].any(axis=1))
+        if len(rows):
+            arrays = {key: array[rows] for key, array in arrays.items()}
+            actions[rows] = self._decide(arrays, arrays[masked], rows)
+        return actions[0] if single else actions
+
+    @torch.inference_mode()
+    def _decide(
+        self, arrays: Mapping[str, NDArray[Any]], masked: NDArray[Any], rows: NDArray[np.int64]
+    ) -> NDArray[np.int8]:
+        """Actions ``(R, L)`` of ``rows``, from what these alone observe."""
+        device = self.network.output_proj.weight.device
+        inputs = {key: torch.tensor(array, device=device) for key, array in arrays.items()}
+        mask = torch.tensor(masked, device=device)
         action_mask = inputs["action_mask"]
         for key in self._ranges.keys() & inputs.keys():
             self._check_trained(key, float(inputs[key].min()), float(inputs[key].max()))
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
-        # where tokens can be taken back ``written`` is observed; a policy that only reveals lets them stand
-        masked = observation["mask" if "written" in observation else "action_mask"]
-        mask = torch.tensor(masked, device=device).view(action_mask.shape)
         candidates = action_mask if self.takes_back else action_mask * (mask != 0)
         logits = self.network({**inputs, "action_mask": candidates})
         if logits.isnan().any():
@@ -166,10 +211,10 @@ class LearnedPolicy:
             actions = within_budget(harm_logits(logits, self.harm), candidates, self.budget)
         else:
             logits = adjust_logits(logits, self.temperature, self.beta, mask)
-            actions = self._choose(logits, candidates, mask)
+            actions = self._choose(logits, candidates, mask, rows)
         actions = torch.where((action_mask != 0) & (candidates == 0), 1, actions)
         array: NDArray[np.int8] = actions.cpu().numpy()
-        return array[0] if single else array
+        return array
 
     def _check_trained(self, knob: str, least: float, most: float) -> None:
         low, high = self._ranges.get(knob, (least, most))
@@ -181,10 +226,16 @@ class LearnedPolicy:
                 f"choose a number, such as {knob}={(low * high) ** 0.5:.0f}"
             )
 
-    def _choose(self, logits: torch.Tensor, action_mask: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _choose(
+        self,
+        logits: torch.Tensor,
+        action_mask: torch.Tensor,
+        mask: torch.Tensor,
+        rows: NDArray[np.int64],
+    ) -> torch.Tensor:
         if self.decoding == "deterministic":
             return bernoulli_mode(logits, action_mask, mask)
-        uniforms = torch.as_tensor(self._uniforms(action_mask.cpu().numpy()), device=logits.device)
+        uniforms = torch.as_tensor(self._uniforms(action_mask.cpu().numpy(), rows), device=logits.device)
         if self.decoding == "dpls":
             return (sample_dpls(logits, action_mask, uniforms=uniforms) != 0).to(torch.int8)
         actions = sample_bernoulli(logits, action_mask, uniforms=uniforms)
@@ -192,15 +243,16 @@ class LearnedPolicy:
             actions = with_argmax_fallback(actions, logits, action_mask, mask)
         return actions
 
-    def _uniforms(self, action_mask: NDArray[Any]) -> NDArray[np.float32]:
+    def _uniforms(self, action_mask: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Numbers in [0, 1) from the generators of rows with candidates; dpls needs one more, for STOP."""
-        rows, length = action_mask.shape
-        uniforms = np.zeros((rows, length + (self.decoding == "dpls")), dtype=np.float32)
-        for row in np.flatnonzero(action_mask.any(axis=1)).tolist():
+        length = action_mask.shape[1]
+        uniforms = np.zeros((len(rows), length + (self.decoding == "dpls")), dtype=np.float32)
+        for at in np.flatnonzero(action_mask.any(axis=1)).tolist():
+            row = int(rows[at])
             generator = self._generators.get(row)
             if generator is None:
                 generator = self._generators[row] = np.random.default_rng([self._seed, row])
-            generator.random(dtype=np.float32, out=uniforms[row])
+            generator.random(dtype=np.float32, out=uniforms[at])
         return uniforms
 
 

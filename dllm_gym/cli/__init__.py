@@ -3,7 +3,15 @@
 ``options`` has the options, ``screen`` says what goes where, ``program`` is the program around the commands.
 """
 
-from dllm_gym.cli import evaluation, generation, looking, models, names, sharing  # noqa: F401  # the commands
+from dllm_gym.cli import (  # noqa: F401  # the commands
+    evaluation,
+    generation,
+    looking,
+    models,
+    names,
+    serving,
+    sharing,
+)
 from dllm_gym.cli.program import app, main
 
 __all__ = ["app", "main"]

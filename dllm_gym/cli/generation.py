@@ -18,8 +18,7 @@ from dllm_gym.cli.options import (
     ImportOption,
     JsonOption,
     SeedOption,
-    environment,
-    read_block_length,
+    dllm_arguments,
     run_files,
 )
 from dllm_gym.cli.program import command
@@ -73,12 +72,8 @@ def generate(
         raise ValueError(f"--stream shows one text being written, got {len(prompts)} prompts")
     run_files(imports)
     one = as_agent(agent)
-    told = dllm.arguments()
-    if block_length is not None:
-        told["block_length"] = read_block_length(block_length)
-    arguments = environment([one], told, compile)
     options: dict[str, Any] = {
-        **{name: value for name, value in arguments.items() if name in _OF_THE_DLLM},
+        **dllm_arguments(one, dllm, block_length, compile),
         "completion_length": completion_length,
         "temperature": temperature,
         "seed": seed,
@@ -106,9 +101,6 @@ def generate(
         f"{tokens} tokens in {steps} steps: {tokens / steps:.1f} tokens per forward", highlight=False
     )
     write_json([generation.to_json() for generation in generations], json_file)
-
-
-_OF_THE_DLLM = ("backend", "backend_kwargs", "block_length")  # prompts are no task
 
 
 def _shown(prompt: Prompt) -> str:

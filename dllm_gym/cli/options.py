@@ -251,6 +251,16 @@ def env_arguments(id: str, task: str | None) -> dict[str, Any]:
     return member(id).env
 
 
+def dllm_arguments(agent: Any, dllm: Dllm, block_length: str | None, compile: bool | None) -> dict[str, Any]:
+    """Arguments of ``generate`` that say what an agent decodes with; the rest is like ``environment``."""
+    told = dllm.arguments()
+    if block_length is not None:
+        told["block_length"] = read_block_length(block_length)
+    arguments = environment([agent], told, compile)
+    names = ("backend", "backend_kwargs", "block_length")  # prompts are no task
+    return {name: arguments[name] for name in names if name in arguments}
+
+
 def run_files(paths: Iterable[Path] | None) -> None:
     """Runs Python files that the user named, as modules of their names.
 

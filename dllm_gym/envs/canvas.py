@@ -123,8 +123,12 @@ class Canvas(PerRow):
 
     def selectable(self) -> BoolArray:
         """``(N, L)``: inside the active block, and masked or to be taken back."""
-        changeable = self.masked | (self.remasked < self._remasks)
-        return changeable & self.open & self.in_active_block()
+        return self.changeable() & self.in_active_block()
+
+    def changeable(self) -> BoolArray:
+        """``(N, L)``: masked, or to be taken back by a later step; the rest is final."""
+        may_change: BoolArray = (self.masked | (self.remasked < self._remasks)) & self.open
+        return may_change
 
     def apply(
         self, rows: IntArray, revealing: BoolArray, tokens: IntArray, remasking: BoolArray | None = None

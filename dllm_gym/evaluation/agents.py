@@ -30,8 +30,9 @@ class Agent(Protocol):
     episode makes results independent of the batch size), ``prepare(engine, decoded)`` (called once
     before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
     every other agent, if its results may be kept), ``trained_in`` (the arguments of ``UnmaskEnv`` it was
-    trained with: it decodes there where nothing else is said, and elsewhere there is a warning) and ``plays``
-    (``{"actions": "set-state"}``, if it takes tokens back).
+    trained with: it decodes there where nothing else is said, and elsewhere there is a warning), ``plays``
+    (``{"actions": "set-state"}``, if it takes tokens back) and ``with_options(**options)`` (the agent with
+    other parameters, if those who ask a server may choose them).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:

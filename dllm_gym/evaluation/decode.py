@@ -1,4 +1,4 @@
-"""Runs an agent over a list of problems, keeping the batch full until the problems run out."""
+"""Runs an agent in the rows of an engine: over a list of problems, or over what comes in as it comes in."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import Engine
+from dllm_gym.envs.rows import IntArray
 from dllm_gym.evaluation.agents import Agent
 from dllm_gym.evaluation.home import warn_if_abroad
 
@@ -26,6 +27,60 @@ class Episode:
     tokens: NDArray[np.int64]
     reward: float
     info: dict[str, Any]
+
+
+class Rows:
+    """Rows of an engine in which an agent decodes; each is started and stopped while the others go on.
+
+    Which of them have an episode is the engine's ``ended``.
+
+    Args:
+        agent: Chooses the positions.
+        engine: Fresh or used; what was running in it is given up.
+    """
+
+    def __init__(self, agent: Agent, engine: Engine) -> None:
+        self._agent, self._engine = agent, engine
+        self._changed = np.zeros(engine.num_rows, dtype=bool)  # since the dLLM last saw them
+        self.stop(np.arange(engine.num_rows))
+
+    def start(self, rows: IntArray, problems: Sequence[int], seeds: Sequence[int]) -> None:
+        """Starts episodes; the dLLM sees them at the next step.
+
+        Args:
+            rows: ``(R,)``, where; an episode that was running there is over.
+            problems: ``(R,)``, indices into the task.
+            seeds: ``(R,)``: all randomness of an episode comes from its own, see ``episode_seed``.
+        """
+        engine, agent = self._engine, self._agent
+        for row, own in zip(rows, seeds, strict=True):
+            engine.noise_rngs[row] = np.random.default_rng([own, 1])
+            engine.problem_rngs[row] = np.random.default_rng([own, 2])  # alpha and target, if drawn
+        engine.start(rows, problems)
+        self._changed[rows] = True
+        if len(rows) and hasattr(agent, "seed"):
+            agent.seed(rows, seeds)
+        if len(rows) and hasattr(agent, "reset"):
+            agent.reset(rows)
+
+    def stop(self, rows: IntArray) -> None:
+        """No forward is spent on ``rows`` ``(R,)`` any more."""
+        self._engine.ended[rows] = True
+        self._changed[rows] = False
+
+    def step(self) -> IntArray:
+        """One forward of the rows that changed and one action in all that run.
+
+        Returns:
+            The rows ``(R,)`` that took a step; whoever calls ends those that are finished.
+        """
+        engine = self._engine
+        engine.predict(np.flatnonzero(self._changed))
+        actions = as_bits(self._agent.act(engine.observation()), (engine.num_rows, engine.length))
+        running = np.flatnonzero(~engine.ended)
+        self._changed[:] = False
+        self._changed[running] = engine.act(running, actions[running])
+        return running
 
 
 def decode(
@@ -54,41 +109,32 @@ def decode(
         Episodes in the order they finish.
     """
     warn_if_abroad(agent, engine)
+    rows = Rows(agent, engine)
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
     lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
 
-    def start(rows: np.ndarray) -> np.ndarray:
-        """Gives rows their next problems; returns those that got one."""
-        positions[rows] = [next(waiting, -1) for _ in rows]
-        rows = rows[positions[rows] >= 0]
-        seeds = [_episode_seed(seed, problems[positions[row]]) for row in rows]
-        for row, own in zip(rows, seeds, strict=True):
-            engine.noise_rngs[row] = np.random.default_rng([own, 1])
-            engine.problem_rngs[row] = np.random.default_rng([own, 2])  # alpha and target, if drawn
-        engine.start(rows, [problems[position] for position in positions[rows]])
-        if len(rows) and hasattr(agent, "seed"):
-            agent.seed(rows, seeds)
-        if len(rows) and hasattr(agent, "reset"):
-            agent.reset(rows)
-        return rows
+    def refill(free: IntArray) -> None:
+        """Gives rows their next problems, as long as there are any."""
+        rows.stop(free)
+        positions[free] = [next(waiting, -1) for _ in free]
+        free = free[positions[free] >= 0]
+        own = [problems[position] for position in positions[free]]
+        rows.start(free, own, [episode_seed(seed, problem) for problem in own])
 
-    stale = start(np.arange(engine.num_rows))
-    while len(active := np.flatnonzero(positions >= 0)):
-        engine.predict(stale)
-        actions = as_bits(agent.act(engine.observation()), (engine.num_rows, engine.length))
-        changed = active[engine.act(active, actions[active])]
+    refill(np.arange(engine.num_rows))
+    while not engine.ended.all():
+        stepped = rows.step()
         if on_step is not None:
-            on_step(active, positions[active])
-        finished = engine.canvas.finished()
-        ended = active[finished[active]]
-        stale = changed[~finished[changed]]
+            on_step(stepped, positions[stepped])
+        ended = stepped[engine.canvas.finished()[stepped]]
         if len(ended):
             results = zip(ended, engine.outcomes(ended), engine.canvas.completions(ended), strict=True)
             for row, (reward, info), tokens in results:
                 yield Episode(int(positions[row]), tokens, reward, info)
-            stale = np.concatenate([stale, start(ended)])
+            refill(ended)
 
 
-def _episode_seed(seed: int, problem: int) -> int:
+def episode_seed(seed: int, problem: int) -> int:
+    """The seed of a problem's episode, of those that are decoded together with ``seed``."""
     return int(np.random.SeedSequence([seed, problem]).generate_state(1)[0])

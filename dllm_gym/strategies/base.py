@@ -10,6 +10,8 @@ from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dllm_gym.arguments import call_named
+
 BoolArray = NDArray[np.bool_]
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
@@ -56,6 +58,15 @@ class Strategy(ABC):
 
     def __repr__(self) -> str:
         return self.label
+
+    def with_options(self, **options: Any) -> Strategy:
+        """The same rule with other parameters; those that are not given stay as they are.
+
+        Raises:
+            ValueError: For parameters the rule does not take, or values out of range.
+        """
+        strategy: Strategy = call_named(f"strategy {self.name!r}", type(self), {**self.parameters, **options})
+        return strategy
 
     def act(self, observation: Mapping[str, ArrayLike]) -> NDArray[np.int8]:
         """The positions to reveal next.
