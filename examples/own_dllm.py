@@ -42,7 +42,7 @@ class OneSentence:
         right = torch.nn.functional.one_hot(torch.tensor(SENTENCE), self.vocab_size).float()  # (L, V)
         guess = torch.nn.functional.one_hot(torch.tensor([2] * len(SENTENCE)), self.vocab_size).float()
         logits = 8 * sure * right + 1 * (1 - sure) * guess
-        return predict_from_logits(logits, self.mask_token_id, **options)
+        return predict_from_logits(logits, self.mask_token_id, standing=tokens[:, positions], **options)
 
 
 class Recite:

@@ -383,6 +383,7 @@ def test_a_small_temperature_is_close_to_none():
         ({"statistics": ("top_k",), "top_k": 11}, "top_k must be 1 to 10, .* got 11"),
         ({"statistics": ("top_k",), "top_k": 0}, "top_k must be 1 to 10, .* got 0"),
         ({"statistics": ("hidden",)}, "this backend gives no hidden states"),
+        ({"statistics": ("written",)}, "this backend gives no standing tokens"),
     ],
 )
 def test_bad_arguments_speak(kwargs, message):

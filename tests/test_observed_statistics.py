@@ -24,16 +24,21 @@ LENGTH = 48
 
 
 @given(seed=st.integers(0, 99), temperature=st.sampled_from([0.0, 1.0]))
-def test_the_best_token_and_all_probabilities(seed, temperature):
+def test_the_best_token_and_the_probabilities(seed, temperature):
     logits = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(seed))
     noise = [torch.Generator().manual_seed(seed + row) for row in range(2)] if temperature else None
+    standing = torch.randint(10, (2, 5), generator=torch.Generator().manual_seed(seed))
     found = predict_from_logits(
-        logits, 9, statistics=("best", "probabilities"), temperature=temperature, generators=noise
-    )
+        logits, 9, statistics=("best", "probabilities", "written"), temperature=temperature,
+        generators=noise, standing=standing,
+    )  # fmt: skip
     expected = logits[..., :9].double().softmax(-1)
     probabilities = found.statistics["probabilities"]
     torch.testing.assert_close(probabilities[..., :9].double(), expected, atol=1e-6, rtol=1e-5)
     assert (probabilities[..., 9] == 0).all()
+    at_standing = probabilities.gather(-1, standing[..., None])[..., 0]
+    torch.testing.assert_close(found.statistics["written"], at_standing)
+    assert (found.statistics["written"][standing == 9] == 0).all()
     assert (found.statistics["best"] == expected.argmax(-1)).all()
     if temperature == 0:
         assert (found.statistics["best"] == found.tokens).all()
@@ -43,10 +48,11 @@ def test_the_best_token_and_all_probabilities(seed, temperature):
 
 def test_they_are_the_same_where_logits_are_looked_at_piece_by_piece(monkeypatch):
     logits = torch.randn(3, 7, 10)
-    whole = predict_from_logits(logits, 9, statistics=FROM_LOGITS)
+    options = {"statistics": (*FROM_LOGITS, "written"), "standing": torch.randint(10, (3, 7))}
+    whole = predict_from_logits(logits, 9, **options)
     monkeypatch.setattr("dllm_gym.backends.base._AT_A_TIME", 40)
-    pieces = predict_from_logits(logits, 9, statistics=FROM_LOGITS)
-    for name in FROM_LOGITS:
+    pieces = predict_from_logits(logits, 9, **options)
+    for name in options["statistics"]:
         assert torch.equal(whole.statistics[name], pieces.statistics[name]), name
 
 
@@ -164,7 +170,7 @@ def test_nobody_asks_for_what_is_not_observed():
 
     for observe in ("predicted", "written", "persistence", ("divergence", "entropy", "written")):
         UnmaskEnv(backend=Asked(), task=ToyTask(), observe=observe).reset(seed=0)
-    assert asked == [(), ("probabilities",), ("best",), ("probabilities", "entropy")]
+    assert asked == [(), ("written",), ("best",), ("probabilities", "entropy", "written")]
 
 
 def test_a_dllm_that_does_not_give_what_is_asked_for():

@@ -258,7 +258,7 @@ class Fickle(ScriptedBackend):
         full = (tokens[:, -LENGTH:] != MASK).all(1)[:, None, None]
         now = torch.where(full, self.doubted[None, :, None], 0.9)
         other = {
-            "probabilities": torch.cat([(1 - now), now, torch.zeros(*now.shape[:2], 11)], dim=-1),
+            "written": now[..., 0].expand(seen.tokens.shape),
             "best": seen.tokens,
         }
         return Prediction(seen.tokens, seen.confidence, {name: other[name] for name in statistics})

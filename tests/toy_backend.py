@@ -76,7 +76,8 @@ class ToyBackend:
             "margin": _unit(_mix(cells + np.uint64(2))),
             "top_k": np.stack([_unit(cells) / np.float32(k + 1) for k in range(top_k)], axis=-1),
             "best": np.array([*range(10), EOS])[_mix(cells) % np.uint64(11)],
-            "probabilities": _distribution(cells),
+            "probabilities": (every := _distribution(cells)),
+            "written": np.take_along_axis(every, tokens[:, positions, None].numpy(), -1)[..., 0],
             "hidden": np.stack([1 - 2 * _unit(_mix(cells + np.uint64(3 + h))) for h in range(3)], axis=-1),
         }
         return Prediction(

@@ -15,7 +15,7 @@ Message = Mapping[str, str]
 
 # What ``Backend.predict`` can compute besides token and confidence: of the logits alone, and at all.
 FROM_LOGITS = ("entropy", "margin", "top_k", "best", "probabilities")
-STATISTICS = (*FROM_LOGITS, "hidden")
+STATISTICS = (*FROM_LOGITS, "written", "hidden")
 
 # So many logits are looked at together on a CPU. What they take as float32 has to stay below 32 MiB: larger
 # blocks glibc maps anew each time, and their pages have to be zeroed first (see ``cpu.keep_freed_memory``).
@@ -33,8 +33,10 @@ class Prediction:
             in nats; ``margin`` ``(B, K)`` float32, largest minus second largest probability; ``top_k``
             ``(B, K, k)`` float32, the k largest probabilities in descending order; ``best`` ``(B, K)``
             int64, the most probable token, which is the one it would write but for token noise;
-            ``probabilities`` ``(B, K, V)`` float32, those of all tokens, 0 for the mask token; ``hidden``
-            ``(B, K, H)`` float32, the state that the output head reads, after the last normalisation.
+            ``probabilities`` ``(B, K, V)`` float32, those of all tokens, 0 for the mask token; ``written``
+            ``(B, K)`` float32, the probability of the token that stands there, 0 where it is the mask token;
+            ``hidden`` ``(B, K, H)`` float32, the state that the output head reads, after the last
+            normalisation.
     """
 
     tokens: Tensor
@@ -146,6 +148,7 @@ def predict_from_logits(
     temperature: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
     hidden: Tensor | None = None,
+    standing: Tensor | None = None,
 ) -> Prediction:
     """Turns logits into a ``Prediction``; the mathematics every backend shares.
 
@@ -160,16 +163,20 @@ def predict_from_logits(
         temperature: See there.
         generators: See there.
         hidden: ``(B, K, H)``, any float dtype, what the logits were made of; the statistic ``hidden``.
+        standing: ``(B, K)`` int64, the tokens that stand there; what the statistic ``written`` is about.
 
     Raises:
         ValueError: For NaN or infinite logits, an unknown statistic, a top_k out of range, a negative
-            temperature, missing generators or missing hidden states.
+            temperature, missing generators, hidden states or standing tokens.
     """
     unknown = set(statistics) - set(STATISTICS)
     if unknown:
         raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
     if "top_k" in statistics and not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
+    for name, given, what in (("hidden", hidden, "hidden states"), ("written", standing, "standing tokens")):
+        if name in statistics and given is None:
+            raise ValueError(f"the statistic {name!r} was asked for, but this backend gives no {what}")
     drawn: Tensor | None = None
     if temperature > 0:
         drawn = _noisy(logits, mask_token_id, temperature, generators).argmax(-1)
@@ -178,11 +185,14 @@ def predict_from_logits(
     options = (mask_token_id, statistics, top_k)
     at_a_time = max(1, _AT_A_TIME // logits.shape[-1])
     if logits.device.type != "cpu" or logits.shape[0] * logits.shape[1] <= at_a_time:
-        found = _measure(logits, drawn, *options)
+        found = _measure(logits, drawn, standing, *options)
     else:
         pieces = torch.split(logits.flatten(0, 1), at_a_time)
-        tokens = [None] * len(pieces) if drawn is None else torch.split(drawn.flatten(), at_a_time)
-        parts = [_measure(piece, own, *options) for piece, own in zip(pieces, tokens, strict=True)]
+        tokens, there = (
+            [None] * len(pieces) if ids is None else torch.split(ids.flatten(), at_a_time)
+            for ids in (drawn, standing)
+        )
+        parts = [_measure(*piece, *options) for piece in zip(pieces, tokens, there, strict=True)]
         found = {
             name: torch.unflatten(torch.cat([part[name] for part in parts]), 0, logits.shape[:2])
             for name in parts[0]
@@ -191,15 +201,18 @@ def predict_from_logits(
     if confidence.isnan().any():
         rows = confidence.isnan().any(-1).nonzero().flatten().tolist()
         raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
-    if "hidden" in statistics:
-        if hidden is None:
-            raise ValueError("the statistic 'hidden' was asked for, but this backend gives no hidden states")
+    if "hidden" in statistics and hidden is not None:
         found["hidden"] = hidden.float()
     return Prediction(found.pop("tokens"), confidence, found)
 
 
 def _measure(
-    logits: Tensor, tokens: Tensor | None, mask_token_id: int, statistics: Sequence[str], top_k: int
+    logits: Tensor,
+    tokens: Tensor | None,
+    standing: Tensor | None,
+    mask_token_id: int,
+    statistics: Sequence[str],
+    top_k: int,
 ) -> dict[str, Tensor]:
     """Tokens, confidence and statistics ``(...)`` of logits ``(..., V)``; ``tokens`` if they are given.
 
@@ -224,6 +237,8 @@ def _measure(
         found["top_k"] = log_p.topk(top_k, dim=-1).values.exp().clamp(max=1.0)
     if "probabilities" in statistics:
         found["probabilities"] = log_p.exp()
+    if "written" in statistics and standing is not None:
+        found["written"] = log_p.gather(-1, standing[..., None])[..., 0].exp().clamp(max=1.0)
     return found
 
 

@@ -96,8 +96,11 @@ class CallableBackend:
         Raises:
             ValueError: If the function returns another shape, or for what ``predict_from_logits`` refuses.
         """
-        logits = self._logits(tokens.to(self.device), attention_mask.to(self.device))
+        tokens = tokens.to(self.device)
+        logits = self._logits(tokens, attention_mask.to(self.device))
         expected = (*tokens.shape, self.vocab_size)
         if tuple(logits.shape) != expected:
             raise ValueError(f"logits must be of shape {expected}, got {tuple(logits.shape)}")
-        return predict_from_logits(logits[:, positions], self.mask_token_id, **options)
+        return predict_from_logits(
+            logits[:, positions], self.mask_token_id, standing=tokens[:, positions], **options
+        )

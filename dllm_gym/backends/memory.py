@@ -156,6 +156,7 @@ class KeyValueMemory:
                 logits,
                 backend.mask_token_id,
                 hidden=hidden,
+                standing=tokens[at].gather(1, positions),
                 generators=None if generators is None else [generators[i] for i in group.tolist()],
                 **options,
             )
@@ -298,7 +299,8 @@ class ResidualMemory:
             self._forward(rows[new], tokens[new], attention_mask[new])
         self._begun[rows] = True
         logits, hidden = self._forward(rows, tokens, attention_mask)
-        return predict_from_logits(logits, backend.mask_token_id, hidden=hidden, **options)
+        standing = tokens[:, -self.length :]
+        return predict_from_logits(logits, backend.mask_token_id, hidden=hidden, standing=standing, **options)
 
     def _forward(
         self, rows: NDArray[np.int64], tokens: Tensor, attention_mask: Tensor

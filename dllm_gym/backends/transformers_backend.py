@@ -256,6 +256,7 @@ class TransformersBackend:
             temperature=temperature,
             generators=generators,
             hidden=hidden,
+            standing=tokens[:, columns],
         )
 
     def memory(self, num_rows: int, length: int) -> Memory | None:

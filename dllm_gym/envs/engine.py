@@ -357,7 +357,7 @@ class Engine(PerRow):
         predicted = prediction.tokens.cpu().numpy()
         self._check(predicted, prediction.confidence.cpu().numpy())
         self._tokens[rows] = predicted
-        self._predicted.take(rows, prediction, on_canvas[0][:, -self.length :].to(self.backend.device))
+        self._predicted.take(rows, prediction)
 
     def _check(self, tokens: IntArray, confidence: NDArray[np.float32]) -> None:
         """Refuses what no dLLM predicts; a backend may be anybody's."""
@@ -418,9 +418,8 @@ class Engine(PerRow):
         """``commit_drift`` of some rows ``(R,)``: one look of the dLLM at what they wrote."""
         tokens, attention_mask = map(torch.from_numpy, self.canvas.model_input(rows))
         positions = slice(tokens.shape[1] - self.length, None)
-        seen = self.backend.predict(tokens, attention_mask, positions, statistics=("probabilities",))
-        standing = tokens[:, positions, None].to(self.backend.device)
-        written = seen.statistics["probabilities"].gather(-1, standing)[..., 0].cpu().numpy()
+        seen = self.backend.predict(tokens, attention_mask, positions, statistics=("written",))
+        written = seen.statistics["written"].cpu().numpy()
         return moves.commit_drift(self._sure[rows], written, ~self.canvas.masked[rows])
 
     def _outcome(self, row: int, completion: str, drift: float) -> tuple[float, dict[str, Any]]:

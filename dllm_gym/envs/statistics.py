@@ -56,8 +56,8 @@ class Statistic:
         space: Shape, dtype and bounds for one row; the first axis is of positions.
         looks: What is shown where a position is hidden: as if it were revealed and certain.
         measure: From what there is now and what was remembered of the step before, by name and
-            ``(R, L, ...)`` each, to its values. Now there are ``tokens``, ``confidence`` and ``standing``,
-            the tokens on the canvas, besides what it ``needs``.
+            ``(R, L, ...)`` each, to its values. Now there are ``tokens`` and ``confidence`` besides what it
+            ``needs``.
         needs: What is asked of the dLLM; names out of ``dllm_gym.backends.base.STATISTICS``.
         remembers: What it has to know of the step before, by name: ``(L, ...)``, what one row begins with.
         of_revealed: Whether it is shown at revealed positions, whatever ``revealed_confidence`` says.
@@ -79,11 +79,6 @@ def _box(low: float, high: float, *shape: int, dtype: Any = np.float32) -> space
 def _asked(name: str) -> dict[str, Any]:
     """A statistic that is the dLLM's own."""
     return {"name": name, "needs": (name,), "measure": lambda now, before: now[name]}
-
-
-def _written(now: Tensors, before: Tensors) -> Tensor:
-    # at masked positions that of the mask token, which is never written: 0
-    return now["probabilities"].gather(-1, now["standing"][..., None])[..., 0].clamp(max=1.0)
 
 
 def _divergence(now: Tensors, before: Tensors) -> Tensor:
@@ -130,11 +125,9 @@ _TABLE = (
         of_revealed=True,
     ),
     Statistic(
-        name="written",
+        **_asked("written"),
         space=lambda sizes: _box(0.0, 1.0, sizes.length),
         looks=lambda sizes: 1.0,
-        measure=_written,
-        needs=("probabilities",),
         of_revealed=True,
     ),
     Statistic(
@@ -203,13 +196,12 @@ class Statistics(PerRow):
         for name, begin in self._beginning.items():
             self.before[name][rows] = begin
 
-    def take(self, rows: IntArray, prediction: Prediction, standing: Tensor) -> None:
+    def take(self, rows: IntArray, prediction: Prediction) -> None:
         """A step's prediction for some rows.
 
         Args:
             rows: ``(R,)``.
             prediction: Theirs, with what is needed.
-            standing: ``(R, L)`` int64, the tokens it was made of.
 
         Raises:
             ValueError: If the dLLM did not give what was asked for.
@@ -220,7 +212,7 @@ class Statistics(PerRow):
             raise ValueError(
                 f"the dLLM was asked for the statistics {', '.join(self.needs)}, and gave no {missing[0]!r}"
             )
-        own = {"tokens": prediction.tokens, "confidence": prediction.confidence, "standing": standing}
+        own = {"tokens": prediction.tokens, "confidence": prediction.confidence}
         self._show(rows, self._observed, {**own, **given})
 
     def repeat(self, rows: IntArray) -> None:

@@ -102,15 +102,16 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     the canvas repeats the prediction: divergence 0, and persistence one more.
 
     What each costs: `hidden`, `predicted` and `ends` are there anyway; `entropy`, `margin`, `top_k` and
-    `persistence` are a pass over the logits; `written` and `divergence` need `4 L V` bytes of probabilities
-    per row, which `divergence` keeps from step to step where the dLLM computes (a gigabyte for 8 rows of 256
-    positions of LLaDA-8B). None takes a further forward, and all are as exact, and as independent of the
-    other rows, as `confidence` is.
+    `persistence` are a pass over the logits; `written` looks up one of them; `divergence` needs `4 L V`
+    bytes of probabilities per row, and keeps them from step to step where the dLLM computes (a gigabyte for
+    8 rows of 256 positions of LLaDA-8B). None takes a further forward, and all are as exact, and as
+    independent of the other rows, as `confidence` is.
 
     With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
     grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with
     `dual` what follows the active block keeps its observations, too. With `"block"`, for dLLMs that attend
-    block by block, the active block is exact and what follows it has confidence 0 until it is reached.
+    block by block, the active block is exact and what follows it has confidence 0 until it is reached; of
+    finished blocks, what the last step revealed keeps `written` 0.
     With `{"residual_context": True}` a prediction depends on the step before as well.
 
     ## Rewards

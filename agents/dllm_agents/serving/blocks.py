@@ -18,7 +18,9 @@ from dllm_gym.evaluation.agents import as_agent
 
 # what a server's logits tell; its rows change their requests, so that nothing is known of the step before
 TOLD = tuple(
-    name for name, one in STATISTICS.items() if set(one.needs) <= set(FROM_LOGITS) and not one.remembers
+    name
+    for name, one in STATISTICS.items()
+    if set(one.needs) <= {*FROM_LOGITS, "written"} and not one.remembers
 )
 
 
@@ -83,9 +85,9 @@ class BlockWriter:
         sizes = Sizes(length, vocabulary, self._mask_id, self._top_k)
         statistics = Statistics(rows, sizes, self._statistics)
         prediction = predict_from_logits(
-            logits, self._mask_id, statistics=statistics.needs, top_k=self._top_k
+            logits, self._mask_id, statistics=statistics.needs, top_k=self._top_k, standing=tokens
         )
-        statistics.take(np.arange(rows), prediction, tokens)
+        statistics.take(np.arange(rows), prediction)
         candidates = masked.cpu().numpy()
         shown = np.ones_like(candidates) if self._shows_revealed else candidates
         used = np.asarray(steps, dtype=np.float32)[:, None]
