@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import ReferenceLLaDA
 from safetensors.torch import load_file
+from test_paper import write_problems, write_tiny_checkpoint
 from tiny_dllm import Ones, write_tiny_dllm
 
 import dllm_gym.tasks
 from dllm_agents import posttrain
+from dllm_agents.config import find_config
 from dllm_agents.posttraining import running
 from dllm_agents.posttraining.agrpo import AGRPO, draw_steps, low_discrepancy
-from dllm_agents.posttraining.config import METHODS, PosttrainConfig, load_posttrain_config, posttrain_config
+from dllm_agents.posttraining.config import (
+    METHODS,
+    PosttrainConfig,
+    find_posttrain_config,
+    load_posttrain_config,
+    posttrain_config,
+)
 from dllm_agents.posttraining.learning import Learner, learning_rate
 from dllm_agents.posttraining.masked import CoupledGRPO, DiffuGRPO
 from dllm_agents.posttraining.parameters import merged_state, trained_parameters
 from dllm_agents.posttraining.rollouts import Rollouts, collect
 from dllm_agents.posttraining.scoring import log_likelihood, policy_loss
+from dllm_gym import cli
 from dllm_gym.backends import load_backend, own_backend
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation import as_agent, evaluate
@@ -522,7 +533,7 @@ def test_a_run_becomes_a_checkpoint_like_the_one_it_began_with(tmp_path, dllm):
     torch.testing.assert_close(found.statistics["hidden"][0], expected, atol=1e-4, rtol=1e-4)
     card = (directory / "README.md").read_text(encoding="utf-8")
     assert "what was typed" in card
-    tests = read_json(directory / "posttraining.json")["tests"]
+    tests = read_json(directory / "posttraining.json")["results"]
     result = evaluate("confidence:k=2", 4, backend=str(directory), task="ones", reward="correctness")
     assert tests["after"]["accuracy"] == result.accuracy
     assert f"{result.accuracy:.3f}" in card
@@ -568,7 +579,7 @@ def test_adapters_are_merged_into_what_is_written(tmp_path, dllm):
             parameter += 0.3
     plain = own_backend(dllm)
     row = torch.tensor([[*backend.encode_prompt("0 0"), *[backend.mask_token_id] * 4]])
-    asked = (row, torch.ones_like(row), torch.arange(-4, 0))
+    asked = (row, torch.ones_like(row), torch.arange(row.shape[1] - 4, row.shape[1]))
     with torch.no_grad():
         wanted, before = backend.forward(*asked)[0], plain.forward(*asked)[0]
         plain.model.load_state_dict(merged_state(backend.model))
@@ -577,3 +588,80 @@ def test_adapters_are_merged_into_what_is_written(tmp_path, dllm):
     assert (found - before).abs().max() > 0.1
     directory = posttrain(config_of(dllm, lora=lora, rounds=1), tmp_path / "run")
     assert load_file(directory / "model.safetensors").keys() == load_file(dllm / "model.safetensors").keys()
+
+
+# What is shipped -------------------------------------------------------------------------------------------
+
+SHIPPED = sorted(find_posttrain_config("agrpo").parent.rglob("*.yaml"))
+PAPER = {"llada-agrpo": "llada", "llada-diffu-grpo": "llada", "diffucoder-coupled-grpo": "dream"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    config = load_posttrain_config(path)
+    assert path.stem.endswith(config.method), "a configuration is named after its method"
+    place = path.relative_to(SHIPPED[0].parent).with_suffix("").as_posix()
+    assert find_posttrain_config(place) == path
+    with pytest.raises(FileNotFoundError, match="no configuration"):  # of a policy
+        find_config(f"posttrain/{place}")
+
+
+def test_the_papers_configurations_change_no_constant_of_the_method():
+    assert {path.stem for path in SHIPPED if path.parent.name == "paper"} == set(PAPER)
+    for name in PAPER:
+        assert load_posttrain_config(find_posttrain_config(f"paper/{name}")).method_kwargs == {}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_dry_run_goes_through_every_line(tmp_path, name):
+    """With a tiny checkpoint, problems in a file, 8 tokens, 2 rounds of 2 problems."""
+    if "agrpo" in name or "diffu-" in name:
+        pytest.importorskip("peft")
+    config = load_posttrain_config(find_posttrain_config(f"paper/{name}"))
+    short = {
+        "backend": str(write_tiny_checkpoint(tmp_path / "dllm", PAPER[name])),
+        "backend_kwargs": {**config.env["backend_kwargs"], "dtype": "float32"},  # whatever the CPU has
+        "task": "gsm8k",
+        "task_kwargs": {"data": write_problems(tmp_path)["gsm8k"]},
+        "completion_length": 8,
+        "block_length": min(config.env.get("block_length", 8), 4),
+    }
+    sizes = {"groups_per_round": 2, "rounds": 2, "eval_every": 2, "eval_episodes": 2, "test_episodes": 0}
+    config = replace(config, env={**config.env, **short}, **sizes)
+    directory = posttrain(config, tmp_path / "run")
+    state = torch.load(directory / "training_state.pt", weights_only=True)
+    assert state["updates"] == 2 * config.made_method().iterations
+    assert all((".lora_" in name) == (config.lora is not None) for name in state["parameters"])
+    settings = state["optimizer"]["param_groups"][0]
+    assert tuple(settings["betas"]) == (0.9, 0.99)
+    assert load_file(directory / "model.safetensors").keys() == (
+        load_file(tmp_path / "dllm" / "model.safetensors").keys()
+    )
+
+
+def test_the_command(tmp_path, dllm, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.excepthook", sys.excepthook)  # typer replaces it
+    monkeypatch.setattr(cli.app, "registered_commands", list(cli.app.registered_commands))
+
+    def run(*arguments: str) -> tuple[Any, str]:
+        monkeypatch.setattr("sys.argv", ["dllm-gym", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        return left.value.code, " ".join(capsys.readouterr().err.split())
+
+    given = ["--dllm", str(dllm), "--task", "ones", "--output", "run", "--rounds", "1"]
+    for setting in ("groups_per_round=2", "eval_episodes=4", "test_episodes=4"):
+        given += ["--set", setting]
+    code, error = run("posttrain", "coupled-grpo", *given)
+    assert code == 0, error
+    assert "round 1 of 1" in error
+    config = load_posttrain_config("run/config.yaml")
+    assert config.method_kwargs["learning_rate"] == 1e-4  # of the shipped configuration
+    assert (config.rounds, config.env["task"]) == (1, "ones")
+    assert run("posttrain", "coupled-grpo", "--output", "run", "--resume")[0] == 0
+    assert "unknown method 'grpo'" in run("posttrain", "grpo")[1]
+    assert (
+        "run/config.yaml configures coupled-grpo, not agrpo"
+        in (run("posttrain", "agrpo", "--output", "run", "--resume")[1])
+    )

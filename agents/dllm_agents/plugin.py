@@ -242,14 +242,15 @@ def _posttrain(
     run_files(imports)
     name = config or method
     directory = output or Path("runs") / find_posttrain_config(name).stem
-    content = load_posttrain_config(directory / CONFIG if resume else find_posttrain_config(name)).to_dict()
+    path = directory / CONFIG if resume else find_posttrain_config(name)
+    content = load_posttrain_config(path).to_dict()
     env = {"backend": dllm, "task": task}
     content["env"] = {**content["env"], **{key: value for key, value in env.items() if value is not None}}
     given = {"seed": seed, "rounds": rounds, "max_minutes": max_minutes}
     content |= {key: value for key, value in given.items() if value is not None}
     resolved = posttrain_config(with_settings(content, settings or ()))
     if resolved.method != method:
-        raise ValueError(f"{name} configures {resolved.method}, not {method}")
+        raise ValueError(f"{path} configures {resolved.method}, not {method}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])
     with parallel.launched() as is_first:
         posttrain(resolved, directory, resume=resume, progress=True, command=command, save_every=save_every)

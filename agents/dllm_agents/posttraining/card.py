@@ -23,7 +23,8 @@ def write_card(
     config: Mapping[str, Any],
     parameters: Mapping[str, int],
     seconds: float,
-    tests: Mapping[str, Mapping[str, Any]],
+    split: str,
+    results: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Writes ``README.md`` and the records beside a checkpoint.
 
@@ -34,7 +35,8 @@ def write_card(
         config: The configuration, plain values.
         parameters: How many weights it has (``all``), and how many were ``trained``.
         seconds: Of training.
-        tests: Results on test problems (``EvaluationResult.to_json``), ``before`` and ``after``.
+        split: Of the problems it was tried on.
+        results: On them (``EvaluationResult.to_json``), ``before`` and ``after``.
     """
     record = {
         "source": Path(source).name,
@@ -42,7 +44,8 @@ def write_card(
         "config": config,
         "parameters": parameters,
         "seconds": round(seconds),
-        "tests": tests,
+        "split": split,
+        "results": results,
     }
     write_json(directory / POSTTRAINING, record)
     stages: Sequence[Mapping[str, Any]] = ()
@@ -52,7 +55,7 @@ def write_card(
         stages = known["stages"]
         stage = {"command": command, "seconds": round(seconds), "threads": _threads()}
         after = {
-            **tests["after"],
+            **results["after"],
             "backend": directory.name,
             "task_kwargs": config["env"].get("task_kwargs") or {},
         }
@@ -67,11 +70,11 @@ def _threads() -> int:
 
 
 def _card(name: str, record: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str:
-    config, tests, parameters = record["config"], record["tests"], record["parameters"]
+    config, results, parameters = record["config"], record["results"], record["parameters"]
     rows = "\n".join(
         f"| {when} | {test['episodes']} | {test['accuracy']:.3f} "
         f"({test['accuracy_ci95'][0]:.3f} to {test['accuracy_ci95'][1]:.3f}) | {test['nfe_mean']:.1f} |"
-        for when, test in tests.items()
+        for when, test in results.items()
     )
     earlier = "".join(f"\n   - before: `{stage['command']}`" for stage in stages)
     written = yaml.dump(dict(config), Dumper=Dumper, sort_keys=False)
@@ -83,15 +86,15 @@ tags: [masked-diffusion, reinforcement-learning, dllm-gym]
 # {name}
 
 The masked diffusion language model `{record["source"]}`, {parameters["all"]:,} parameters, trained on by
-reinforcement learning ({config["method"]}) on the rewards of the task `{tests["after"]["task"]}`. It loads as
-the one it was made of.
+reinforcement learning ({config["method"]}) on the rewards of a task. It loads as the one it was made of.
 
-- **Trained**: {parameters["trained"]:,} weights, merged into these if they were adapters, in {record["seconds"]} s.
+- **Task**: `{results["after"]["task"]}`.
+- **Trained**: {parameters["trained"]:,} weights, {record["seconds"]} s; adapters are merged into the rest.
 - **Command**: `{record["command"]}`{earlier}
-- **Problems**: of the task's `train` split. These weights are the run's best on `validation` problems.
+- **Problems**: those of `train`. These weights are the run's best on problems of `validation`.
 - **Decoded** by `{config["agent"]}`:
 
-| | test problems | accuracy (95 % interval) | steps |
+| | {record["split"]} problems | accuracy (95 % interval) | steps |
 |---|---|---|---|
 {rows}
 

@@ -43,10 +43,10 @@ class PosttrainConfig:
         autocast: Compute in bfloat16 what can be; weights stay as they are.
         micro_batch_size: So many canvases go through the dLLM at a time, and their gradients add up: the same
             update in less memory. ``None``: all at once.
-        gradient_checkpointing: Compute activations twice instead of keeping them.
         eval_every: Rounds between evaluations; ``None``: a tenth of ``rounds``.
         eval_episodes: Validation problems per evaluation.
-        test_episodes: Test problems before and after, for the card.
+        test_episodes: Test problems, before and after, for the card; 0, as for tasks without a test split,
+            takes the validation problems.
         seed: Seeds problems, sampling and masks.
     """
 
@@ -61,7 +61,6 @@ class PosttrainConfig:
     lora: Mapping[str, Any] | None = None
     autocast: bool = False
     micro_batch_size: int | None = None
-    gradient_checkpointing: bool = False
     eval_every: int | None = None
     eval_episodes: int = 256
     test_episodes: int = 1000
@@ -71,8 +70,9 @@ class PosttrainConfig:
         if self.method not in METHODS:
             hint = did_you_mean(self.method, METHODS)
             raise ValueError(f"unknown method {self.method!r}{hint}; choose one of {', '.join(METHODS)}")
-        for name in ("num_envs", "groups_per_round", "rounds", "eval_episodes", "test_episodes"):
+        for name in ("num_envs", "groups_per_round", "rounds", "eval_episodes"):
             check_whole(name, getattr(self, name), 1)
+        check_whole("test_episodes", self.test_episodes, 0)
         for name in ("micro_batch_size", "eval_every"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
@@ -80,9 +80,8 @@ class PosttrainConfig:
             raise ValueError(f"max_minutes must be positive and finite, or null, got {self.max_minutes!r}")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
-        for name in ("autocast", "gradient_checkpointing"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.autocast, bool):
+            raise ValueError(f"autocast must be true or false, got {self.autocast!r}")
         for name in ("method_kwargs", "env"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")

@@ -28,7 +28,7 @@ def trained_parameters(model: Any, lora: Mapping[str, Any] | None, seed: int) ->
         try:
             from peft import LoraConfig, inject_adapter_in_model
         except ImportError as error:
-            raise ImportError("lora needs peft: pip install 'dllm-gym[posttrain]'") from error
+            raise ImportError("lora needs peft: pip install 'dllm-gym[lora]'") from error
         torch.manual_seed(seed)
         try:
             inject_adapter_in_model(LoraConfig(**lora), model)

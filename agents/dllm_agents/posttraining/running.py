@@ -113,8 +113,6 @@ class _Run:
         self.env: dict[str, Any] = {"task": "arithmetic", "reward": "correctness", **config.env}
         self.backend, self.layout = self._own_dllm()
         self.parameters = trained_parameters(self.backend.model, config.lora, config.seed)
-        if config.gradient_checkpointing:
-            self.backend.model.gradient_checkpointing_enable({"use_reentrant": False})
         parallel.same_as_first(parameter.detach() for parameter in self.parameters.values())
         self.learner = Learner(
             self.backend, self.parameters, self.method, config.micro_batch_size, config.autocast
@@ -266,15 +264,19 @@ class _Run:
         copy_tokenizer(source, self.directory)
 
     def _write_card(self) -> None:
-        tests = {}
+        split, episodes = "test", self.config.test_episodes
+        if episodes == 0:
+            split, episodes = "validation", self.config.eval_episodes
+        results = {}
         for when, place in (("before", self.backend.source), ("after", str(self.directory))):
             result = evaluate(
                 self.config.agent,
-                self.config.test_episodes,
+                episodes,
+                split,
                 batch_size=self.engine.num_rows,
                 **{**self.env, "backend": place},
             )
-            tests[when] = {**result.to_json(), "backend": Path(place).name}
+            results[when] = {**result.to_json(), "backend": Path(place).name}
         model = self.backend.model
         trained = sum(parameter.numel() for parameter in self.parameters.values())
         everything = sum(tensor.numel() for tensor in merged_state(model).values())
@@ -285,7 +287,8 @@ class _Run:
             config=self._plain(),
             parameters={"all": everything, "trained": trained},
             seconds=self._elapsed(),
-            tests=tests,
+            split=split,
+            results=results,
         )
 
     def _save_state(self) -> None:
