@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,4 +48,4 @@ def copy_tokenizer(source: str | Path, directory: Path) -> None:
     for name in _BESIDE:
         found = optional_file(source, name)
         if found is not None:
-            write_atomically(directory / name, lambda path, found=found: shutil.copyfile(found, path))
+            write_atomically(directory / name, partial(shutil.copyfile, found))

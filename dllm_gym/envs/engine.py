@@ -385,7 +385,7 @@ class Engine(PerRow):
         Raises:
             KeyError: If it is not observed.
         """
-        return self._predicted[name]
+        return self._predicted.shown[name]
 
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""

@@ -57,7 +57,7 @@ class Rollouts:
     @property
     def text(self) -> NDArray[np.bool_]:
         """``(N, L)``: revealed, and not behind the first end token, which itself belongs to the text."""
-        ends_before = np.cumsum(self.is_end, axis=1) - self.is_end
+        ends_before: NDArray[np.int64] = np.cumsum(self.is_end, axis=1) - self.is_end
         text: NDArray[np.bool_] = (self.reveal_step > 0) & (ends_before == 0)
         return text
 
@@ -91,7 +91,7 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
     every = [problem for problem in problems for _ in range(group_size)]
     watcher = _Watcher(engine, len(every))
     rewards, scores = np.zeros(len(every)), np.zeros(len(every))
-    steps = np.zeros(len(every), dtype=np.int64)
+    steps = np.zeros(len(every))
     for episode in decode(agent, engine, every, seed, watcher.after_step):
         at = episode.position
         rewards[at], scores[at], steps[at] = episode.reward, episode.info["score"], episode.info["nfe"]
@@ -106,7 +106,7 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
         is_end=np.isin(recording.tokens, list(engine.end_token_ids)),
         rewards=rewards,
         scores=scores,
-        steps=steps,
+        steps=recording.steps,
         group_size=group_size,
     )
 

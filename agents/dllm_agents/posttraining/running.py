@@ -126,6 +126,11 @@ class _Run:
             temperature=self.method.temperature,
             **{**self.env, "backend": self.backend, "backend_kwargs": None, "observe": self._observed()},
         )
+        if self.engine.moves.can_take_back:
+            raise ValueError(
+                f"what was taken back has no likelihood: env.actions must be 'reveal', "
+                f"got {self.env['actions']!r}"
+            )
         self.round, self.seconds = 0, 0.0
         self.best = float("-inf")
         self.history: list[dict[str, Any]] = []
