@@ -29,13 +29,13 @@ from torch.nn import functional as F
 from dllm_gym.backends import cpu, load_backend
 from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
+from dllm_gym.backends.saving import write_weights
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.fields import ANYTHING, OBJECT, Field, check, check_fields, number, whole
 from dllm_gym.files import (
     read_json,
     read_state,
     remove_unfinished,
-    write_bytes,
     write_json,
     write_state,
     write_text,
@@ -344,14 +344,7 @@ class Pretrainer:
 
     def save_checkpoint(self) -> Path:
         """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""
-        from safetensors.torch import save
-
-        tensors = {
-            name: tensor.detach().to(torch.bfloat16).contiguous()
-            for name, tensor in self.family.checkpoint_names(self.model.state_dict()).items()
-        }
-        write_bytes(self.directory / "model.safetensors", save(tensors, {"format": "pt"}))
-        write_json(self.directory / "config.json", self.model_config)
+        write_weights(self.directory, self.family, self.model.state_dict(), self.model_config)
         save_tokenizer(self.tokenizer, self.directory)
         return self.directory
 

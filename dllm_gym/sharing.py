@@ -281,6 +281,6 @@ def _check_claimed_size(directory: Path) -> None:
 _DLLM = Kind(
     "dLLM",
     ("config.json", "model.safetensors", "pretraining.json", "tokenizer.json", "tokenizer_config.json"),
-    ("special_tokens_map.json",),
+    ("special_tokens_map.json", "posttraining.json"),
     _check_dllm,
 )

@@ -271,18 +271,7 @@ class TrainConfig:
         Raises:
             ValueError: For something else, an unknown field or a value out of range.
         """
-        content = self.to_dict()
-        for setting in settings:
-            name, equals, text = setting.partition("=")
-            if not equals:
-                raise ValueError(f"write name=value, such as env.alpha=2, got {setting!r}")
-            *way, last = name.strip().split(".")
-            place = content
-            for key in way:
-                if not isinstance(place.get(key), dict):
-                    place[key] = {}
-                place = place[key]
-            place[last] = _parse(text, setting)
+        content = with_settings(self.to_dict(), settings)
         return TrainConfig().updated(**content)
 
     def moved(self, place: Mapping[str, Any]) -> TrainConfig:
@@ -297,23 +286,43 @@ class TrainConfig:
         return self.updated(env={**rest, **place})
 
 
+def with_settings(content: dict[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """The content of a configuration with some values replaced, in place: see ``TrainConfig.with_settings``.
+
+    Raises:
+        ValueError: For a setting that is none.
+    """
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ValueError(f"write name=value, such as env.alpha=2, got {setting!r}")
+        *way, last = name.strip().split(".")
+        place = content
+        for key in way:
+            if not isinstance(place.get(key), dict):
+                place[key] = {}
+            place = place[key]
+        place[last] = _parse(text, setting)
+    return content
+
+
 def find_config(name: str | Path) -> Path:
     """The path of a configuration: a file, or the name of one that comes with the package.
 
     Raises:
         FileNotFoundError: If there is neither.
     """
-    return find_shipped(name, "configuration", CONFIG_FOLDERS, without="studies")
+    return find_shipped(name, "configuration", CONFIG_FOLDERS, without=("studies", "posttrain"))
 
 
-def find_shipped(name: str | Path, kind: str, folders: Sequence[Path], without: str = "") -> Path:
+def find_shipped(name: str | Path, kind: str, folders: Sequence[Path], without: Sequence[str] = ()) -> Path:
     """The path of a YAML file, or of one that comes with the package, by its name.
 
     Args:
         name: A path; or the place in ``folders``, without the ending.
         kind: What it is, for the message.
         folders: Where to look.
-        without: A folder in them that holds files of another kind.
+        without: Folders in them that hold files of other kinds.
 
     Raises:
         FileNotFoundError: If there is neither.
@@ -323,7 +332,7 @@ def find_shipped(name: str | Path, kind: str, folders: Sequence[Path], without: 
         for folder in folders
         for path in sorted(folder.rglob("*.yaml"))
     }
-    shipped = {place: path for place, path in places.items() if Path(place).parts[0] != without}
+    shipped = {place: path for place, path in places.items() if Path(place).parts[0] not in without}
     for path in (Path(name), shipped.get(str(name))):
         if path is not None and path.is_file():
             return path

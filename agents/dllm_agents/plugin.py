@@ -1,4 +1,4 @@
-"""What this package adds to dllm_gym: learned agents by path, and the commands ``train`` and ``study``.
+"""What this package adds to dllm_gym: learned agents by path, and ``train``, ``posttrain`` and ``study``.
 
 dllm_gym finds this module through the entry point group ``dllm_gym.plugins``.
 """
@@ -102,8 +102,9 @@ def policy_options(text: str) -> dict[str, Any]:
 
 
 def register_commands(app: typer.Typer) -> None:
-    """Adds ``dllm-gym train`` and ``dllm-gym study``."""
+    """Adds ``dllm-gym train``, ``dllm-gym posttrain`` and ``dllm-gym study``."""
     command("train", app)(_train)
+    command("posttrain", app)(_posttrain)
     command("study", app)(_study)
 
 
@@ -188,6 +189,73 @@ def _train(
         train(resolved, directory, resume=resume, progress=True, command=command, save_every=save_every)
     if is_first:
         print(f"policy: {directory / 'best'}")
+        print(f"curves: tensorboard --logdir {directory}")
+
+
+def _posttrain(
+    method: Annotated[str, typer.Argument(help="agrpo, coupled-grpo or diffu-grpo.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="Name of a configuration in agents/configs/posttrain, or a YAML file."),
+    ] = None,
+    dllm: Annotated[
+        str | None,
+        typer.Option(help="Name, checkpoint directory or hub id; overrides the configuration's env.backend."),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="Overrides the configuration's env.task.", autocompletion=complete_task),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A field of the configuration, such as method_kwargs.learning_rate=1e-4; several times.",
+        ),
+    ] = None,
+    imports: ImportOption = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Directory of the run and its checkpoint; default: runs/<config>.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Overrides the configuration.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(help="Overrides the configuration.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
+    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
+) -> None:
+    """Train the dLLM itself on the rewards of a task."""
+    from dllm_agents import parallel
+    from dllm_agents.config import with_settings
+    from dllm_agents.posttraining.config import (
+        METHODS,
+        find_posttrain_config,
+        load_posttrain_config,
+        posttrain_config,
+    )
+    from dllm_agents.posttraining.running import posttrain
+    from dllm_agents.run_folder import CONFIG
+
+    if method not in METHODS:
+        hint = did_you_mean(method, METHODS)
+        raise ValueError(f"unknown method {method!r}{hint}; choose one of {', '.join(METHODS)}")
+    run_files(imports)
+    name = config or method
+    directory = output or Path("runs") / find_posttrain_config(name).stem
+    path = directory / CONFIG if resume else find_posttrain_config(name)
+    content = load_posttrain_config(path).to_dict()
+    env = {"backend": dllm, "task": task}
+    content["env"] = {**content["env"], **{key: value for key, value in env.items() if value is not None}}
+    given = {"seed": seed, "rounds": rounds, "max_minutes": max_minutes}
+    content |= {key: value for key, value in given.items() if value is not None}
+    resolved = posttrain_config(with_settings(content, settings or ()))
+    if resolved.method != method:
+        raise ValueError(f"{path} configures {resolved.method}, not {method}")
+    command = " ".join(["dllm-gym", *sys.argv[1:]])
+    with parallel.launched() as is_first:
+        posttrain(resolved, directory, resume=resume, progress=True, command=command, save_every=save_every)
+    if is_first:
+        print(f"dLLM: {directory}")
         print(f"curves: tensorboard --logdir {directory}")
 
 

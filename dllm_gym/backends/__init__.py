@@ -84,6 +84,12 @@ def load_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
         return _loaded[key][1]
 
 
+def own_backend(name_or_path: str | Path, **kwargs: Any) -> Backend:
+    """Loads a dLLM that nobody else holds, so that its weights may be changed: see ``load_backend``."""
+    name = str(name_or_path)
+    return _build(name, _source(name), kwargs)
+
+
 def _source(name: str) -> str:
     """A registered name, the absolute path of a directory, or a hub id."""
     if name in _factories:

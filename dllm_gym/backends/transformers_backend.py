@@ -61,6 +61,7 @@ class TransformersBackend:
             ``cold`` to begin with plain masks, ``warm`` to begin with a first, uncounted forward.
 
     Attributes:
+        source: As given.
         family: The row of ``dllm_gym.backends.families`` that says how it is computed.
         model: The transformers model.
         hidden_width: Size of what the output head's last layer reads.
@@ -93,6 +94,7 @@ class TransformersBackend:
     ) -> None:
         if device is not None and device_map is not None:
             raise ValueError(f"give device or device_map, not both; got {device!r} and {device_map!r}")
+        self.source = str(source)
         config = read_config(source)
         family = self.family = family_of(config, str(source))
         self.attention_block = _attention_block(family, config, str(source), attention_block)
@@ -334,7 +336,7 @@ class TransformersBackend:
         Args:
             tokens: ``(B, T)``.
             attention_mask: ``(B, T)``, 0 at padding.
-            columns: ``(K,)`` int64, what to predict.
+            columns: ``(K,)`` int64, what to predict, or ``(B, K)`` where it differs from row to row.
             embedded: ``(B, T, H)``, fed to the model in place of the tokens' embeddings.
 
         Returns:

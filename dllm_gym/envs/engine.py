@@ -379,6 +379,14 @@ class Engine(PerRow):
         """``(N, L)``: the dLLM's confidence in what it last predicted, at revealed positions too."""
         return self._predicted.shown["confidence"]
 
+    def statistic(self, name: str) -> NDArray[np.float32]:
+        """``(N, L, ...)``: likewise, one of the observed statistics.
+
+        Raises:
+            KeyError: If it is not observed.
+        """
+        return self._predicted.shown[name]
+
     def observation(self) -> Observation:
         """The observation of all rows, batched, in fresh arrays."""
         masked = self.canvas.masked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -94,8 +95,8 @@ def decode(
 
     A row that finishes takes the next problem in the same forward; when there is none left it drops out.
     Problems with long prompts come first: prompts decoded together are then of similar length, which saves
-    padding. All randomness of an episode comes from ``seed`` and its problem, so the batch size changes
-    nothing.
+    padding. All randomness of an episode comes from ``seed``, its problem and, if that stands in the list
+    several times, which of them it is, so the batch size changes nothing.
 
     Args:
         agent: Chooses the positions.
@@ -113,6 +114,7 @@ def decode(
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
     lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
+    seeds = _episode_seeds(seed, problems)
 
     def refill(free: IntArray) -> None:
         """Gives rows their next problems, as long as there are any."""
@@ -120,7 +122,7 @@ def decode(
         positions[free] = [next(waiting, -1) for _ in free]
         free = free[positions[free] >= 0]
         own = [problems[position] for position in positions[free]]
-        rows.start(free, own, [episode_seed(seed, problem) for problem in own])
+        rows.start(free, own, [seeds[position] for position in positions[free]])
 
     refill(np.arange(engine.num_rows))
     while not engine.ended.all():
@@ -135,6 +137,19 @@ def decode(
             refill(ended)
 
 
-def episode_seed(seed: int, problem: int) -> int:
-    """The seed of a problem's episode, of those that are decoded together with ``seed``."""
-    return int(np.random.SeedSequence([seed, problem]).generate_state(1)[0])
+def episode_seed(seed: int, problem: int, repetition: int = 0) -> int:
+    """The seed of a problem's episode, of those that are decoded together with ``seed``.
+
+    ``repetition`` is how often the problem was among them before.
+    """
+    words = [seed, problem, *([repetition] if repetition else [])]
+    return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+
+def _episode_seeds(seed: int, problems: Sequence[int]) -> list[int]:
+    seen: Counter[int] = Counter()
+    seeds = []
+    for problem in map(int, problems):
+        seeds.append(episode_seed(seed, problem, seen[problem]))
+        seen[problem] += 1
+    return seeds

@@ -1,0 +1,1 @@
+"""Training the dLLM itself on the environment's rewards: ``dllm-gym posttrain``."""
