@@ -980,13 +980,15 @@ def test_own_errors_are_not_hidden(run, monkeypatch):
 
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(run, monkeypatch):
-    monkeypatch.setattr("dllm_gym.evaluation.home._shown", lambda block: f"[red]{block}")
+    monkeypatch.setattr(
+        "dllm_gym.evaluation.home._shown", lambda lengths, full: "[red]full" if full in lengths else "[red]blocks"
+    )
     arguments = ("--task", "arithmetic", "--episodes", 1, "--no-compile")
     done = run("evaluate", "--agent", "policy:arithmetic-semi", "--block-length", "full", *arguments)
     assert done.code == 0
     (line,) = [line for line in done.err.splitlines() if line.startswith("warning: ")]
     assert line == (
-        "warning: arithmetic-semi (sample) was trained [red]8, not [red]None: expect less of it here"
+        "warning: arithmetic-semi (sample) was trained [red]blocks, not [red]full: expect less of it here"
     )
     assert "warning" not in run("evaluate", "--agent", "policy:arithmetic-full", *arguments).err
 
