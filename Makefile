@@ -72,6 +72,7 @@ release-check:  ## whether this commit may be released (CONTRIBUTING.md)
 bench: $(INSTALLED)  ## ratios measured side by side; writes benchmarks/results
 	$(BIN)/python benchmarks/limit.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/observations.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python benchmarks/serving.py

@@ -382,7 +382,7 @@ def test_a_small_temperature_is_close_to_none():
         ({"temperature": 1.0, "generators": generators(2)}, "one generator for each of 3 rows"),
         ({"statistics": ("top_k",), "top_k": 11}, "top_k must be 1 to 10, .* got 11"),
         ({"statistics": ("top_k",), "top_k": 0}, "top_k must be 1 to 10, .* got 0"),
-        ({"statistics": ("hidden",)}, "this backend gives no hidden states"),
+        ({"statistics": ("hidden",)}, "this backend does not give it"),
         ({"statistics": ("written",)}, "this backend gives no standing tokens"),
     ],
 )

@@ -152,6 +152,16 @@ def test_one_batch_is_measured_against_single_environments(run_benchmark, tmp_pa
     assert result["times_as_fast"]["sync"] == pytest.approx(batched / sync, rel=0.02)
 
 
+def test_every_observation_is_measured_against_none(run_benchmark, tmp_path):
+    report = tmp_path / "observations.json"
+    options = ["--observe", "attention", "entropy", "--rows", "2", "--rounds", "1", "--forwards", "plain"]
+    run_benchmark("observations", *options, "--output", report)
+    (result,) = json.loads(report.read_text())["results"]
+    assert result["steps_per_second_without"] > 0
+    assert list(result["share_with"]) == ["attention", "entropy"]
+    assert "| with `attention` | with `entropy` |" in report.with_suffix(".md").read_text()
+
+
 # The limit --------------------------------------------------------------------------------------------------
 
 

@@ -38,11 +38,11 @@ def test_the_fast_forward_is_that_of_transformers(name):
     tokens, attention_mask = canvases(backend.vocab_size)
     columns = torch.arange(tokens.shape[1] - LENGTH, tokens.shape[1])
     with torch.inference_mode():
-        expected = backend.forward(tokens, attention_mask, columns)
+        logits, given = backend.forward(tokens, attention_mask, columns)
         got = FastForward(backend.model)(
             tokens, attention_mask, wanted(backend, attention_mask, len(tokens[0]))
         )
-    for ours, theirs in zip(got, expected, strict=True):
+    for ours, theirs in zip(got, (logits, given["hidden"]), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-4)
 
 
@@ -63,6 +63,23 @@ def test_a_compiled_backend_predicts_the_same_in_every_batch():
         torch.testing.assert_close(alone.confidence, got.confidence[row : row + 1], rtol=1e-5, atol=1e-6)
     again = pickle.loads(pickle.dumps(fast)).predict(tokens, attention_mask, where)
     assert (again.confidence == got.confidence).all()
+
+
+@pytest.mark.slow  # compiling takes half a minute, once
+def test_compiled_code_of_its_own_shows_attention():
+    plain, fast = load_backend("tiny-arithmetic"), load_backend("tiny-arithmetic", compile="auto")
+    if fast.fast_forward is None:
+        pytest.skip("no C++ compiler")
+    tokens, attention_mask = canvases(plain.vocab_size)
+    where = slice(len(tokens[0]) - LENGTH, None)
+    expected, got = (
+        one.predict(tokens, attention_mask, where, statistics=("attention",)) for one in (plain, fast)
+    )
+    torch.testing.assert_close(
+        got.statistics["attention"], expected.statistics["attention"], rtol=0, atol=1e-5
+    )
+    without = fast.predict(tokens, attention_mask, where)
+    torch.testing.assert_close(got.confidence, without.confidence, rtol=1e-5, atol=1e-6)
 
 
 def test_it_is_compiled_once(capfd, tmp_path, monkeypatch):

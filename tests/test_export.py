@@ -15,7 +15,10 @@ from dllm_agents.agent import LearnedPolicy
 from dllm_agents.distributions import bernoulli_mode
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 
-FEATURES = ("confidence", "log_confidence_gap", "mask", "top_k", "hidden", "progress", "target_steps")
+FEATURES = (
+    *("confidence", "log_confidence_gap", "mask", "top_k", "hidden", "attention", "progress"),
+    "target_steps",
+)
 
 
 def make_policy(features, **options):
@@ -39,6 +42,7 @@ def observe(batch, length, seed):
         "target_steps": 1 + 9 * rng.random((batch, 1), dtype=np.float32),
         "top_k": rng.random((batch, length, 3), dtype=np.float32),
         "hidden": rng.standard_normal((batch, length, 5), dtype=np.float32),
+        "attention": rng.random((batch, length, length), dtype=np.float32) / length,
     }
 
 

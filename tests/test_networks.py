@@ -38,6 +38,7 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
         "progress": torch.rand(batch, 1, generator=generator),
         "top_k": torch.rand(batch, length, 5, generator=generator).sort(-1, descending=True).values,
         "hidden": torch.randn(batch, length, 6, generator=generator),
+        "attention": torch.rand(batch, length, length, generator=generator) / length,
         "alpha": 3 * torch.rand(batch, 1, generator=generator),
         "target_steps": 1 + 9 * torch.rand(batch, 1, generator=generator),
         "block_length": torch.randint(1, length + 1, (batch, 1), generator=generator).float(),
@@ -45,7 +46,7 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
 
 
 EVERY_FEATURE = {
-    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", *SETTINGS),
+    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", "attention", *SETTINGS),
     "top_k": 5,
     "hidden_width": 6,
 }
@@ -159,7 +160,7 @@ def test_order_of_positions_matters():
 
 @pytest.mark.parametrize(
     "key",
-    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", *SETTINGS],
+    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", "attention", *SETTINGS],
 )
 def test_every_feature_counts(key):
     network, observation = make_network(**EVERY_FEATURE), make_observation(2)
@@ -268,6 +269,48 @@ def test_hidden_states_alone_are_enough():
     network, observation = make_network(features=("hidden",), hidden_width=6), make_observation()
     assert network.config.requires == ("hidden",)
     assert network({"hidden": observation["hidden"]}).shape == (3, 10)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_pairs_begin_without_effect_and_learn(layers):
+    plain, pairs = ("confidence", "mask"), ("confidence", "mask", "attention")
+    networks = []
+    for features in (plain, pairs):
+        torch.manual_seed(0)
+        networks.append(
+            UnmaskTransformer(UnmaskTransformerConfig(features=features, width=16, layers=layers))
+        )
+    without, network = networks
+    observation = make_observation()
+    assert network.config.requires == ("confidence", "mask", "attention")
+    assert torch.equal(network(observation), without(observation))
+    assert network.num_parameters == without.num_parameters + layers * 2 * 2
+    network(observation).sum().backward()
+    assert (network.pair_weights.grad.abs() > 0).all()
+
+
+@pytest.mark.parametrize("few", [FEW_POSITIONS, 0], ids=["our own attention", "torch's"])
+def test_pairs_bias_attention_as_written_out(few, monkeypatch):
+    """Scores of position i for j: those without, and log(1 + L a_ij), log(1 + L a_ji) with a weight each."""
+    monkeypatch.setattr("dllm_agents.networks.FEW_POSITIONS", few)
+    network, observation = make_network(features=("confidence", "attention")), make_observation()
+    x = observation["confidence"][..., None] @ network.input_proj.weight.T + network.input_proj.bias
+    block = network.blocks[0]
+    scale1, shift1, gate1, scale2, shift2, gate2 = block.modulation.bias.chunk(6)
+    y = block.attention_norm(x) * (1 + scale1) + shift1
+    q, k, v = (part.unflatten(-1, (2, 8)) for part in block.attention.qkv_proj(y).chunk(3, dim=-1))
+    heads = []
+    for head in range(2):
+        rotation = rotary_angles(10, 8, x.device)
+        scores = turn(q[:, :, head], rotation) @ turn(k[:, :, head], rotation).transpose(1, 2) / 8**0.5
+        there, back = network.pair_weights[0, head]
+        a = observation["attention"]
+        scores = scores + there * torch.log(1 + 10 * a) + back * torch.log(1 + 10 * a.transpose(1, 2))
+        heads.append(scores.softmax(-1) @ v[:, :, head])
+    x = x + (1 + gate1) * block.attention.out_proj(torch.cat(heads, -1))
+    x = x + (1 + gate2) * block.mlp(block.mlp_norm(x) * (1 + scale2) + shift2)
+    expected = network.output_proj(network.final_norm(x))[..., 0]
+    torch.testing.assert_close(network(observation), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_observations_of_another_shape_are_refused():

@@ -96,12 +96,15 @@ def test_a_saved_study_is_the_same_and_names_no_other_file(tmp_path):
     assert "config:" not in (tmp_path / STUDY).read_text()
 
 
-def test_the_shipped_study_is_found_and_is_no_configuration():
-    grid = load_study("arithmetic")
-    assert len(grid.cells) == 30
+@pytest.mark.parametrize(("name", "cells"), [("arithmetic", 30), ("attention", 40)])
+def test_a_shipped_study_is_found(name, cells):
+    assert len(load_study(name).cells) == cells
+
+
+def test_a_shipped_study_is_no_configuration():
     with pytest.raises(FileNotFoundError, match=r"known: (?!.*studies)"):
         find_config("studies/arithmetic")
-    with pytest.raises(FileNotFoundError, match=r"no study 'nothing'; known: arithmetic; or give"):
+    with pytest.raises(FileNotFoundError, match=r"no study 'nothing'; known: arithmetic, attention; or give"):
         load_study("nothing")
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import dllm_gym
 from dllm_agents import load_policy, train
 from dllm_agents.checkpoint import read_description
 from dllm_agents.config import TrainConfig, load_config
+from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.run import begin_with
 from dllm_agents.sb3.callbacks import evaluation_figures
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
 from dllm_agents.sb3.grpo import GRPO
@@ -368,6 +371,40 @@ def test_every_algorithm(tmp_path, monkeypatch, algorithm, group_size, kind):
     tags = read_events(directory).Tags()["scalars"]
     entropy = "train/entropy" if algorithm == "grpo" else "train/entropy_loss"
     assert {"unmask/accuracy", "eval/accuracy_sample", "train/learning_rate", entropy} <= set(tags)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "grpo", "success"])
+def test_every_algorithm_learns_from_pairs_of_positions(tmp_path, algorithm):
+    minibatches = {"n_steps": 4, "batch_size": 32, "n_epochs": 1}
+    settings = {
+        "a2c": {"n_steps": 4},
+        "success": {"first_episodes": 12, "round_episodes": 8, "n_epochs": 1, "batch_size": 4},
+    }
+    config = tiny(
+        algorithm=algorithm,
+        group_size=1 if algorithm == "success" else 4,
+        algorithm_kwargs=settings.get(algorithm, minibatches),
+        total_timesteps=192,
+        policy={"width": 16, "features": ["confidence", "attention", "mask"]},
+    )
+    directory = train(config, tmp_path / "run")
+    policy = load_policy(directory / "last")
+    assert "attention" in policy.requires
+    assert (policy.network.pair_weights != 0).any()
+    assert dllm_gym.evaluate(policy, 5, **TOY).episodes == 5
+
+
+def test_pairs_are_added_to_a_policy_that_knew_none_without_changing_it(finished):
+    saved = load_policy(finished / "last").network
+    network = UnmaskTransformer(
+        replace(saved.config, features=(*saved.config.features, "attention"), value_head=True)
+    )
+    begin_with(network, str(finished / "last"))
+    rng = torch.Generator().manual_seed(0)
+    observation = {key: torch.rand(3, LENGTH, generator=rng) for key in saved.config.requires}
+    observation["progress"] = torch.rand(3, 1, generator=rng)
+    observation["attention"] = torch.rand(3, LENGTH, LENGTH, generator=rng)
+    assert torch.equal(network(observation), saved(observation))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -12,24 +12,27 @@ from torch import Tensor, nn
 
 from dllm_agents.agent import LearnedPolicy
 from dllm_agents.distributions import adjust_logits, masked_logits
-from dllm_agents.networks import Observation
+from dllm_agents.networks import PAIR_FEATURES, Observation
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.files import write_atomically
 
 SUFFIXES = (".pt2", ".onnx")
 _MASKS = ("mask", "action_mask")
 _PER_ROW = ("progress", *SETTINGS)
+_AXES_OF_POSITIONS: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_ROW, ()) | dict.fromkeys(
+    PAIR_FEATURES, (1, 2)
+)
 
 
 def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
     """Writes what a policy computes as a program of ``torch.export`` or of ONNX, by the ending of the file.
 
     ``torch.export.load("policy.pt2").module()(observation)`` takes a dictionary of what ``policy.requires``
-    names, for any B and L: ``(B, L)``, ``(B, L, k)`` or ``(B, 1)`` as the environment gives it, int8 for
-    ``mask`` and ``action_mask``, float32 for all others, on the device the policy was on. It returns logits
-    ``(B, L)`` float32, with temperature, beta and knobs built in: position k is revealed with probability
-    sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then where the logit
-    is largest. Positions that must not be revealed have -1e8.
+    names, for any B and L: ``(B, L)``, ``(B, L, k)``, ``(B, L, L)`` or ``(B, 1)`` as the environment has it,
+    int8 for ``mask`` and ``action_mask``, float32 for all others, on the device the policy was on. It returns
+    logits ``(B, L)`` float32, with temperature, beta and knobs built in: position k is revealed with
+    probability sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then
+    where the logit is largest. Positions that must not be revealed have -1e8.
 
     ``onnxruntime.InferenceSession("policy.onnx").run(["logits"], observation)`` takes the same arrays by the
     same names and gives the same logits.
@@ -53,7 +56,9 @@ def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
         raise ValueError("decoding 'dpls' cannot be exported; load the policy with another decoding")
     observation = {key: _example(key, policy) for key in policy.requires}
     batch, length = torch.export.Dim("B", max=2**20), torch.export.Dim("L", max=2**20)
-    shapes = {key: {0: batch} if key in _PER_ROW else {0: batch, 1: length} for key in observation}
+    shapes = {
+        key: {0: batch} | dict.fromkeys(_AXES_OF_POSITIONS.get(key, (1,)), length) for key in observation
+    }
     program = torch.export.export(_Decision(policy).eval(), (observation,), dynamic_shapes=(shapes,))
     write = _write_onnx if suffix == ".onnx" else torch.export.save
     return write_atomically(path, lambda temporary: write(program, os.fspath(temporary)))
@@ -102,6 +107,6 @@ def _example(key: str, policy: LearnedPolicy) -> Tensor:
     config, device = policy.network.config, policy.network.output_proj.weight.device
     if key in _MASKS:
         return torch.ones(2, 3, dtype=torch.int8, device=device)
-    widths = {"top_k": (3, config.top_k), "hidden": (3, config.hidden_width or 0)}
+    widths = {"top_k": (3, config.top_k), "hidden": (3, config.hidden_width or 0), "attention": (3, 3)}
     shape = (1,) if key in _PER_ROW else widths.get(key, (3,))
     return torch.full((2, *shape), 0.5, device=device)

@@ -8,7 +8,7 @@ these left out, for ablations and for policies that serve many speeds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
 }
 # A vector per position: it has an input projection of its own.
 VECTOR_FEATURES = ("hidden",)
+# A number per pair of positions: it is added to the scores of the network's own attention.
+PAIR_FEATURES = ("attention",)
 # Features that modulate the blocks instead of entering an input projection.
 CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
 
@@ -60,9 +62,10 @@ class UnmaskTransformerConfig:
 
     Attributes:
         features: Inputs, out of ``POSITION_FEATURES`` (columns of the input projection, in this order),
-            ``VECTOR_FEATURES`` and ``CONDITION_FEATURES``. The paper's are
+            ``VECTOR_FEATURES``, ``PAIR_FEATURES`` and ``CONDITION_FEATURES``. The paper's are
             ``("confidence", "mask", "progress")``; its ablations leave out ``progress`` or ``mask``, put
-            ``top_k`` in the place of ``confidence``, or ``hidden``.
+            ``top_k`` in the place of ``confidence``, or ``hidden``. With ``attention`` positions see best
+            those whose tokens they depend on; it begins without effect.
         width: Size of a position's hidden state.
         heads: Number of attention heads; each gets ``width / heads`` channels, an even number.
         mlp_width: Hidden size of the feed-forward branch; None stands for ``4 * width``.
@@ -106,7 +109,7 @@ class UnmaskTransformerConfig:
             object.__setattr__(self, "mlp_width", 4 * self.width)
         object.__setattr__(self, "features", tuple(self.features))
         inputs = (*POSITION_FEATURES, *VECTOR_FEATURES)
-        known = (*inputs, *CONDITION_FEATURES)
+        known = (*inputs, *PAIR_FEATURES, *CONDITION_FEATURES)
         unknown = [name for name in self.features if name not in known]
         if unknown:
             raise ValueError(f"unknown features {unknown}; known: {', '.join(known)}")
@@ -242,25 +245,25 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(width, 3 * width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Tensor) -> Tensor:
-        """Maps ``(B, L, D)`` to the same shape; ``rotation`` is that of ``rotary_angles``."""
+    def forward(self, x: Tensor, rotation: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Maps ``(B, L, D)`` to the same shape; for ``rotation`` and ``bias`` see ``Block.forward``."""
         batch, length, width = x.shape
         qkv = self.qkv_proj(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         # all three in one copy, and so are their gradients; the products below then need none
         q, k, v = qkv.contiguous().unbind(0)  # (B, H, L, d) each
         q, k = (turn(z.float(), rotation).to(z.dtype) for z in (q, k))
-        y = attend(q, k, v)
+        y = attend(q, k, v, bias)
         output: Tensor = self.out_proj(y.transpose(1, 2).reshape(batch, length, width))
         return output
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of ``(B, H, L, d)``: the same shape."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v of ``(B, H, L, d)``, bias ``(B, H, L, L)``: the same shape."""
     length, head_width = q.shape[2:]
     # an exported program serves every length
     if not torch.compiler.is_exporting() and q.device.type == "cpu" and length <= FEW_POSITIONS:
-        return cpu.attention(q, k, v, head_width**-0.5)
-    return F.scaled_dot_product_attention(q, k, v)
+        return cpu.attention(q, k, v, head_width**-0.5, bias)[0]
+    return F.scaled_dot_product_attention(q, k, v, bias)
 
 
 class Block(nn.Module):
@@ -281,7 +284,13 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.bias)
 
     def forward(
-        self, x: Tensor, conditions: Tensor, which: Tensor, rotation: Tensor, at: Tensor | None = None
+        self,
+        x: Tensor,
+        conditions: Tensor,
+        which: Tensor,
+        rotation: Tensor,
+        bias: Tensor | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
         """Maps ``(B, L, D)`` to the same shape, or to ``(M, D)``.
 
@@ -290,13 +299,14 @@ class Block(nn.Module):
             conditions: ``(C, D)``, those that occur.
             which: ``(B, L)`` int64, which of them each position has.
             rotation: That of ``rotary_angles``.
+            bias: ``(B, H, L, L)``, added to the scores of attention.
             at: ``(M,)`` int64, the positions wanted, out of all B L in a row; ``None``: all. The others are
                 attended to, and left out from there on.
         """
         # (C, D) each: projected first, then picked
         scale1, shift1, gate1, scale2, shift2, gate2 = self.modulation(conditions).chunk(6, dim=-1)
         y = torch.addcmul(pick(shift1, which), self.attention_norm(x), pick(1 + scale1, which))
-        x = torch.addcmul(x, pick(1 + gate1, which), self.attention(y, rotation))
+        x = torch.addcmul(x, pick(1 + gate1, which), self.attention(y, rotation, bias))
         if at is not None:
             x = x.flatten(0, 1).index_select(0, at)  # (M, D)
             which = which.flatten().index_select(0, at)  # (M,)
@@ -357,6 +367,12 @@ class UnmaskTransformer(nn.Module):
         self.output_proj = nn.Linear(width, 1)
         self.keep_proj = None if config.keep_prior is None else nn.Linear(width, 1)
         self.value_head = ValueHead(width) if config.value_head else None
+        # Per block and head, the weights of what a position reads at another and of the reverse.
+        self.pair_weights = (
+            nn.Parameter(torch.zeros(config.layers, config.heads, 2))
+            if "attention" in config.features
+            else None
+        )
         # The weight stays random, so that untrained logits differ between positions.
         nn.init.constant_(self.output_proj.bias, config.initial_bias)
         if self.keep_proj is not None:
@@ -423,11 +439,21 @@ class UnmaskTransformer(nn.Module):
         x = self._input(observation)  # (B, L, D)
         conditions, which = self._conditions(observation, x)
         rotation = rotary_angles(x.shape[1], self.config.width // self.config.heads, x.device)
+        biases = self._biases(observation)
         *blocks, last = self.blocks
-        for block in blocks:
-            x = block(x, conditions, which, rotation)
-        output: Tensor = self.final_norm(last(x, conditions, which, rotation, at))
+        for block, bias in zip(blocks, biases[:-1], strict=True):
+            x = block(x, conditions, which, rotation, bias)
+        output: Tensor = self.final_norm(last(x, conditions, which, rotation, biases[-1], at))
         return output
+
+    def _biases(self, observation: Observation) -> Sequence[Tensor | None]:
+        """Of each block, what is added to its attention's scores, ``(B, H, L, L)``; ``None``: nothing."""
+        if self.pair_weights is None:
+            return [None] * len(self.blocks)
+        read = observation["attention"].float()  # (B, L, L)
+        read = (read * read.shape[-1]).log1p()  # relative to reading alike everywhere, at any length
+        pairs = torch.stack([read, read.transpose(1, 2)], dim=-1)  # (B, L, L, 2)
+        return [(pairs @ weights.T).permute(0, 3, 1, 2) for weights in self.pair_weights]
 
     def _conditions(self, observation: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
         """The condition vectors that occur, ``(C, D)``, and which of them each position has, ``(B, L)``.

@@ -1,6 +1,9 @@
-"""Who sees whom: attention in blocks, as an additive mask that every attention implementation takes."""
+"""Who sees whom: attention in blocks, as a mask to be added to scores; and who looks at whom, as a mean."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,3 +49,57 @@ def block_causal_mask(
     seen = (blocks[:, None] <= asking[:, :, None]) & real[:, None]  # (B, Q, T)
     seen |= ~asking_real[:, :, None]
     return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+
+
+def layer_numbers(given: Any, count: int) -> tuple[int, ...]:
+    """The layers that are meant by ``given``, from 0 on, in ascending order.
+
+    Args:
+        given: Numbers of layers, negative ones counted from the last; ``None`` stands for all.
+        count: How many there are.
+
+    Raises:
+        ValueError: For anything else, and for none.
+    """
+    if given is None:
+        return tuple(range(count))
+    numbers = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else []
+    if not numbers or not all(type(n) is int and -count <= n < count for n in numbers):
+        raise ValueError(
+            f"attention_layers must be numbers of layers, {-count} to {count - 1}, or None for all, "
+            f"got {given!r}"
+        )
+    return tuple(sorted({n % count for n in numbers}))
+
+
+def mean_attention(
+    weights: Sequence[Tensor | None], layers: Sequence[int], rows: Tensor, columns: Tensor
+) -> Tensor:
+    """How much is read where: a mean over heads and layers.
+
+    Args:
+        weights: Per layer, the softmax ``(B, H, Q, S)`` of what Q columns read at S.
+        layers: The numbers of those that count.
+        rows: ``(K,)`` or ``(B, K)`` int64, which of the Q.
+        columns: ``(J,)`` or ``(B, J)`` int64, which of the S.
+
+    Returns:
+        ``(B, K, J)`` float32.
+
+    Raises:
+        ValueError: If there is none of some layer.
+    """
+    counted = [weights[layer] for layer in layers if layer < len(weights)]
+    means = [one.mean(1, dtype=torch.float32) for one in counted if one is not None]
+    if len(means) < max(1, len(layers)):
+        raise ValueError("this dLLM does not show how much is read where by each of its layers")
+    mean = torch.stack([one.to(means[0].device) for one in means]).mean(0)  # (B, Q, S)
+    return gathered(gathered(mean, rows).transpose(1, 2), columns).transpose(1, 2)
+
+
+def gathered(values: Tensor, rows: Tensor) -> Tensor:
+    """The rows ``(K,)`` or ``(B, K)`` of ``(B, T, H)``: ``(B, K, H)``."""
+    rows = rows.to(values.device)
+    if rows.ndim == 1:
+        return values.index_select(1, rows)
+    return values[torch.arange(len(rows), device=values.device)[:, None], rows]

@@ -15,7 +15,8 @@ Message = Mapping[str, str]
 
 # What ``Backend.predict`` can compute besides token and confidence: of the logits alone, and at all.
 FROM_LOGITS = ("entropy", "margin", "top_k", "best", "probabilities")
-STATISTICS = (*FROM_LOGITS, "written", "hidden")
+_GIVEN = ("hidden", "attention")  # by the model
+STATISTICS = (*FROM_LOGITS, "written", *_GIVEN)
 
 # So many logits are looked at together on a CPU. What they take as float32 has to stay below 32 MiB: larger
 # blocks glibc maps anew each time, and their pages have to be zeroed first (see ``cpu.keep_freed_memory``).
@@ -36,7 +37,8 @@ class Prediction:
             ``probabilities`` ``(B, K, V)`` float32, those of all tokens, 0 for the mask token; ``written``
             ``(B, K)`` float32, the probability of the token that stands there, 0 where it is the mask token;
             ``hidden`` ``(B, K, H)`` float32, the state that the output head reads, after the last
-            normalisation.
+            normalisation; ``attention`` ``(B, K, K)`` float32, how much of what predicts the first position
+            is read at the second, a mean over heads and layers. A row sums to what is not read in the prompt.
     """
 
     tokens: Tensor
@@ -49,6 +51,7 @@ class Backend(Protocol):
     """A frozen dLLM. Implement this to bring your own.
 
     A backend that can give the statistic ``hidden`` has the further attribute ``hidden_width``, its size H.
+    One that can give ``attention`` has ``attention_layers``, the numbers of the layers it is the mean of.
     One whose predictions depend on earlier steps of an episode has the method ``memory``, called once per
     environment with the number of rows and positions; if it gives a ``Memory``, that predicts.
     One that attends in blocks has ``attention_block``, their length, and ``blocks_from``: ``sequence`` if
@@ -147,8 +150,8 @@ def predict_from_logits(
     top_k: int = 8,
     temperature: float = 0.0,
     generators: Sequence[torch.Generator] | None = None,
-    hidden: Tensor | None = None,
     standing: Tensor | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> Prediction:
     """Turns logits into a ``Prediction``; the mathematics every backend shares.
 
@@ -162,21 +165,24 @@ def predict_from_logits(
         top_k: See there.
         temperature: See there.
         generators: See there.
-        hidden: ``(B, K, H)``, any float dtype, what the logits were made of; the statistic ``hidden``.
         standing: ``(B, K)`` int64, the tokens that stand there; what the statistic ``written`` is about.
+        given: The statistics that only the model tells, by name, in any float dtype.
 
     Raises:
         ValueError: For NaN or infinite logits, an unknown statistic, a top_k out of range, a negative
-            temperature, missing generators, hidden states or standing tokens.
+            temperature, missing generators, standing tokens or given statistics.
     """
     unknown = set(statistics) - set(STATISTICS)
     if unknown:
         raise ValueError(f"unknown statistics {sorted(unknown)}; known: {', '.join(STATISTICS)}")
     if "top_k" in statistics and not 1 <= top_k <= logits.shape[-1]:
         raise ValueError(f"top_k must be 1 to {logits.shape[-1]}, the size of the vocabulary, got {top_k}")
-    for name, given, what in (("hidden", hidden, "hidden states"), ("written", standing, "standing tokens")):
-        if name in statistics and given is None:
-            raise ValueError(f"the statistic {name!r} was asked for, but this backend gives no {what}")
+    if "written" in statistics and standing is None:
+        raise ValueError("the statistic 'written' was asked for, but this backend gives no standing tokens")
+    own = given or {}
+    missing = [name for name in statistics if name in _GIVEN and name not in own]
+    if missing:
+        raise ValueError(f"the statistic {missing[0]!r} was asked for, but this backend does not give it")
     drawn: Tensor | None = None
     if temperature > 0:
         drawn = _noisy(logits, mask_token_id, temperature, generators).argmax(-1)
@@ -201,8 +207,7 @@ def predict_from_logits(
     if confidence.isnan().any():
         rows = confidence.isnan().any(-1).nonzero().flatten().tolist()
         raise ValueError(f"the dLLM returned NaN or infinite logits in rows {rows} of the batch")
-    if "hidden" in statistics and hidden is not None:
-        found["hidden"] = hidden.float()
+    found |= {name: own[name].float() for name in statistics if name in own}
     return Prediction(found.pop("tokens"), confidence, found)
 
 

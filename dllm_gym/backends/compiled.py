@@ -15,6 +15,7 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,13 @@ class FastForward(nn.Module):
 
     Args:
         model: The transformers model; its weights are copied.
+        showing: The numbers of the layers whose attention is shown.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, showing: Sequence[int] = ()) -> None:
         super().__init__()
         config, base = model.config, model.base_model
+        self.showing = tuple(showing)
         self.heads, self.groups = (
             config.num_key_value_heads,
             (config.num_attention_heads // config.num_key_value_heads),
@@ -100,8 +103,11 @@ class FastForward(nn.Module):
             packed["qkv_bias"] = torch.cat(biases).detach().to(self.embedding.dtype)
         return packed
 
-    def forward(self, tokens: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, tokens: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """Logits ``(B, K, V)`` and the hidden states ``(B, K, D)`` they are made of.
+
+        Where layers are ``showing``, also their attention: ``(B, K, T)`` float32, the mean over them and all
+        heads.
 
         Args:
             tokens: ``(B, T)`` int64.
@@ -115,13 +121,18 @@ class FastForward(nn.Module):
         # counted back from the end, where all rows are aligned: independent of the neighbours' lengths
         angles = torch.outer(torch.arange(-length, 0, dtype=torch.float32), self.frequencies)  # (T, d / 2)
         cos, sin = angles.cos(), angles.sin()
+        shown = []
         for number, layer in enumerate(self.layers):
             last = number == len(self.layers) - 1
-            x = self._attend(x, layer, hidden, cos, sin, rows if last else None)
+            x, weights = self._attend(x, layer, hidden, cos, sin, rows if last else None)
+            if number in self.showing:
+                mean = weights.mean(1, dtype=torch.float32)  # (B, K or T, T)
+                shown.append(mean if last else mean.gather(1, rows[..., None].expand(-1, -1, length)))
             gate, up = _product(self._normed(x), layer["gate_up"]).chunk(2, dim=-1)
             x = x + _product(F.silu(gate) * up, layer["down"])
         state = self._normed(x) * self.norm  # (B, K, D)
-        return _product(state, self.head, self.head_bias), state
+        outputs = _product(state, self.head, self.head_bias), state
+        return (*outputs, torch.stack(shown).mean(0)) if shown else outputs
 
     def _attend(
         self,
@@ -131,7 +142,7 @@ class FastForward(nn.Module):
         cos: Tensor,
         sin: Tensor,
         rows: Tensor | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         batch, length, width = x.shape
         qkv = _product(self._normed(x), layer["qkv"], layer.get("qkv_bias"))
         qkv = qkv.view(batch, length, -1, self.head_width).transpose(1, 2)  # (B, all heads, T, d)
@@ -143,9 +154,9 @@ class FastForward(nn.Module):
             x = x.gather(1, rows[..., None].expand(-1, -1, width))
         if self.groups > 1:
             k, v = (z.repeat_interleave(self.groups, dim=1) for z in (k, v))
-        attended = torch.softmax(q @ k.transpose(2, 3) + hidden, dim=-1) @ v  # (B, H, K or T, d)
-        attended = attended.transpose(1, 2).reshape(batch, x.shape[1], -1)
-        return x + _product(attended, layer["out"])
+        weights = torch.softmax(q @ k.transpose(2, 3) + hidden, dim=-1)  # (B, H, K or T, T)
+        attended = (weights @ v).transpose(1, 2).reshape(batch, x.shape[1], -1)
+        return x + _product(attended, layer["out"]), weights
 
     def _normed(self, x: Tensor) -> Tensor:
         """Divided by the root mean square of the last dimension, computed in float32."""
@@ -177,28 +188,28 @@ class CompiledForward:
         self.path = path
         self._run = torch._inductor.aoti_load_package(str(path))
 
-    def __call__(self, tokens: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, tokens: Tensor, attention_mask: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """See ``FastForward.forward``."""
-        logits, state = self._run(tokens, attention_mask, rows.contiguous())
-        return logits, state
+        return tuple(self._run(tokens, attention_mask, rows.contiguous()))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledForward, (self.path,)
 
 
-def compiled_forward(model: Any, name: str) -> CompiledForward | None:
+def compiled_forward(model: Any, name: str, showing: Sequence[int] = ()) -> CompiledForward | None:
     """The fast forward of a model, compiled now or before; ``None``, and a line in the log, if there is none.
 
     Args:
         model: A transformers model.
         name: Of the dLLM, for the status line.
+        showing: See ``FastForward``.
     """
     reason = can_compile(model)
     if reason is not None:
         _log.info("%s is computed without the fast forward: %s", name, reason)
         return None
     with torch.no_grad():
-        fast = FastForward(model).eval()
+        fast = FastForward(model, showing).eval()
     path = _folder() / f"{_key(fast)}.pt2"
     try:
         if not path.is_file():
@@ -219,7 +230,9 @@ def _key(fast: FastForward) -> str:
     """What the compiled code depends on: weights, this file, torch, and the processor."""
     digest = hashlib.sha256(Path(__file__).read_bytes())
     facts = (torch.__version__, torch.backends.cpu.get_cpu_capability(), sys.platform, fast.embedding.dtype)
-    digest.update(repr((*facts, fast.heads, fast.groups, fast.head_width, fast.epsilon)).encode())
+    digest.update(
+        repr((*facts, fast.heads, fast.groups, fast.head_width, fast.epsilon, fast.showing)).encode()
+    )
     tensors = [fast.embedding, fast.frequencies, *(t for layer in fast.layers for t in layer.values())]
     bias = [] if fast.head_bias is None else [fast.head_bias]
     for tensor in (*tensors, fast.norm, fast.head, *bias):

@@ -62,7 +62,7 @@ def _padding_mask(
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None = None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """softmax(query key^T scaling + mask) value, with the scale on the smaller operand, one softmax kernel.
 
     Below some hundred positions it is faster on a CPU than torch's ``scaled_dot_product_attention``.
@@ -73,12 +73,15 @@ def attention(
         value: ``(B, H, S, d)``.
         scaling: What scores are multiplied by.
         mask: Broadcast to ``(B, H, T, S)`` and added to the scores.
+
+    Returns:
+        That, ``(B, H, T, d)``, and the softmax, ``(B, H, T, S)``.
     """
     scores = torch.matmul(query * scaling, key.transpose(2, 3))  # (B, H, T, S)
     if mask is not None:
         scores = scores + mask
-    # computed in float32 inside, whatever the dtype
-    return torch.matmul(torch.softmax(scores, dim=-1), value)
+    weights = torch.softmax(scores, dim=-1)  # computed in float32 inside, whatever the dtype
+    return torch.matmul(weights, value), weights
 
 
 def _attention(
@@ -90,9 +93,10 @@ def _attention(
     scaling: float,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor]:
     """``attention`` with the signature of transformers' ``eager_attention_forward``."""
     from transformers.models.llama.modeling_llama import repeat_kv
 
     key, value = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
-    return attention(query, key, value, scaling, attention_mask).transpose(1, 2).contiguous(), None
+    attended, weights = attention(query, key, value, scaling, attention_mask)
+    return attended.transpose(1, 2).contiguous(), weights

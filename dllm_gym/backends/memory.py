@@ -48,12 +48,20 @@ class Computing(Protocol):
         ...
 
     def forward(
-        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, embedded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        columns: Tensor,
+        embedded: Tensor | None = None,
+        *,
+        attention: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See there."""
         ...
 
-    def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
+    def forward_rows(
+        self, rows: Tensor, read: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """See there."""
         ...
 
@@ -103,6 +111,7 @@ class KeyValueMemory:
         tokens: Tensor,
         attention_mask: Tensor,
         *,
+        statistics: Sequence[str] = (),
         generators: Sequence[torch.Generator] | None = None,
         **options: Any,
     ) -> Prediction:
@@ -132,6 +141,7 @@ class KeyValueMemory:
         self._known_to[rows] = begin - width
         # one forward for all rows with as much to compute
         sizes = np.stack([stop - start, stop - asked], axis=1)
+        read = torch.arange(completion, width) if "attention" in statistics else None
         for size in np.unique(sizes, axis=0):
             group = np.flatnonzero((sizes == size).all(axis=1))
             at = torch.as_tensor(group, device=backend.device)
@@ -142,8 +152,9 @@ class KeyValueMemory:
 
             columns, positions = ranges(start, size[0]), ranges(asked, size[1])
             self._store.select(rows[group], columns, width)
-            logits, hidden = backend.forward_rows(
+            logits, given = backend.forward_rows(
                 backend.rows_about(positions, first[at]) - columns[:, :1],
+                read,
                 input_ids=tokens[at].gather(1, columns),
                 attention_mask=block_causal_mask(
                     blocks[at], attention_mask[at], backend.model.dtype, columns
@@ -155,8 +166,9 @@ class KeyValueMemory:
             prediction = predict_from_logits(
                 logits,
                 backend.mask_token_id,
-                hidden=hidden,
+                statistics=statistics,
                 standing=tokens[at].gather(1, positions),
+                given=given,
                 generators=None if generators is None else [generators[i] for i in group.tolist()],
                 **options,
             )
@@ -288,6 +300,8 @@ class ResidualMemory:
         windows: NDArray[np.int64],
         tokens: Tensor,
         attention_mask: Tensor,
+        *,
+        statistics: Sequence[str] = (),
         **options: Any,
     ) -> Prediction:
         """See ``Memory.predict``."""
@@ -298,13 +312,19 @@ class ResidualMemory:
         if self.start == "warm" and len(new):
             self._forward(rows[new], tokens[new], attention_mask[new])
         self._begun[rows] = True
-        logits, hidden = self._forward(rows, tokens, attention_mask)
-        standing = tokens[:, -self.length :]
-        return predict_from_logits(logits, backend.mask_token_id, hidden=hidden, standing=standing, **options)
+        logits, given = self._forward(rows, tokens, attention_mask, attention="attention" in statistics)
+        return predict_from_logits(
+            logits,
+            backend.mask_token_id,
+            statistics=statistics,
+            standing=tokens[:, -self.length :],
+            given=given,
+            **options,
+        )
 
     def _forward(
-        self, rows: NDArray[np.int64], tokens: Tensor, attention_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, rows: NDArray[np.int64], tokens: Tensor, attention_mask: Tensor, *, attention: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         backend = self.backend
         embedded = self._embeddings(tokens)  # (R, T, H)
         masked = tokens[:, -self.length :, None] == backend.mask_token_id
@@ -314,10 +334,10 @@ class ResidualMemory:
             dim=1,
         )
         positions = torch.arange(tokens.shape[1] - self.length, tokens.shape[1], device=backend.device)
-        logits, hidden = backend.forward(tokens, attention_mask, positions, embedded)
+        logits, given = backend.forward(tokens, attention_mask, positions, embedded, attention=attention)
         logits = logits.float()
         logits[..., backend.mask_token_id] = -torch.inf
         self._context[rows] = residual_context(
             logits.softmax(-1), self._embeddings.weight.float(), self._mask.float()
         ).to(self._context)
-        return logits, hidden
+        return logits, given

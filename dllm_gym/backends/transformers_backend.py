@@ -6,6 +6,7 @@ import importlib.util
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,13 @@ import torch
 from torch import Tensor
 
 from dllm_gym.backends import cpu
-from dllm_gym.backends.attention import block_causal_mask, block_numbers
+from dllm_gym.backends.attention import (
+    block_causal_mask,
+    block_numbers,
+    gathered,
+    layer_numbers,
+    mean_attention,
+)
 from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
 from dllm_gym.backends.chat import as_begun, prompt_text
 from dllm_gym.backends.compiled import CompiledForward, compiled_forward
@@ -28,6 +35,9 @@ from dllm_gym.backends.loading import (
 from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
 from dllm_gym.backends.token_ids import read_token_ids
 from dllm_gym.backends.tokenizing import failures_of, load_tokenizer
+
+# What shows how much is read where; others never have the whole of it.
+_SHOWING = ("eager", cpu.ATTENTION)
 
 
 class TransformersBackend:
@@ -50,6 +60,8 @@ class TransformersBackend:
         compile: ``"auto"``: small dLLMs on a CPU take the fast forward, compiled once for the machine
             (``dllm_gym.backends.compiled``), others nothing. ``True``: the fast forward, or where it does
             not serve ``torch.compile``, whose arguments a dictionary may hold.
+        attention_layers: The layers whose mean the statistic ``attention`` is: their numbers, negative ones
+            counted from the last. ``None`` takes all.
         mask_token_id: The mask token, where a checkpoint does not say which it is.
         attention_block: Length of the blocks for families that attend block by block: a number, or
             ``"full"`` for attention in all directions. ``None`` takes what the checkpoint was published
@@ -87,6 +99,7 @@ class TransformersBackend:
         device_map: str | Mapping[str, Any] | None = None,
         quantization: Any = None,
         compile: bool | str | Mapping[str, Any] = False,
+        attention_layers: Sequence[int] | None = None,
         mask_token_id: int | None = None,
         attention_block: int | str | None = None,
         cache: str | None = None,
@@ -126,6 +139,8 @@ class TransformersBackend:
             self.device = self.model.device
         else:
             self.model.to(self.device)
+        layers = getattr(self.model.config, "num_hidden_layers", 0)
+        self._attention_layers = layer_numbers(attention_layers, layers)
         self.fast_forward = self._compiled(compile, str(source))
         self.vocab_size: int = self.model.config.vocab_size
         ids = read_token_ids(
@@ -168,6 +183,28 @@ class TransformersBackend:
         if compile and compile != "auto":
             self.model.base_model.compile(**(compile if isinstance(compile, Mapping) else {}))
         return None
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The numbers of the layers that the statistic ``attention`` is the mean of.
+
+        Raises:
+            AttributeError: If it cannot be had, because of how attention is computed.
+        """
+        chosen = self.model.config._attn_implementation
+        if chosen not in _SHOWING:
+            raise AttributeError(
+                f"attn_implementation {chosen!r} computes attention without showing it; "
+                "load the dLLM with attn_implementation='eager'"
+            )
+        return self._attention_layers
+
+    @cached_property
+    def _fast_showing(self) -> CompiledForward | None:
+        """The fast forward that shows attention, too, where the fast one serves; made when it is needed."""
+        if self.fast_forward is None:
+            return None
+        return compiled_forward(self.model, Path(self.model.name_or_path).name, self.attention_layers)
 
     def _default_attention(self) -> str | None:
         if not self.family.rotary:
@@ -249,7 +286,7 @@ class TransformersBackend:
         padding = tokens.shape[1] - self.check_length(attention_mask)  # nobody needs it computed
         columns = torch.arange(-padding, tokens.shape[1] - padding)[positions].to(self.device)  # (K,)
         tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
-        logits, hidden = self.forward(tokens, attention_mask, columns)
+        logits, given = self.forward(tokens, attention_mask, columns, attention="attention" in statistics)
         return predict_from_logits(
             logits,
             self.mask_token_id,
@@ -257,8 +294,8 @@ class TransformersBackend:
             top_k=top_k,
             temperature=temperature,
             generators=generators,
-            hidden=hidden,
             standing=tokens[:, columns],
+            given=given,
         )
 
     def memory(self, num_rows: int, length: int) -> Memory | None:
@@ -329,8 +366,14 @@ class TransformersBackend:
         return torch.maximum(columns - 1, first[:, None])
 
     def forward(
-        self, tokens: Tensor, attention_mask: Tensor, columns: Tensor, embedded: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        tokens: Tensor,
+        attention_mask: Tensor,
+        columns: Tensor,
+        embedded: Tensor | None = None,
+        *,
+        attention: bool = False,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One pass over whole sequences.
 
         Args:
@@ -338,16 +381,23 @@ class TransformersBackend:
             attention_mask: ``(B, T)``, 0 at padding.
             columns: ``(K,)`` int64, what to predict, or ``(B, K)`` where it differs from row to row.
             embedded: ``(B, T, H)``, fed to the model in place of the tokens' embeddings.
+            attention: Whether the statistic ``attention`` is asked for.
 
         Returns:
-            Logits ``(B, K, V)``, and the hidden states ``(B, K, H)`` they were made of.
+            Logits ``(B, K, V)``, and by name the statistics that they do not tell; see ``forward_rows``.
         """
         first = attention_mask.argmax(1)  # (B,), of the sequence
         rows = self.rows_about(columns, first)  # (K,) or (B, K)
+        read = columns if attention else None
         if not self.family.rotary:
-            return self._forward_from_left(tokens, attention_mask, first, rows)
-        if self.fast_forward is not None and embedded is None:
-            return self.fast_forward(tokens, attention_mask, rows.expand(len(tokens), -1))
+            return self._forward_from_left(tokens, attention_mask, first, rows, read)
+        fast = self._fast_showing if attention else self.fast_forward
+        if fast is not None and embedded is None:
+            logits, *others = fast(tokens, attention_mask, rows.expand(len(tokens), -1))
+            given = dict(zip(("hidden", "attention"), others, strict=False))
+            if attention:
+                given["attention"] = given["attention"].index_select(2, columns)
+            return logits, given
         length = tokens.shape[1]
         visible = None if attention_mask.all() else attention_mask
         if self.attention_block is not None:
@@ -356,6 +406,7 @@ class TransformersBackend:
         fed = {"input_ids": tokens} if embedded is None else {"inputs_embeds": embedded}
         return self.forward_rows(
             rows,
+            read,
             **fed,
             attention_mask=visible,
             # Counted back from the end, where all rows are aligned. Counted from the front they would depend
@@ -365,47 +416,62 @@ class TransformersBackend:
         )
 
     def _forward_from_left(
-        self, tokens: Tensor, attention_mask: Tensor, first: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tensor, attention_mask: Tensor, first: Tensor, rows: Tensor, read: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """For models with absolute positions: every row is turned until its padding is on the right."""
         length = tokens.shape[1]
         turned = (torch.arange(length, device=self.device) + first[:, None]) % length  # (B, T)
         return self.forward_rows(
             rows - first[:, None],
+            None if read is None else read - first[:, None],
             input_ids=tokens.gather(1, turned),
             attention_mask=attention_mask.gather(1, turned),
         )
 
-    def forward_rows(self, rows: Tensor, **inputs: Any) -> tuple[Tensor, Tensor]:
-        """Logits ``(B, K, V)`` of some rows, and what the last layer makes them of.
+    def forward_rows(
+        self, rows: Tensor, read: Tensor | None = None, **inputs: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits ``(B, K, V)`` of some rows, and by name the statistics that they do not tell.
 
-        ``rows`` is ``(B, K)``, or ``(K,)`` for the same ones of all sequences.
+        Args:
+            rows: ``(B, K)``, or ``(K,)`` for the same ones of all sequences.
+            read: ``(B, J)`` or ``(J,)``, the columns at which it is asked how much is read there by those
+                rows, which is the statistic ``attention`` ``(B, K, J)``; ``None`` asks for none.
+            **inputs: Of the transformers model.
+
+        Raises:
+            ValueError: If attention is asked for and the model does not show that of every layer.
         """
+        if read is not None:
+            inputs["output_attentions"] = True
         if self.family.rotary:
-            kept = _gathered(self.model.base_model(**inputs).last_hidden_state, rows)
-            return self._lm_head(kept).to(self.device), kept.to(self.device)
+            output = self.model.base_model(**inputs)
+            kept = gathered(output.last_hidden_state, rows)
+            logits = self._lm_head(kept)
+            return logits.to(self.device), self._given(kept, output.get("attentions"), rows, read)
         # An encoder's head is more than one layer, and only its last one is large.
         seen: list[Tensor] = []
 
         def keep(layer: Any, arguments: tuple[Tensor]) -> tuple[Tensor]:
-            seen.append(_gathered(arguments[0], rows))
+            seen.append(gathered(arguments[0], rows))
             return (seen[0],)
 
         with self._forwards:  # the layer is shared by all threads, what it is made to do is not
             hook = self._lm_head.register_forward_pre_hook(keep)
             try:
-                logits = self.model(**inputs).logits
+                output = self.model(**inputs)
             finally:
                 hook.remove()
-        return logits.to(self.device), seen[0].to(self.device)
+        # some see through windows, and what they show has other axes
+        square = 2 * tuple(inputs["input_ids"].shape[1:])
+        weights = [w for w in output.get("attentions") or () if w is not None and w.shape[2:] == square]
+        return output.logits.to(self.device), self._given(seen[0], weights, rows, read)
 
-
-def _gathered(hidden: Tensor, rows: Tensor) -> Tensor:
-    """The rows ``(K,)`` or ``(B, K)`` of ``(B, T, H)``: ``(B, K, H)``."""
-    rows = rows.to(hidden.device)
-    if rows.ndim == 1:
-        return hidden.index_select(1, rows)
-    return hidden[torch.arange(len(rows), device=hidden.device)[:, None], rows]
+    def _given(self, hidden: Tensor, weights: Any, rows: Tensor, read: Tensor | None) -> dict[str, Tensor]:
+        given = {"hidden": hidden}
+        if read is not None:
+            given["attention"] = mean_attention(weights or (), self.attention_layers, rows, read)
+        return {name: values.to(self.device) for name, values in given.items()}
 
 
 def _attention_block(

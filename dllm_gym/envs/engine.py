@@ -141,6 +141,13 @@ class Engine(PerRow):
                 f"observation 'hidden' needs a dLLM that shows its hidden states; "
                 f"{type(self.backend).__name__} has no attribute hidden_width"
             )
+        if "attention" in self.observe:
+            try:
+                self.backend.attention_layers  # type: ignore[attr-defined]  # noqa: B018
+            except AttributeError as error:
+                raise ValueError(
+                    f"observation 'attention' needs a dLLM that shows its attention: {error}"
+                ) from None
         sizes = Sizes(
             self.length,
             self.backend.vocab_size,

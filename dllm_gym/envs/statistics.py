@@ -61,6 +61,7 @@ class Statistic:
         needs: What is asked of the dLLM; names out of ``dllm_gym.backends.base.STATISTICS``.
         remembers: What it has to know of the step before, by name: ``(L, ...)``, what one row begins with.
         of_revealed: Whether it is shown at revealed positions, whatever ``revealed_confidence`` says.
+        of_pairs: Whether its second axis is of positions, too; then both must be shown.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Statistic:
     needs: tuple[str, ...] = ()
     remembers: Mapping[str, Callable[[Sizes], Tensor]] = field(default_factory=dict)
     of_revealed: bool = False
+    of_pairs: bool = False
 
 
 def _box(low: float, high: float, *shape: int, dtype: Any = np.float32) -> spaces.Box:
@@ -148,6 +150,13 @@ _TABLE = (
             "best": lambda sizes: torch.full((sizes.length,), -1),
             "persistence": lambda sizes: torch.zeros(sizes.length),
         },
+    ),
+    Statistic(
+        **_asked("attention"),
+        space=lambda sizes: _box(0.0, 1.0, sizes.length, sizes.length),
+        looks=lambda sizes: 0.0,
+        of_revealed=True,
+        of_pairs=True,
     ),
 )  # fmt: skip
 STATISTICS = {statistic.name: statistic for statistic in _TABLE}
@@ -242,5 +251,7 @@ class Statistics(PerRow):
             values = self.shown[one.name]
             where = everywhere if one.of_revealed else shown
             where = where.reshape(*where.shape, *[1] * (values.ndim - where.ndim))
+            if one.of_pairs:
+                where = where & where.transpose(0, 2, 1)
             seen[one.name] = np.where(where, values, self._looks[one.name])
         return seen

@@ -80,6 +80,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
     | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
     | `ends`        | `MultiBinary(L)`               | 1 = masked, and what it would write is an end token  |
+    | `attention`   | `Box(0, 1, (L, L), float32)`   | what predicts the first reads so much at the second |
     | `tokens`      | `Box(0, V - 1, (L,), int64)`   | the canvas: revealed tokens, mask token elsewhere    |
     | `remasks`     | `Box(0, max_steps, (L,), float32)` | how often the position was taken back            |
     | `alpha`       | `Box(0, 3.4e38, (1,), float32)` | the step price of the episode's reward              |
@@ -101,17 +102,29 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     whenever the most probable token is another one than in the step before. A step that changes nothing on
     the canvas repeats the prediction: divergence 0, and persistence one more.
 
+    `attention` is the softmax of the attention, a mean over heads and over layers: all, or those that
+    `backend_kwargs={"attention_layers": [-2, -1]}` names. Row i is of the column of the dLLM that predicts
+    position i, in shifted layouts the one before it; column j is of the token that stands at j. A row sums to
+    1 minus what is read in the prompt. It is about revealed positions too; with `view="block"` it is that of
+    pairs inside the block, 0 elsewhere. It is what transformers gives for `output_attentions=True` with
+    `attn_implementation="eager"`, up to 1e-5 in float32. Decoders on a CPU show it as they are. Decoders on a
+    GPU, and encoders anywhere, have to be loaded with `backend_kwargs={"attn_implementation": "eager"}`, and
+    are refused otherwise.
+
     What each costs: `hidden`, `predicted` and `ends` are there anyway; `entropy`, `margin`, `top_k` and
     `persistence` are a pass over the logits; `written` looks up one of them; `divergence` needs `4 L V`
     bytes of probabilities per row, and keeps them from step to step where the dLLM computes (a gigabyte for
-    8 rows of 256 positions of LLaDA-8B). None takes a further forward, and all are as exact, and as
+    8 rows of 256 positions of LLaDA-8B); `attention` keeps that of all heads and layers until the forward
+    ends, squares of prompt and completion. None takes a further forward, and all are as exact, and as
     independent of the other rows, as `confidence` is.
+    [What a step takes with each](../benchmarks/results/observations.md).
 
     With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and
     grow stale within it: the prompt and finished blocks keep the keys and values they had then, and with
     `dual` what follows the active block keeps its observations, too. With `"block"`, for dLLMs that attend
     block by block, the active block is exact and what follows it has confidence 0 until it is reached; of
-    finished blocks, what the last step revealed keeps `written` 0.
+    finished blocks, what the last step revealed keeps `written` 0. Rows of `attention` that are not computed
+    are what they were, and 0 where they never were.
     With `{"residual_context": True}` a prediction depends on the step before as well.
 
     ## Rewards
