@@ -981,7 +981,8 @@ def test_own_errors_are_not_hidden(run, monkeypatch):
 @pytest.mark.filterwarnings("default")
 def test_a_warning_is_one_line(run, monkeypatch):
     monkeypatch.setattr(
-        "dllm_gym.evaluation.home._shown", lambda lengths, full: "[red]full" if full in lengths else "[red]blocks"
+        "dllm_gym.evaluation.home._shown",
+        lambda lengths, full: "[red]full" if full in lengths else "[red]blocks",
     )
     arguments = ("--task", "arithmetic", "--episodes", 1, "--no-compile")
     done = run("evaluate", "--agent", "policy:arithmetic-semi", "--block-length", "full", *arguments)
