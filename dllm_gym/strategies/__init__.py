@@ -9,6 +9,7 @@ from dllm_gym.arguments import call_named
 from dllm_gym.strategies.base import InBlocks, Strategy
 from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
 from dllm_gym.strategies.commit import Prophet, SchED
+from dllm_gym.strategies.dependence import CLAD, DAPD, DAWN
 from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
 from dllm_gym.strategies.temporal import KLASS, LESS, Credit
@@ -36,6 +37,7 @@ _RULES = (
     *(FastDLLM, FastDLLMFactor, FastDLLMFactorReleased, EBSampler, LocalLeap),
     *(Prophet, SchED),
     *(KLASS, Credit, LESS),
+    *(DAPD, DAWN, CLAD),
     *(MultiBlock, AdaBlock, SlowFast),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
