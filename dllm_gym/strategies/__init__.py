@@ -12,6 +12,7 @@ from dllm_gym.strategies.commit import Prophet, SchED
 from dllm_gym.strategies.dependence import CLAD, DAPD, DAWN
 from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
+from dllm_gym.strategies.search import LookUM, LoPA
 from dllm_gym.strategies.temporal import KLASS, LESS, Credit
 from dllm_gym.strategies.thresholds import (
     EBSampler,
@@ -39,6 +40,7 @@ _RULES = (
     *(KLASS, Credit, LESS),
     *(DAPD, DAWN, CLAD),
     *(MultiBlock, AdaBlock, SlowFast),
+    *(LoPA, LookUM),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 

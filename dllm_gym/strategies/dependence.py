@@ -1,9 +1,9 @@
 """Rules that do not reveal together what depends on each other: they read the dLLM's attention.
 
 What is common to all rules and the letters are explained in ``topk``. a(i, j) is the observation
-``attention``: how much what predicts position i reads at position j, a mean over heads and layers. The longer
-the texts, the smaller it is, for a row sums to 1 at most: the published constants are of texts of some hundred
-tokens.
+``attention``: how much what predicts position i reads at position j, a mean over heads and layers. The
+longer the texts, the smaller it is, for a row sums to 1 at most: the published constants are of texts of some
+hundred tokens.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from dllm_gym.strategies.memory import Kept, Remembering
 class DAPD(Remembering):
     """Reveals an independent set while the block is mostly masked, and then what is sure.
 
-    DAPD (arXiv 2603.12996). Two candidates depend on each other if s(i, j) = (a(i, j) + a(j, i)) / 2 > tau. As
-    long as at least half of the block is masked, candidates are taken by descending c times the sum of
+    DAPD (arXiv 2603.12996). Two candidates depend on each other if s(i, j) = (a(i, j) + a(j, i)) / 2 > tau.
+    As long as at least half of the block is masked, candidates are taken by descending c times the sum of
     s(i, j) over all other candidates j, each unless it depends on one that is taken already. tau rises with
     the share p of the block that is no longer masked, from ``low`` to ``high``: low + (high - low) p.
     After that all with c > ``threshold`` are revealed (strictly), or else the most confident one.
@@ -140,8 +140,8 @@ class CLAD(Strategy):
     clusters, runs of neighbours. How much cluster A has to do with B is the largest mean over j in B of
     max(a(i, j), a(j, i)) of any i in A, and their score is the mean of that from A to B and from B to A. Two
     clusters conflict if each has its best score with the other, and that is at least the mean of each one's
-    scores; if there are two clusters only, if it is at least ``pair`` / L. Of clusters in conflict the shorter
-    one waits, of equal ones the right one; of equal scores the leftmost cluster is the best.
+    scores; if there are two clusters only, if it is at least ``pair`` / L. Of clusters in conflict the
+    shorter one waits, of equal ones the right one; of equal scores the leftmost cluster is the best.
 
     Args:
         threshold: A number in [0, 1].
