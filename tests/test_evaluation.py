@@ -825,7 +825,7 @@ def test_results_come_one_by_one(where):
     assert seen == list(found.results)
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 119)])
+@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 86)])
 def test_sweeps_have_names(where, name, count):
     found = compare([leftmost], 1, strategies=name, **where)
     assert len(found.results) == count + 1
@@ -871,7 +871,7 @@ def test_the_full_sweep_has_every_rule_at_several_values():
     names = [strategy.name for strategy in rules]
     # the released form of the factor rule is there for parity and reveals nearly the same
     assert set(names) == set(strategy_names()) - {"fast-dllm-factor-released"}
-    assert all(names.count(name) >= 4 for name in set(names))
+    assert all(names.count(name) >= 2 for name in set(names))
     assert len({strategy.label for strategy in rules}) == len(rules)
 
 

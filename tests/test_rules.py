@@ -208,6 +208,85 @@ def slow_slow_fast(row, memory, threshold, sureness, explore):
     return reaching(row, window, threshold) + surest(row, window)
 
 
+def tie(row, i, j):
+    return (row["attention"][i][j] + row["attention"][j][i]) / 2
+
+
+def spread(order, tied):
+    """Greedily: each of ``order`` that is tied to none taken before."""
+    taken = []
+    for i in order:
+        if not any(tied(i, j) for j in taken):
+            taken.append(i)
+    return taken
+
+
+def slow_dapd(row, memory, low, high, threshold):
+    among = row["candidates"]
+    if row["block_step"] == 0:
+        memory["size"] = len(among)
+    share = len(among) / memory["size"]
+    if share < 0.5:
+        return [i for i in among if row["confidence"][i] > threshold] or surest(row, among)
+    tau = low + (high - low) * (1 - share)
+    weight = {i: row["confidence"][i] * sum(tie(row, i, j) for j in among if j != i) for i in among}
+    return spread(surest({"weight": weight}, among, len(among), "weight"), lambda i, j: tie(row, i, j) > tau)
+
+
+def slow_dawn(row, memory, threshold, anchored, apart, edge, sink):
+    everywhere, attention = range(len(row["mask"])), row["attention"]
+    sinks = [j for j in everywhere if statistics.fmean(attention[i][j] for i in everywhere) > sink]
+
+    def leans(i, j):
+        return i != j and j not in sinks and attention[i][j] >= edge
+
+    anchors = [j for j in everywhere if not row["mask"][j] and row["written"][j] >= threshold]
+    chosen = reaching(row, row["candidates"], threshold)
+    chosen += [
+        i for i in reaching(row, row["candidates"], anchored) if any(leans(i, anchor) for anchor in anchors)
+    ]
+    rest = [i for i in reaching(row, row["candidates"], apart) if i not in chosen]
+    chosen += spread(surest(row, rest, len(rest)), lambda i, j: leans(i, j) or leans(j, i))
+    return chosen or surest(row, row["candidates"])
+
+
+def slow_clad(row, memory, threshold, pair):
+    chosen = sorted({*reaching(row, row["candidates"], threshold), *surest(row, row["candidates"])})
+    clusters = []
+    for i in chosen:
+        if clusters and clusters[-1][-1] == i - 1:
+            clusters[-1].append(i)
+        else:
+            clusters.append([i])
+
+    def reached(one, other):
+        return max(
+            statistics.fmean(max(row["attention"][i][j], row["attention"][j][i]) for j in other) for i in one
+        )
+
+    def score(one, other):
+        return (reached(one, other) + reached(other, one)) / 2
+
+    def others(one):
+        return [other for other in clusters if other is not one]
+
+    def best(one):
+        return max(others(one), key=lambda other: score(one, other))
+
+    def least(one):
+        if len(clusters) == 2:
+            return pair / len(row["mask"])
+        return sum(score(one, other) for other in others(one)) / (len(clusters) - 1)
+
+    waiting = []
+    for one in clusters:
+        if len(clusters) > 1 and best(best(one)) is one:
+            other = best(one)
+            if score(one, other) >= max(least(one), least(other)):
+                waiting.append(min(one, other, key=lambda cluster: (len(cluster), -cluster[0])))
+    return [i for cluster in clusters if cluster not in waiting for i in cluster]
+
+
 CASES = [
     ("local-leap", slow_local_leap, {"threshold": 0.75, "relaxed": 0.5, "radius": 1}),
     ("local-leap", slow_local_leap, {"threshold": 1.0, "relaxed": 0.25, "radius": 3}),
@@ -231,6 +310,12 @@ CASES = [
     ("credit", slow_credit, {"threshold": 0.7, "weight": 2.0, "gain": 0.5, "decay": 0.25}),
     ("less", slow_less, {"threshold": 0.25, "divergence": 0.1}),
     ("less", slow_less, {"threshold": 0.0, "divergence": 0.7}),
+    ("dapd", slow_dapd, {"low": 0.0625, "high": 0.25, "threshold": 0.75}),
+    ("dapd", slow_dapd, {"low": 0.125, "high": 0.125, "threshold": 0.25}),
+    ("dawn", slow_dawn, dict(threshold=0.75, anchored=0.25, apart=0.5, edge=0.125, sink=0.25)),
+    ("dawn", slow_dawn, dict(threshold=1.0, anchored=0.5, apart=0.0, edge=0.0625, sink=0.125)),
+    ("clad", slow_clad, {"threshold": 0.5, "pair": 1.0}),
+    ("clad", slow_clad, {"threshold": 0.25, "pair": 2.0}),
     ("multi-block", slow_multi_block, {"entropy": 0.25, "opening": 0.5, "block_length": 2}),
     ("multi-block", slow_multi_block, {"entropy": 0.0, "opening": 0.25, "block_length": 3}),
     ("adablock", slow_adablock, dict(threshold=0.75, sureness=0.25, delimiter=1, block_length=3, share=0.5)),
@@ -266,6 +351,7 @@ def predictions(rng, rows, length):
     shares = rng.multinomial(8, [0.5, 0.2, 0.2, 0.1], shape) / 8
     return {
         "confidence": fractions(),
+        "written": fractions(),
         "entropy": fractions(),
         "divergence": 2 * fractions(),
         "persistence": rng.integers(0, 3, shape).astype(np.float32),
@@ -506,6 +592,11 @@ def test_frequencies_are_read_with_suspicion(tmp_path):
         ("credit", {"decay": 2}, r"decay must be a finite number in \[0, 1\], got 2"),
         ("credit", {"weight": -1}, "weight must be a finite number >= 0, got -1"),
         ("less", {"divergence": -1}, "divergence must be a finite number >= 0, got -1"),
+        ("dapd", {"low": 0.1}, "high must be a finite number >= 0.1, got 0.05"),
+        ("dapd", {"threshold": 2}, r"threshold must be a finite number in \[0, 1\], got 2"),
+        ("dawn", {"edge": -1}, "edge must be a finite number >= 0, got -1"),
+        ("dawn", {"apart": 2}, r"apart must be a finite number in \[0, 1\], got 2"),
+        ("clad", {"pair": -1}, "pair must be a finite number >= 0, got -1"),
         ("multi-block", {"opening": 0}, r"opening must be a finite number in \(0, 1\], got 0"),
         ("multi-block", {"block_length": 0}, "block_length must be an integer >= 1, got 0"),
         ("adablock", {"delimiter": -1}, "delimiter must be an integer >= 0, got -1"),

@@ -81,7 +81,8 @@ def compare(
     ] = None,
     agent: AgentsOption = None,
     strategies: Annotated[
-        str, typer.Option(help="With which heuristics to compare: none, short (8 settings) or full (52).")
+        str,
+        typer.Option(help="With which heuristics: none, short (8 settings) or full (every rule)."),
     ] = "full",
     compile: CompileOption = None,
     plot: Annotated[Path | None, typer.Option(help="Write the Pareto plot here (.png, .pdf).")] = None,

@@ -26,7 +26,9 @@ from dllm_gym.envs.checks import not_negative, one_of, positive
 from dllm_gym.envs.observations import (
     REVEALED_CONFIDENCE,
     VIEWS,
+    NotShown,
     Observation,
+    check_shown,
     observation_keys,
     observation_space,
 )
@@ -59,11 +61,12 @@ class Engine(PerRow):
         indices: ``(N,)`` int64, the problem each row is at.
         alphas: ``(N,)`` float64, alpha of each row's episode.
         targets: ``(N,)`` float64, target_steps of each row's episode.
+        ahead: ``(N,)`` int64, forwards of each row's episode besides the one per step, see ``look_ahead``.
         end_token_ids: The tokens that end a completion.
     """
 
     per_row = (
-        *("canvas", "indices", "empty_actions", "ignored_actions", "alphas", "targets"),
+        *("canvas", "indices", "empty_actions", "ignored_actions", "alphas", "targets", "ahead"),
         *("_tokens", "_predicted", "_sure", "problem_rngs", "noise_rngs", "_token_generators"),
         *("seeds", "ended"),
     )
@@ -136,18 +139,7 @@ class Engine(PerRow):
         if "top_k" in self.observe and self.top_k > self.backend.vocab_size:
             vocabulary = self.backend.vocab_size
             raise ValueError(f"top_k {self.top_k} exceeds the dLLM's vocabulary of {vocabulary} tokens")
-        if "hidden" in self.observe and not hasattr(self.backend, "hidden_width"):
-            raise ValueError(
-                f"observation 'hidden' needs a dLLM that shows its hidden states; "
-                f"{type(self.backend).__name__} has no attribute hidden_width"
-            )
-        if "attention" in self.observe:
-            try:
-                self.backend.attention_layers  # type: ignore[attr-defined]  # noqa: B018
-            except AttributeError as error:
-                raise ValueError(
-                    f"observation 'attention' needs a dLLM that shows its attention: {error}"
-                ) from None
+        check_shown(self.observe, self.backend)
         sizes = Sizes(
             self.length,
             self.backend.vocab_size,
@@ -199,6 +191,9 @@ class Engine(PerRow):
         observed = [name for name in self.observe if name in STATISTICS]
         self._predicted = Statistics(num_rows, sizes, observed, self.backend.device)
         self._sure = np.zeros((num_rows, self.length), dtype=np.float32)  # confidence when it was written
+        self.ahead: IntArray = np.zeros(num_rows, dtype=np.int64)
+        # what was looked at since the last step, by row and canvas; no part of a state
+        self._foreseen: list[dict[bytes, dict[str, Any]]] = [{} for _ in range(num_rows)]
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -259,7 +254,8 @@ class Engine(PerRow):
             self._memory.forget(rows)
         self._predicted.start(rows)
         self.indices[rows] = indices
-        self.empty_actions[rows] = self.ignored_actions[rows] = 0
+        self.empty_actions[rows] = self.ignored_actions[rows] = self.ahead[rows] = 0
+        self._forget_ahead(rows)
         self.ended[rows] = False
         are_drawn = self.prices.are_drawn or len(self.blocks.choices) > 1
         in_blocks = []
@@ -316,6 +312,7 @@ class Engine(PerRow):
             ValueError: For a state that does not fit.
         """
         super().restore(state, rows)
+        self._forget_ahead(rows)
         for row in rows.tolist():
             self.problems[row], _ = self._problems.at(int(self.indices[row]))
 
@@ -344,7 +341,69 @@ class Engine(PerRow):
         return changed
 
     def predict(self, rows: IntArray) -> None:
-        """One forward of the dLLM over ``rows``."""
+        """One forward of the dLLM over ``rows`` ``(R,)``, but for those where ``look_ahead`` has been."""
+        known = self._recall(rows)
+        self.ahead[rows[known]] -= 1  # the step counts it
+        self._forget_ahead(rows)
+        self._forward(rows[~known])
+
+    def look_ahead(self, rows: IntArray, actions: BoolArray) -> Observation:
+        """What would be seen after actions, which are not taken: a forward for each row, counted in ``nfe``.
+
+        There is none where the episode would be over, or for a canvas that was looked at before in the same
+        step. If the action is taken then, its prediction is there and is not computed again.
+
+        Args:
+            rows: ``(R,)`` rows with a running episode.
+            actions: ``(R, L)``, checked by ``as_bits``.
+
+        Returns:
+            The observation of all rows, in which ``rows`` have acted.
+
+        Raises:
+            NotShown: As ``check_look_ahead``.
+        """
+        self.check_look_ahead()
+        here = self.state(rows)
+        changed = rows[self.act(rows, actions)]
+        changed = changed[~self.canvas.finished()[changed]]
+        new = changed[~self._recall(changed)]
+        self._forward(new)
+        for row, canvas in zip(new.tolist(), self.canvas.completions(new), strict=True):
+            self._foreseen[row][canvas.tobytes()] = self._prediction(row)
+        seen = self.observation()
+        super().restore(here, rows)
+        self.ahead[new] += 1
+        return seen
+
+    def check_look_ahead(self) -> None:
+        """Raises ``NotShown`` if there is no way back from a step."""
+        if self.remembers:
+            raise NotShown(
+                "to look ahead needs a dLLM that does not remember earlier steps (cache, residual_context)"
+            )
+
+    def _recall(self, rows: IntArray) -> BoolArray:
+        """Says which rows ``(R,)`` have a canvas that was looked at, and gives these its prediction."""
+        known = np.zeros(len(rows), dtype=bool)
+        for at, (row, canvas) in enumerate(zip(rows.tolist(), self.canvas.completions(rows), strict=True)):
+            foreseen = self._foreseen[row].get(canvas.tobytes())
+            if foreseen is not None:
+                known[at] = True
+                one = np.array([row])
+                super().restore(super().state(one) | foreseen, one)
+        return known
+
+    def _prediction(self, row: int) -> dict[str, Any]:
+        """The part of a row's state that a forward changes."""
+        state = super().state(np.array([row]))
+        return {name: state[name] for name in ("tokens", "predicted", "token_generators")}
+
+    def _forget_ahead(self, rows: IntArray) -> None:
+        for row in rows.tolist():
+            self._foreseen[row].clear()
+
+    def _forward(self, rows: IntArray) -> None:
         if not len(rows):
             return
         tokens, attention_mask = self.canvas.model_input(rows)
@@ -465,7 +524,7 @@ class Engine(PerRow):
         return {
             "is_success": score >= 1.0,
             "score": score,
-            "nfe": int(self.canvas.steps[row]),
+            "nfe": int(self.canvas.steps[row] + self.ahead[row]),
             "completion": completion,
             "problem": int(self.indices[row]),
             "empty_actions": int(self.empty_actions[row]),

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from dllm_gym.backends import Backend
 from dllm_gym.envs.checks import one_of
 from dllm_gym.envs.statistics import STATISTICS, Sizes
 
@@ -30,6 +31,27 @@ def observation_keys(observe: Sequence[str]) -> tuple[str, ...]:
     for key in keys:
         one_of("observation", key, (*ALWAYS_OBSERVED, *OBSERVE))
     return tuple(key for key in dict.fromkeys(keys) if key not in ALWAYS_OBSERVED)
+
+
+class NotShown(ValueError):
+    """An observation that this dLLM does not have."""
+
+
+def check_shown(keys: Sequence[str], backend: Backend) -> None:
+    """Refuses what a dLLM cannot show.
+
+    Raises:
+        NotShown: If one of the keys is ``hidden`` or ``attention``, and the dLLM has none.
+    """
+    for key, attribute, what in (
+        ("hidden", "hidden_width", "hidden states"),
+        ("attention", "attention_layers", "attention"),
+    ):
+        if key in keys:
+            try:
+                getattr(backend, attribute)
+            except AttributeError as error:  # some say how it can be had
+                raise NotShown(f"observation {key!r} needs a dLLM that shows its {what}: {error}") from None
 
 
 def observation_space(keys: Sequence[str], sizes: Sizes) -> spaces.Dict:

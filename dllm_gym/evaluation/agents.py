@@ -28,11 +28,12 @@ class Agent(Protocol):
     ``name`` and ``parameters`` (for tables), ``reset(rows)`` (called when rows start an episode, if it
     keeps state), ``seed(rows, seeds)`` (called likewise, if it draws random numbers; one seed per
     episode makes results independent of the batch size), ``prepare(engine, decoded)`` (called once
-    before an evaluation, if it may know more than observations), ``fingerprint`` (a text that tells it from
-    every other agent, if its results may be kept), ``trained_in`` (the arguments of ``UnmaskEnv`` it was
-    trained with: it decodes there where nothing else is said, and elsewhere there is a warning), ``plays``
-    (``{"actions": "set-state"}``, if it takes tokens back) and ``with_options(**options)`` (the agent with
-    other parameters, if those who ask a server may choose them).
+    before an evaluation, if it may know more than observations), ``attach(engine)`` (called before it
+    decodes, if it looks ahead), ``fingerprint`` (a text that tells it from every other agent, if its results
+    may be kept), ``trained_in`` (the arguments of ``UnmaskEnv`` it was trained with: it decodes there where
+    nothing else is said, and elsewhere there is a warning), ``plays`` (``{"actions": "set-state"}``, if it
+    takes tokens back) and ``with_options(**options)`` (the agent with other parameters, if those who ask a
+    server may choose them).
     """
 
     def act(self, observation: Observation) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dllm_gym.envs.observations import NotShown
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.home import at_home
 from dllm_gym.evaluation.kept import kept_file
@@ -191,7 +193,8 @@ def compare(
         split: See there.
         strategies: Rule-based strategies to compare with; learned agents are measured by their envelope.
             ``full`` is every rule over its main parameter; ``short`` eight settings of two rules; ``none``
-            none; or give strategies, or names of them.
+            none; or give strategies, or names of them. Those that read what the dLLM does not show are left
+            out, with a warning, and so are those that look ahead where it remembers earlier steps.
         on_result: Called with every result as soon as it is there.
         keep: A directory that gets every episode as soon as it is finished, and every result. What is there
             of the same agent under the same arguments is taken instead of evaluating again: an interrupted
@@ -217,19 +220,30 @@ def compare(
     results = []
     if keep is not None:
         remove_unfinished(keep)
+    unable: dict[str, list[str]] = {}
+    present = []
     for agent in everyone:
         file = None if keep is None else kept_file(Path(keep), agent, episodes, split, kwargs)
         unfinished = None if file is None else file.with_suffix(".jsonl")
         if file is not None and file.is_file():
             result = EvaluationResult.load(file)
         else:
-            result = evaluate(agent, episodes, split, output=unfinished, **kwargs)
+            try:
+                result = evaluate(agent, episodes, split, output=unfinished, **kwargs)
+            except NotShown as error:
+                if any(agent is one for one in asked):
+                    raise
+                unable.setdefault(str(error), []).append(agent.label)
+                continue
             if file is not None:
                 result.save(file)
         if unfinished is not None:  # a kill may have left it beside the result
             unfinished.unlink(missing_ok=True)
         results.append(result)
+        present.append(agent)
         if on_result is not None:
             on_result(result)
-    learned = [not isinstance(agent, Strategy) for agent in everyone]
+    for reason, labels in unable.items():
+        warnings.warn(f"not compared with {', '.join(labels)}: {reason}", stacklevel=2)
+    learned = [not isinstance(agent, Strategy) for agent in present]
     return Comparison(results, learned, len(asked))

@@ -43,6 +43,8 @@ class Rows:
     def __init__(self, agent: Agent, engine: Engine) -> None:
         self._agent, self._engine = agent, engine
         self._changed = np.zeros(engine.num_rows, dtype=bool)  # since the dLLM last saw them
+        if hasattr(agent, "attach"):
+            agent.attach(engine)
         self.stop(np.arange(engine.num_rows))
 
     def start(self, rows: IntArray, problems: Sequence[int], seeds: Sequence[int]) -> None:

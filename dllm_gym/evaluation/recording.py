@@ -202,6 +202,7 @@ class Recorder:
     def __init__(self, engine: Engine, episodes: int) -> None:
         self._engine = engine
         shape = (episodes, engine.length)
+        self._steps = np.zeros(episodes, dtype=np.int64)
         self._reveal_step = np.zeros(shape, dtype=np.int64)
         self._confidence = np.full(shape, np.nan, dtype=np.float32)
         self._tokens = np.zeros(shape, dtype=np.int64)
@@ -220,6 +221,7 @@ class Recorder:
         canvas = self._engine.canvas
         new, gone = canvas.just_revealed[rows], canvas.just_remasked[rows]  # (R, L)
         tokens = canvas.completions(rows)
+        self._steps[episodes] = canvas.steps[rows]
         steps = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
         self._reveal_step[episodes] = np.where(gone, 0, steps)
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
@@ -229,14 +231,14 @@ class Recorder:
         self._block_offset[episodes] = canvas.block_offsets(rows)
         self._block_length[episodes] = canvas.block_lengths[rows]
 
-    def recording(self, label: str, steps: FloatArray, score: FloatArray, problem: IntArray) -> Recording:
+    def recording(self, label: str, score: FloatArray, problem: IntArray) -> Recording:
         """Everything seen so far, with what is known about episodes only at their ends."""
         choices, back = self._engine.blocks.choices, self._engine.moves.can_take_back
         return Recording(
             label=label,
             reveal_step=self._reveal_step,
             confidence=self._confidence,
-            steps=steps.astype(np.int64),
+            steps=self._steps,
             score=score,
             problem=problem,
             block_length=self._block_length if len(choices) > 1 else choices[0],

@@ -100,7 +100,7 @@ def evaluate(
     records = _records([finished[index] for index in range(episodes)], names)
     recording = None
     if recorder is not None:
-        recording = recorder.recording(label, records.nfe, records.score, records.problem)
+        recording = recorder.recording(label, records.score, records.problem)
     if recording is not None and check_consistency:
         recording = self_consistency(recording, engine, batch_size)
     return EvaluationResult(

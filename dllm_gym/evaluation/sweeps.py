@@ -9,7 +9,8 @@ from dllm_gym.strategies.base import Strategy
 
 Sweep = Mapping[str, tuple[str, tuple[float, ...]]]  # rule -> parameter and its values
 
-# Every rule over its main parameter, from careful to hasty.
+# Every rule over its main parameter, from careful to hasty: those that results were measured against from the
+# beginning at many values, the others at two, so that nobody waits for long.
 FULL: Sweep = {
     "random": ("k", (1, 2, 4, 8)),
     "left-to-right": ("k", (1, 2, 4, 8)),
@@ -19,18 +20,23 @@ FULL: Sweep = {
     "fast-dllm": ("threshold", (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
     "fast-dllm-factor": ("factor", (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)),
     "eb-sampler": ("gamma", (0.001, 0.01, 0.05, 0.1, 0.3, 1.0, 2.0)),
-    "local-leap": ("relaxed", (0.3, 0.5, 0.6, 0.75, 0.9)),
-    "ass": ("growth", (1.25, 1.5, 2.0, 3.0, 4.0)),
-    "eoser": ("k", (1, 2, 3, 4, 6, 8)),
-    "pc-sampler": ("k", (1, 2, 3, 4, 6, 8)),
-    "prophet": ("threshold", (1.0, 2.0, 3.0, 5.0, 7.5, 10.0)),
-    "sched": ("high", (2.5, 5.0, 7.5, 10.0, 15.0)),
-    "klass": ("threshold", (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)),
-    "credit": ("threshold", (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)),
-    "less": ("threshold", (0.3, 0.5, 0.7, 0.8, 0.9)),
-    "multi-block": ("entropy", (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)),
-    "adablock": ("threshold", (0.5, 0.7, 0.9, 0.99)),
-    "slow-fast": ("threshold", (0.5, 0.7, 0.8, 0.9, 0.95)),
+    "local-leap": ("relaxed", (0.5, 0.75)),
+    "ass": ("growth", (1.5, 2.0)),
+    "eoser": ("k", (2, 4)),
+    "pc-sampler": ("k", (2, 4)),
+    "prophet": ("threshold", (3.0, 7.5)),
+    "sched": ("high", (5.0, 7.5)),
+    "klass": ("threshold", (0.6, 0.9)),
+    "credit": ("threshold", (0.8, 0.95)),
+    "less": ("threshold", (0.5, 0.8)),
+    "dapd": ("high", (0.01, 0.05)),
+    "dawn": ("apart", (0.75, 0.9)),
+    "clad": ("threshold", (0.7, 0.9)),
+    "multi-block": ("entropy", (0.1, 0.5)),
+    "adablock": ("threshold", (0.7, 0.9)),
+    "slow-fast": ("threshold", (0.7, 0.9)),
+    "lopa": ("k", (2, 3)),
+    "lookum": ("size", (2, 6)),
 }
 
 # A few of them, for where there is no time for more.

@@ -9,8 +9,10 @@ from dllm_gym.arguments import call_named
 from dllm_gym.strategies.base import InBlocks, Strategy
 from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
 from dllm_gym.strategies.commit import Prophet, SchED
+from dllm_gym.strategies.dependence import CLAD, DAPD, DAWN
 from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
+from dllm_gym.strategies.search import LookUM, LoPA
 from dllm_gym.strategies.temporal import KLASS, LESS, Credit
 from dllm_gym.strategies.thresholds import (
     EBSampler,
@@ -36,7 +38,9 @@ _RULES = (
     *(FastDLLM, FastDLLMFactor, FastDLLMFactorReleased, EBSampler, LocalLeap),
     *(Prophet, SchED),
     *(KLASS, Credit, LESS),
+    *(DAPD, DAWN, CLAD),
     *(MultiBlock, AdaBlock, SlowFast),
+    *(LoPA, LookUM),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 

@@ -181,7 +181,7 @@ class InBlocks:
         self.parameters = {**agent.parameters, "in_blocks_of": block_length}
         self.requires = tuple(getattr(agent, "requires", ()))
         self.plays = dict(getattr(agent, "plays", {}))
-        for method in ("seed", "reset"):
+        for method in ("seed", "reset", "attach"):
             if hasattr(agent, method):
                 setattr(self, method, getattr(agent, method))
 

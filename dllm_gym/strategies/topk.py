@@ -22,6 +22,7 @@ from dllm_gym.strategies.base import (
     check_number,
     top_k,
 )
+from dllm_gym.strategies.draws import Draws
 from dllm_gym.strategies.schedules import dreams_masks
 
 
@@ -145,36 +146,16 @@ class Random(TopK):
         eps: float | None = None,
     ) -> None:
         super().__init__(k, steps_per_block=steps_per_block, dream_steps=dream_steps, eps=eps)
-        self._seed = check_integer("seed", seed, minimum=0)
-        self._generators: dict[int, np.random.Generator] = {}
+        self._draws = Draws(seed)
 
     def seed(self, rows: Sequence[int] | IntArray, seeds: Sequence[int] | IntArray) -> None:
-        """Starts new random generators.
-
-        Args:
-            rows: ``(N,)`` batch rows, integers >= 0; a single environment is row 0.
-            seeds: ``(N,)`` integers >= 0, one for each row.
-
-        Raises:
-            ValueError: For different lengths or other values.
-        """
-        if len(rows) != len(seeds):
-            raise ValueError(f"seed() needs one seed per row, got {len(rows)} rows and {len(seeds)} seeds")
-        for row, seed in zip(rows, seeds, strict=True):
-            generator = np.random.default_rng(check_integer("seed", seed, minimum=0))
-            self._generators[check_integer("row", row, minimum=0)] = generator
+        """Starts new random generators, as ``Draws.seed``."""
+        self._draws.seed(rows, seeds)
 
     def cost(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> FloatArray:
         """L uniform numbers for each row with candidates, from that row's generator."""
-        cost = np.zeros(candidates.shape)  # (B, L)
-        for row in np.flatnonzero(candidates.any(axis=-1)).tolist():
-            cost[row] = self._generator(row).random(candidates.shape[-1])
-        return cost
-
-    def _generator(self, row: int) -> np.random.Generator:
-        if row not in self._generators:
-            self._generators[row] = np.random.default_rng([self._seed, row])
-        return self._generators[row]
+        rows, length = candidates.shape
+        return self._draws.uniform(np.flatnonzero(candidates.any(axis=-1)), rows, length)
 
 
 class Confidence(TopK):
