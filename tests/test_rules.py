@@ -324,7 +324,9 @@ CASES = [
     ("slow-fast", slow_slow_fast, {"threshold": 1.0, "sureness": 0.75, "explore": 2}),
     ("slow-fast", slow_slow_fast, {"threshold": 1.0, "sureness": 1.0, "explore": 1}),
 ]  # fmt: skip
-every_case = pytest.mark.parametrize(("name", "slow", "parameters"), CASES, ids=str)
+every_case = pytest.mark.parametrize(
+    ("name", "slow", "parameters"), CASES, ids=lambda one: getattr(one, "__name__", str(one))
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
