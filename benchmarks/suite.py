@@ -21,6 +21,7 @@ from dllm_gym.evaluation.tuning import agent_text, tuned
 from dllm_gym.files import read_json, write_json
 from dllm_gym.suite import FIGURES, SUITE, Member
 
+SCRIPT = "benchmarks/suite.py"
 ORACLES = ("oracle", "oracle:block_length=0")
 COMPILED = {"compile": "auto"}
 
@@ -48,6 +49,7 @@ def measure(member: Member, episodes: int, strategies: str, keep: Path) -> dict[
         "completion_length": result.environment["completion_length"],
         "vocabulary": load_backend(member.backend, **COMPILED).vocab_size,
         "episodes": result.episodes,
+        "command": f"python {SCRIPT} {member.name} --episodes {episodes} --strategies {strategies}",
         **found,
     }
 
@@ -72,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             known[member.id] = measure(member, given.episodes, given.strategies, given.keep)
         print(member.id, known.get(member.id))
         ordered = {one.id: known[one.id] for one in SUITE if one.id in known}
-        write_json(given.output, {"command": "python benchmarks/suite.py", "members": ordered})
+        write_json(given.output, {"members": ordered})
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ class Figures:
     Attributes:
         completion_length: L.
         vocabulary: Number of tokens the dLLM knows.
-        episodes: Test problems.
+        episodes: Validation problems for tuning, and test problems.
+        command: What measured it.
         oracle: Who knows what the dLLM will write in the end (``dllm_gym.evaluation.oracle``).
         best_rule: The rule and setting that earned most on validation problems.
         trained: The trained agent that comes with the package, if there is one.
@@ -54,6 +55,7 @@ class Figures:
     completion_length: int
     vocabulary: int
     episodes: int
+    command: str
     oracle: Measured
     best_rule: Measured
     trained: Measured | None = None
