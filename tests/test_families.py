@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -76,6 +77,14 @@ def test_every_family_that_is_claimed_is_tested_here_or_with_the_layouts():
     tested = {case.family for case in CASES.values()} | {"LLaDA", "Dream"}  # these: test_backends.py
     assert {family.name for family in FAMILIES} == tested
     assert all("parity" in family.verified for family in FAMILIES)
+
+
+def test_every_family_that_is_published_has_its_line():
+    page = (Path(__file__).parents[1] / "docs" / "your_model.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`dllm-gym serve --backend (\S+/\S+)[^`]*`", page)
+    known = {checkpoint: family.name for family in FAMILIES for checkpoint in family.published}
+    theirs = {known[backend] for backend in lines if not backend.startswith("./")}
+    assert theirs == {family.name for family in FAMILIES if family.published} - {"MaskedLM"}
 
 
 @pytest.mark.parametrize("extra", [0, 5], ids=["no further padding", "padded"])

@@ -4,8 +4,8 @@ The tensors have the names that transformers' own class expects and ``config.jso
 what is left is to take the class by name, to switch off its causal mask and to say how blocks see each
 other. Sources: ``ZHZisZZ/dllm`` (A2D: ``dllm/pipelines/a2d``, ``dllm/core/samplers/bd3lm.py``),
 ``JetAstra/SDAR`` (``generate.py``; arXiv 2510.06303), ``Gen-Verse/dLLM-RL`` (TraDo; arXiv 2509.06949), the
-``modeling.py`` published with Fast-dLLM v2 (arXiv 2509.26328) and the ``modeling_stable_diffcoder.py`` published
-with Stable-DiffCoder (arXiv 2601.15892).
+``modeling.py`` published with Fast-dLLM v2 (arXiv 2509.26328) and the ``modeling_stable_diffcoder.py`` of
+Stable-DiffCoder (arXiv 2601.15892).
 """
 
 from __future__ import annotations
