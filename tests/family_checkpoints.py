@@ -232,6 +232,16 @@ def write_fast_dllm(directory: Path) -> Path:
     return write(directory, config, stock_tensors(5, bias=True), SpecialTokens(**QWEN, mask="|<MASK>|"))
 
 
+def write_stable_diffcoder(directory: Path) -> Path:
+    config = stock_config(
+        "llama", "StableDiffcoderForCausalLM", attention_bias=False, mlp_bias=False, pretraining_tp=1
+    )
+    special = SpecialTokens(
+        bos="<[begin▁of▁sentence]>", eos="<[end▁of▁sentence]>", eot="<[SEP▁TOKEN]>", mask="<[MASK_TOKEN]>"
+    )
+    return write(directory, config, stock_tensors(13), special)
+
+
 # Dense LLaDA with grouped heads and one matrix for embedding and head ---------------------------------------
 
 
@@ -705,6 +715,9 @@ CASES = {
     "SDAR-8B-Chat-b16": Case(write_sdar, in_blocks(ReferenceStock, 16), "SDAR", 16),
     "SDAR-30B-A3B-Chat": Case(write_sdar_moe, in_blocks(ReferenceMixture, 8), "SDAR-MoE", 8),
     "Fast_dLLM_v2_7B": Case(write_fast_dllm, in_blocks(ReferenceStock, 8, shifted=True), "Fast-dLLM-v2", 8),
+    "Stable-DiffCoder-8B-Instruct": Case(
+        write_stable_diffcoder, in_blocks(ReferenceStock, 4), "Stable-DiffCoder", 4
+    ),
     "ModernBERT-base-chat-v0.1": Case(write_modernbert, ReferenceModernBERT, "ModernBERT-chat"),
     "bert-base": Case(write_bert, ReferenceBERT, "MaskedLM"),
 }

@@ -921,6 +921,9 @@ def test_words_the_model_does_not_know_are_named(backend):
         backend.encode_prompt("Bob has 20 bananas, finds 4, bananas 3. Total?")
     with pytest.raises(ValueError, match=r"does not know: é$"):
         backend.encode_prompt("Sam has 20 é. Total?")
+    with pytest.raises(ValueError, match=r"does not know: é+$") as caught:
+        backend.encode_prompt("é" * 10_000)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_mask_in_the_prompt_is_refused(backend, special):

@@ -336,3 +336,31 @@ def test_the_server_is_measured_with_one_client_and_with_many(run_benchmark, tmp
     assert found["clients"] == 4
     assert found["ratio"] == pytest.approx(found["at_once"] / found["one_at_a_time"], rel=0.01)
     assert "| 4 clients |" in (tmp_path / "serving.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_on_a_small_shape(benchmark, run_benchmark, monkeypatch, tmp_path):
+    gpu = benchmark("gpu")
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        run_benchmark("gpu", "--output", tmp_path / "gpu.json")
+    options = ["--shape", "tiny", "--rows", 1, 2, "--length", 16, "--block-length", 8, "--rounds", 1]
+    options += ["--seconds", 0.01, "--grpo-steps", 2048, "--output", tmp_path / "gpu.json"]
+    run_benchmark("gpu", *options)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert [(row["block_length"], row["batch_size"]) for row in found["limits"]] == [
+        (8, 1), (8, 2), (None, 1), (None, 2)
+    ]  # fmt: skip
+    for row in found["limits"]:
+        assert row["outside"] == pytest.approx(row["picking"] + row["episodes"] + row["rest"], abs=1e-3)
+    assert [row["per_step"] for row in found["copies"]] == [{}, {}]  # there is no device to copy to
+    assert [row["batch_size"] for row in found["compiled"]] == [1, 2]
+    assert all(row["eager"] > 0 < row["compiled"] for row in found["compiled"])
+    assert sum(found["grpo"][part] for part in ("dllm", "policy", "update", "rest")) == pytest.approx(
+        1, abs=1e-2
+    )
+    assert found["left_out"] == []
+    run_benchmark("gpu", *options, "--minutes", -1)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["left_out"] == ["limits", "copies", "compiled", "grpo"]
+    assert "Left out: limits, copies, compiled, grpo" in (tmp_path / "gpu.md").read_text()

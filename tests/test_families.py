@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from functools import partial
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -76,6 +77,14 @@ def test_every_family_that_is_claimed_is_tested_here_or_with_the_layouts():
     tested = {case.family for case in CASES.values()} | {"LLaDA", "Dream"}  # these: test_backends.py
     assert {family.name for family in FAMILIES} == tested
     assert all("parity" in family.verified for family in FAMILIES)
+
+
+def test_every_family_that_is_published_has_its_line():
+    page = (Path(__file__).parents[1] / "docs" / "your_model.md").read_text(encoding="utf-8")
+    lines = re.findall(r"`dllm-gym serve --backend (\S+/\S+)[^`]*`", page)
+    known = {checkpoint: family.name for family in FAMILIES for checkpoint in family.published}
+    theirs = {known[backend] for backend in lines if not backend.startswith("./")}
+    assert theirs == {family.name for family in FAMILIES if family.published} - {"MaskedLM"}
 
 
 @pytest.mark.parametrize("extra", [0, 5], ids=["no further padding", "padded"])
@@ -176,6 +185,13 @@ REAL = {
         | {"rms_norm_eps": 1e-6, "rope_theta": 6e5, "max_position_embeddings": 32768, "vocab_size": 157184},
         16_255_638_528,
     ),
+    # 8.25 billion, says its model card
+    "Stable-DiffCoder": (
+        {"model_type": "llama", "architectures": ["StableDiffcoderForCausalLM"], "vocab_size": 155136}
+        | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "rms_norm_eps": 1e-6}
+        | {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 5e5},
+        8_250_462_208,
+    ),
     # as many as Qwen3-0.6B
     "A2D-Qwen3": (
         {"model_type": "a2d-qwen3", "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28}
@@ -217,6 +233,7 @@ def test_fields_that_happen_to_have_the_classes_defaults_are_read(tmp_path):
         ("LLaDA2.0-mini", {"num_experts_per_tok": 1}, "num_experts_per_tok"),
         ("SDAR-1.7B-Chat", {"use_sliding_window": True}, "use_sliding_window"),
         ("SDAR-1.7B-Chat", {"hidden_act": "gelu"}, "hidden_act"),
+        ("Stable-DiffCoder-8B-Instruct", {"hidden_act": "gelu"}, "hidden_act"),
         ("SDAR-1.7B-Chat", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE of type 'dynamic'"),
     ],
 )

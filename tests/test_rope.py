@@ -25,7 +25,7 @@ DECODERS |= {
     "LLaDA-8B-Instruct": Case(write_checkpoint, ReferenceLLaDA, "LLaDA"),
     "Dream-v0-Instruct-7B": Case(write_dream_checkpoint, ReferenceDream, "Dream"),
 }
-STOCK = [name for name, case in DECODERS.items() if case.family.startswith(("A2D", "SDAR", "Fast"))]
+STOCK = [name for name, case in DECODERS.items() if case.family.startswith(("A2D", "SDAR", "Fast", "Stable"))]
 
 
 def change(directory: Path, **fields: Any) -> Path:

@@ -617,6 +617,7 @@ def test_models_page_and_metrics():
         (model,) = client(address).models.list()
         assert model.id == "toy"
         assert (model.dllm["completion_length"], model.dllm["agent"]) == (6, "confidence(k=2)")
+        assert model.dllm["end_tokens"] == [""]  # the toy's is without text
         assert client(address).models.retrieve("toy") == model
         page = httpx.get(address)
         assert page.headers["content-type"].startswith("text/html")

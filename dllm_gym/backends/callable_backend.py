@@ -77,7 +77,7 @@ class CallableBackend:
         text = prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
         ids = [int(token) for token in self.tokenizer.encode(text)]
         if self.mask_token_id in ids:
-            raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
+            raise ValueError(f"the prompt {prompt!r:.200} contains the dLLM's mask token")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

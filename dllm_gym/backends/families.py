@@ -233,6 +233,23 @@ FAMILIES: tuple[Family, ...] = (
         mask_token_id=151665,
     ),
     Family(
+        name="Stable-DiffCoder",
+        published=("ByteDance-Seed/Stable-DiffCoder-8B-Instruct", "ByteDance-Seed/Stable-DiffCoder-8B-Base"),
+        verified=_BY_CODE,
+        matches=stock.is_stable_diffcoder,
+        model_class="LlamaForCausalLM",
+        translate=stock.stock_config("Stable-DiffCoder", "LlamaConfig"),
+        attention_block=stock.sdar_block,
+        tokenizer_class="PreTrainedTokenizerFast",
+        special_tokens=SpecialTokens(
+            bos="<[begin▁of▁sentence]>",
+            eos="<[end▁of▁sentence]>",
+            eot="<[end▁of▁sentence]>",
+            mask="<[MASK_TOKEN]>",
+        ),
+        mask_token_id=5,
+    ),
+    Family(
         name="ModernBERT-chat",
         published=("dllm-hub/ModernBERT-large-chat-v0.1", "dllm-hub/ModernBERT-base-chat-v0.1"),
         verified=_PARITY,

@@ -3,8 +3,9 @@
 The tensors have the names that transformers' own class expects and ``config.json`` has its fields, so
 what is left is to take the class by name, to switch off its causal mask and to say how blocks see each
 other. Sources: ``ZHZisZZ/dllm`` (A2D: ``dllm/pipelines/a2d``, ``dllm/core/samplers/bd3lm.py``),
-``JetAstra/SDAR`` (``generate.py``; arXiv 2510.06303), ``Gen-Verse/dLLM-RL`` (TraDo; arXiv 2509.06949) and
-the ``modeling.py`` published with Fast-dLLM v2 (arXiv 2509.26328).
+``JetAstra/SDAR`` (``generate.py``; arXiv 2510.06303), ``Gen-Verse/dLLM-RL`` (TraDo; arXiv 2509.06949), the
+``modeling.py`` published with Fast-dLLM v2 (arXiv 2509.26328) and the ``modeling_stable_diffcoder.py`` of
+Stable-DiffCoder (arXiv 2601.15892).
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ def of_model_type(*model_types: str) -> Callable[[Config], bool]:
     return lambda config: str(config.get("model_type")).lower() in model_types
 
 
+def is_stable_diffcoder(config: Config) -> bool:
+    """Recognises Stable-DiffCoder, whose ``model_type`` is that of any Llama, by its architecture."""
+    return "StableDiffcoderForCausalLM" in (config.get("architectures") or ())
+
+
 def stock_config(family: str, config_class: str, *needed: str) -> Callable[[Config], Any]:
     """Makes the translation of a ``config.json`` to transformers' class of that name, made bidirectional.
 
@@ -79,7 +85,10 @@ def a2d_block(config: Config, name: str) -> int | None:
 
 
 def sdar_block(config: Config, name: str) -> int:
-    """As the config or a name such as ``SDAR-8B-Chat-b32`` says; 4 otherwise, as published."""
+    """As the config or a name such as ``SDAR-8B-Chat-b32`` says; 4 otherwise, as published.
+
+    Stable-DiffCoder is as silent, and its own ``generate_block`` takes 4, too.
+    """
     suffix = re.search(r"-b(\d+)$", name)
     return int(config.get("block_size") or (suffix[1] if suffix else 4))
 

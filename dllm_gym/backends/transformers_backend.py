@@ -252,10 +252,10 @@ class TransformersBackend:
         if unknown is not None and unknown in ids:
             encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             spans = [span for i, span in zip(ids, encoding["offset_mapping"], strict=True) if i == unknown]
-            words = sorted({text[start:end] for start, end in spans})
-            raise ValueError(f"the prompt {text!r} has words this dLLM does not know: {', '.join(words)}")
+            words = ", ".join(sorted({text[start:end] for start, end in spans}))
+            raise ValueError(f"the prompt {text!r:.200} has words this dLLM does not know: {words:.200}")
         if self.mask_token_id in ids:
-            raise ValueError(f"the prompt {text!r} contains the dLLM's mask token")
+            raise ValueError(f"the prompt {text!r:.200} contains the dLLM's mask token")
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -67,4 +67,9 @@ def serve(
     )
     if not is_local(host) and api_key is None:
         say("warning", f"whoever reaches {host} can use this server: give --api-key")
-    run(app, host, port, grace=grace, on_start=lambda address: say("serving", f"{address}/v1"))
+
+    def tell(address: str) -> None:
+        say("serving", f"{address}/v1")
+        say("page", f"{address}/")
+
+    run(app, host, port, grace=grace, on_start=tell)

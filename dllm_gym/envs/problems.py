@@ -59,9 +59,9 @@ class Problems:
         foreign = sorted({i for i in ids if not 0 <= i < backend.vocab_size})
         if foreign:
             raise ValueError(
-                f"the prompt {prompt!r} has the token ids {foreign}, the dLLM has tokens 0 to "
+                f"the prompt {prompt!r:.200} has the token ids {foreign!s:.200}, the dLLM has tokens 0 to "
                 f"{backend.vocab_size - 1}: tokenizer and dLLM do not belong together"
             )
         if backend.mask_token_id in ids:
-            raise ValueError(f"the prompt {prompt!r} contains the dLLM's mask token")
+            raise ValueError(f"the prompt {prompt!r:.200} contains the dLLM's mask token")
         return ids

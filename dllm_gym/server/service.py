@@ -112,5 +112,9 @@ class Service:
                 "block_length": self.engine.description()["block_length"],
                 "temperature": self.engine.temperature,
                 "agent": getattr(self.agent, "label", type(self.agent).__name__),
+                "end_tokens": [
+                    self.engine.backend.tokenizer.decode([token])
+                    for token in sorted(self.engine.end_token_ids)
+                ],
             },
         }
