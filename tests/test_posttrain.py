@@ -566,7 +566,7 @@ def test_what_cannot_be_trained_or_written_is_refused(tmp_path, dllm, toys):
     toy = PosttrainConfig(env={"task": "toy", "backend": "toy"})
     with pytest.raises(ValueError, match="toy is ToyBackend, which has no weights to train here"):
         posttrain(toy, tmp_path / "toy")
-    with pytest.raises(ValueError, match="env.actions must be 'reveal', got 'set-state'"):
+    with pytest.raises(ValueError, match=r"env\.actions must be 'reveal', got 'set-state'"):
         posttrain(config_of(dllm, env={"actions": "set-state"}), tmp_path / "back")
     assert not any(tmp_path.glob("*/config.yaml"))
 
