@@ -251,7 +251,7 @@ def test_an_argument_that_is_no_text_is_named(run, arguments, place):
 def test_serve_says_what_stands_in_its_way(run, monkeypatch):
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("serve", "--backend", "toy", "--host", "0.0.0.0", "--port", port)
+        done = run("serve", "--backend", "never-loaded", "--host", "0.0.0.0", "--port", port)
     assert done.code == 1
     assert "warning: whoever reaches 0.0.0.0 can use this server: give --api-key" in done.words
     assert f"cannot listen at 0.0.0.0, port {port}" in done.words
