@@ -107,7 +107,7 @@ def steps_per_second(backend: Any, arguments: argparse.Namespace) -> dict[int, f
 def compiled(backend: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Eager and compiled side by side; the model stays compiled."""
     eager = steps_per_second(backend, arguments)
-    backend.model.base_model.compile()
+    backend.model.base_model.compile(backend=arguments.compiler)
     fast = steps_per_second(backend, arguments)
     return [
         {"batch_size": rows, "eager": round(eager[rows], 1), "compiled": round(fast[rows], 1)}
@@ -155,6 +155,7 @@ def main() -> None:
     parser.add_argument("--block-length", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, at least one episode")
+    parser.add_argument("--compiler", default="inductor", help="torch.compile's backend")
     parser.add_argument("--grpo-steps", type=int, default=40_960)
     parser.add_argument("--minutes", type=float, default=6.0, help="in which parts may begin")
     parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")

@@ -346,6 +346,7 @@ def test_the_script_for_a_gpu_runs_on_a_small_shape(benchmark, run_benchmark, mo
         run_benchmark("gpu", "--output", tmp_path / "gpu.json")
     options = ["--shape", "tiny", "--rows", 1, 2, "--length", 16, "--block-length", 8, "--rounds", 1]
     options += ["--seconds", 0.01, "--grpo-steps", 2048, "--output", tmp_path / "gpu.json"]
+    options += ["--compiler", "eager"]  # traces only: generating code takes a minute
     run_benchmark("gpu", *options)
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert [(row["block_length"], row["batch_size"]) for row in found["limits"]] == [

@@ -251,14 +251,14 @@ def test_an_argument_that_is_no_text_is_named(run, arguments, place):
 def test_serve_says_what_stands_in_its_way(run, monkeypatch):
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run("serve", "--backend", "toy", "--host", "0.0.0.0", "--port", port)
+        done = run("serve", "--backend", "never-loaded", "--host", "0.0.0.0", "--port", port)
     assert done.code == 1
     assert "warning: whoever reaches 0.0.0.0 can use this server: give --api-key" in done.words
     assert f"cannot listen at 0.0.0.0, port {port}" in done.words
-    monkeypatch.delitem(sys.modules, "dllm_gym.server.app")
-    monkeypatch.delattr("dllm_gym.server.app")
+    monkeypatch.delitem(sys.modules, "dllm_gym.server.app", raising=False)
+    monkeypatch.delattr("dllm_gym.server.app", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert "pip install 'dllm-gym[serve]'" in run("serve", "--backend", "toy").words
+    assert "pip install 'dllm-gym[serve]'" in run("serve", "--backend", "toy", "--port", 0).words
 
 
 def test_generate_answers_chats(run, tmp_path):

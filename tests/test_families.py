@@ -81,7 +81,7 @@ def test_every_family_that_is_claimed_is_tested_here_or_with_the_layouts():
 
 def test_every_family_that_is_published_has_its_line():
     page = (Path(__file__).parents[1] / "docs" / "your_model.md").read_text(encoding="utf-8")
-    lines = re.findall(r"`dllm-gym serve --backend (\S+/\S+)[^`]*`", page)
+    lines = re.findall(r"`dllm-gym serve --backend ([^\s`]+/[^\s`]+)", page)
     known = {checkpoint: family.name for family in FAMILIES for checkpoint in family.published}
     theirs = {known[backend] for backend in lines if not backend.startswith("./")}
     assert theirs == {family.name for family in FAMILIES if family.published} - {"MaskedLM"}

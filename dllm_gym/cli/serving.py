@@ -49,8 +49,11 @@ def serve(
     from dllm_gym.evaluation import as_agent
     from dllm_gym.server import make_app
     from dllm_gym.server import serve as run
-    from dllm_gym.server.serving import is_local
+    from dllm_gym.server.serving import check_address, is_local
 
+    if not is_local(host) and api_key is None:
+        say("warning", f"whoever reaches {host} can use this server: give --api-key")
+    check_address(host, port)
     run_files(imports)
     one = as_agent(agent)
     app = make_app(
@@ -65,8 +68,6 @@ def serve(
         seconds=seconds,
         **dllm_arguments(one, dllm, block_length, compile),
     )
-    if not is_local(host) and api_key is None:
-        say("warning", f"whoever reaches {host} can use this server: give --api-key")
 
     def tell(address: str) -> None:
         say("serving", f"{address}/v1")

@@ -153,6 +153,11 @@ def running(app: FastAPI, *, grace: float = 30.0) -> Iterator[str]:
             thread.join()
 
 
+def check_address(host: str, port: int) -> None:
+    """Raises an OSError if it cannot listen there, which is better known before a dLLM is loaded."""
+    _listening(host, port).close()
+
+
 def is_local(host: str) -> bool:
     """Whether only this machine reaches what listens there."""
     if host == "localhost":
