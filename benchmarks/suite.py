@@ -49,6 +49,7 @@ def measure(member: Member, episodes: int, strategies: str, keep: Path) -> dict[
         "completion_length": result.environment["completion_length"],
         "vocabulary": load_backend(member.backend, **COMPILED).vocab_size,
         "episodes": result.episodes,
+        "env": member.env,
         "command": f"python {SCRIPT} {member.name} --episodes {episodes} --strategies {strategies}",
         **found,
     }

@@ -46,6 +46,7 @@ class Figures:
         completion_length: L.
         vocabulary: Number of tokens the dLLM knows.
         episodes: Validation problems for tuning, and test problems.
+        env: The member's arguments then.
         command: What measured it.
         oracle: Who knows what the dLLM will write in the end (``dllm_gym.evaluation.oracle``).
         best_rule: The rule and setting that earned most on validation problems.
@@ -55,6 +56,7 @@ class Figures:
     completion_length: int
     vocabulary: int
     episodes: int
+    env: Mapping[str, Any]
     command: str
     oracle: Measured
     best_rule: Measured
@@ -101,8 +103,9 @@ class Member:
 
     @property
     def figures(self) -> Figures | None:
-        """What was measured; ``None`` if nothing was yet."""
-        return read_figures().get(self.id)
+        """What was measured; ``None`` if nothing was yet, or with other arguments."""
+        found = read_figures().get(self.id)
+        return found if found is not None and found.env == self.env else None
 
     def normalized(self, reward: float) -> float:
         """``normalized_score`` of a mean reward with alpha 1, as the figures have it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import gymnasium as gym
 import numpy as np
@@ -132,14 +133,24 @@ def test_a_file_of_figures_comes_back(tmp_path):
     path = tmp_path / "suite.json"
     assert read_figures(path) == {}
     one = Measured("random:k=2", "random(k=2)", 0.25, 0.5, 3.0)
-    values = {"completion_length": 6, "vocabulary": 9, "episodes": 5, "command": "measured"}
+    values = {"completion_length": 6, "vocabulary": 9, "episodes": 5, "env": {"task": "toy"}, "command": "me"}
     content = {**values, "oracle": vars(one), "best_rule": vars(one), "trained": None}
     other = tmp_path / "other.json"
     other.write_text(json.dumps({"members": {"a": content, "b": {**content, "trained": vars(one)}}}))
     assert read_figures(other) == {
-        "a": Figures(6, 9, 5, "measured", one, one, None),
-        "b": Figures(6, 9, 5, "measured", one, one, one),
+        "a": Figures(6, 9, 5, {"task": "toy"}, "me", one, one, None),
+        "b": Figures(6, 9, 5, {"task": "toy"}, "me", one, one, one),
     }
+
+
+def test_figures_of_other_arguments_do_not_count(monkeypatch):
+    one = Measured("random:k=2", "random(k=2)", 0.25, 0.5, 3.0)
+    mine = Member("Mine", "lists", "tiny-lists", {"operations": ["copy"]})
+    figures = Figures(10, 41, 5, mine.env, "me", one, one)
+    monkeypatch.setattr("dllm_gym.suite.read_figures", lambda: {mine.id: figures})
+    assert mine.figures is figures
+    assert replace(mine, task_kwargs={"operations": ["sort"]}).figures is None
+    assert replace(mine, block_length=5).figures is None
 
 
 # Tuning ---------------------------------------------------------------------------------------------------
