@@ -95,7 +95,7 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
     for episode in decode(agent, engine, every, seed, watcher.after_step):
         at = episode.position
         rewards[at], scores[at], steps[at] = episode.reward, episode.info["score"], episode.info["nfe"]
-    recording = watcher.recording("", steps, scores, np.array(every))
+    recording = watcher.recording("", scores, np.array(every))
     assert recording.tokens is not None
     sequences, attention_mask = _with_prompts(engine, every, recording.tokens)
     return Rollouts(
