@@ -201,6 +201,13 @@ def test_own_agent_is_compared(capsys, monkeypatch):
     assert "above their envelope" in printed
 
 
+def test_tree_search_counts_its_forwards(capsys, monkeypatch):
+    run_example(monkeypatch, "mcts.py", "--episodes", 2, "--simulations", 3)
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("mcts(simulations=3, price=0.05) ")
+    assert float(last.split()[-3]) > 16  # more than one position at a time
+
+
 def test_own_dllm_decodes_left_to_right(capsys, monkeypatch, registries):
     run_example(monkeypatch, "own_dllm.py")
     assert "'reveal what you know first': reward 0.167" in capsys.readouterr().out

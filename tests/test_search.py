@@ -124,6 +124,23 @@ def test_what_was_looked_at_and_not_taken_is_paid_for():
     assert env.engine.ahead.tolist() == [0]
 
 
+def test_looking_further_keeps_what_lies_beyond_the_step_taken():
+    env = UnmaskVectorEnv(1, observe=("persistence",), **toy())
+    env.reset(seed=3)
+    one, two, three = np.eye(10, dtype=bool)[:3, None]
+    ahead = env.engine.look_ahead(np.array([0]), one, two)
+    env.engine.look_ahead(np.array([0]), two, one)  # the same canvas, but another way
+    assert env.engine.backend.rows == 5
+    env.step(one)
+    after, *_ = env.step(two)
+    for key, value in after.items():
+        np.testing.assert_array_equal(value, ahead[key])
+    assert env.engine.backend.rows == 5
+    env.step(three)
+    *_, infos = env.step(np.ones((1, 10)))
+    assert infos["nfe"].tolist() == [env.engine.backend.rows] == [6]
+
+
 def test_a_recording_counts_steps_of_the_canvas():
     result = evaluate("lopa:k=3", 3, record=True, **toy())
     assert (result.recording.steps < result.records.nfe).all()

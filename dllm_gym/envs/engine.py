@@ -192,8 +192,8 @@ class Engine(PerRow):
         self._predicted = Statistics(num_rows, sizes, observed, self.backend.device)
         self._sure = np.zeros((num_rows, self.length), dtype=np.float32)  # confidence when it was written
         self.ahead: IntArray = np.zeros(num_rows, dtype=np.int64)
-        # what was looked at since the last step, by row and canvas; no part of a state
-        self._foreseen: list[dict[bytes, dict[str, Any]]] = [{} for _ in range(num_rows)]
+        # by row, what was looked at from where it is, by the canvases on the way; no part of a state
+        self._foreseen: list[dict[tuple[bytes, ...], dict[str, Any]]] = [{} for _ in range(num_rows)]
         self._made = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -255,7 +255,7 @@ class Engine(PerRow):
         self._predicted.start(rows)
         self.indices[rows] = indices
         self.empty_actions[rows] = self.ignored_actions[rows] = self.ahead[rows] = 0
-        self._forget_ahead(rows)
+        self._forget(rows)
         self.ended[rows] = False
         are_drawn = self.prices.are_drawn or len(self.blocks.choices) > 1
         in_blocks = []
@@ -312,7 +312,7 @@ class Engine(PerRow):
             ValueError: For a state that does not fit.
         """
         super().restore(state, rows)
-        self._forget_ahead(rows)
+        self._forget(rows)
         for row in rows.tolist():
             self.problems[row], _ = self._problems.at(int(self.indices[row]))
 
@@ -342,20 +342,24 @@ class Engine(PerRow):
 
     def predict(self, rows: IntArray) -> None:
         """One forward of the dLLM over ``rows`` ``(R,)``, but for those where ``look_ahead`` has been."""
-        known = self._recall(rows)
+        canvases = [canvas.tobytes() for canvas in self.canvas.completions(rows)]
+        known = self._recall(rows, [(canvas,) for canvas in canvases])
         self.ahead[rows[known]] -= 1  # the step counts it
-        self._forget_ahead(rows)
+        for row, canvas in zip(rows.tolist(), canvases, strict=True):
+            beyond = self._foreseen[row].items()
+            self._foreseen[row] = {path[1:]: kept for path, kept in beyond if path[0] == canvas and path[1:]}
         self._forward(rows[~known])
 
-    def look_ahead(self, rows: IntArray, actions: BoolArray) -> Observation:
-        """What would be seen after actions, which are not taken: a forward for each row, counted in ``nfe``.
+    def look_ahead(self, rows: IntArray, *actions: BoolArray) -> Observation:
+        """What would be seen after actions, which are not taken: forwards that count in ``nfe``.
 
-        There is none where the episode would be over, or for a canvas that was looked at before in the same
-        step. If the action is taken then, its prediction is there and is not computed again.
+        Each action is a forward for each row. There is none where the episode would be over, nor for canvases
+        that were looked at before on the same way. If actions are taken then, their predictions are there and
+        are not computed again.
 
         Args:
             rows: ``(R,)`` rows with a running episode.
-            actions: ``(R, L)``, checked by ``as_bits``.
+            *actions: ``(R, L)`` each, checked by ``as_bits``: one step after the other.
 
         Returns:
             The observation of all rows, in which ``rows`` have acted.
@@ -365,15 +369,21 @@ class Engine(PerRow):
         """
         self.check_look_ahead()
         here = self.state(rows)
-        changed = rows[self.act(rows, actions)]
-        changed = changed[~self.canvas.finished()[changed]]
-        new = changed[~self._recall(changed)]
-        self._forward(new)
-        for row, canvas in zip(new.tolist(), self.canvas.completions(new), strict=True):
-            self._foreseen[row][canvas.tobytes()] = self._prediction(row)
+        paths: dict[int, tuple[bytes, ...]] = dict.fromkeys(rows.tolist(), ())
+        spent = np.zeros_like(self.ahead)
+        for action in actions:
+            changed = rows[self.act(rows, action)]
+            changed = changed[~self.canvas.finished()[changed]]
+            for row, canvas in zip(changed.tolist(), self.canvas.completions(changed), strict=True):
+                paths[row] += (canvas.tobytes(),)
+            new = changed[~self._recall(changed, [paths[row] for row in changed.tolist()])]
+            self._forward(new)
+            for row in new.tolist():
+                self._foreseen[row][paths[row]] = self._prediction(row)
+            spent[new] += 1
         seen = self.observation()
         super().restore(here, rows)
-        self.ahead[new] += 1
+        self.ahead[:] += spent
         return seen
 
     def check_look_ahead(self) -> None:
@@ -383,15 +393,14 @@ class Engine(PerRow):
                 "to look ahead needs a dLLM that does not remember earlier steps (cache, residual_context)"
             )
 
-    def _recall(self, rows: IntArray) -> BoolArray:
-        """Says which rows ``(R,)`` have a canvas that was looked at, and gives these its prediction."""
+    def _recall(self, rows: IntArray, paths: Sequence[tuple[bytes, ...]]) -> BoolArray:
+        """Gives rows ``(R,)`` the prediction at the end of their paths; says which of them were looked at."""
         known = np.zeros(len(rows), dtype=bool)
-        for at, (row, canvas) in enumerate(zip(rows.tolist(), self.canvas.completions(rows), strict=True)):
-            foreseen = self._foreseen[row].get(canvas.tobytes())
-            if foreseen is not None:
+        for at, (row, path) in enumerate(zip(rows.tolist(), paths, strict=True)):
+            if path in self._foreseen[row]:
                 known[at] = True
                 one = np.array([row])
-                super().restore(super().state(one) | foreseen, one)
+                super().restore(super().state(one) | self._foreseen[row][path], one)
         return known
 
     def _prediction(self, row: int) -> dict[str, Any]:
@@ -399,7 +408,7 @@ class Engine(PerRow):
         state = super().state(np.array([row]))
         return {name: state[name] for name in ("tokens", "predicted", "token_generators")}
 
-    def _forget_ahead(self, rows: IntArray) -> None:
+    def _forget(self, rows: IntArray) -> None:
         for row in rows.tolist():
             self._foreseen[row].clear()
 
