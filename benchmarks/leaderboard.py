@@ -152,9 +152,9 @@ def leaderboard(found: Mapping[str, Any]) -> list[dict[str, Any]]:
         if set(by_member) != set(members):
             continue
         rewards = {m: [run["reward"] for run in by_member[m]] for m in members}
-        value, below, above = estimate(scores(rewards, low, high), interquartile_mean)
-        interval = None if below is None or above is None else [float(below), float(above)]
-        rows.append({"agent": name, "score": float(value), "interval": interval, "members": by_member})
+        score = estimate(scores(rewards, low, high), interquartile_mean)
+        interval = None if score.low is None or score.high is None else [float(score.low), float(score.high)]
+        rows.append({"agent": name, "score": float(score.value), "interval": interval, "members": by_member})
     return sorted(rows, key=lambda row: row["score"], reverse=True)
 
 
@@ -173,7 +173,7 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         of = [found["members"][m]["rules"][name] for m in members]
         each.append([f"`{name}`", *(f"{one['reward']:.3f}, {one['aup']:.0f}" for one in of)])
     parts = [
-        INTRODUCTION.format(**found),
+        INTRODUCTION.replace("{command}", found["command"]).replace("{episodes:,}", f"{found['episodes']:,}"),
         "## Agents\n\n" + _table(table),
         "![scores](results/benchmark.png)",
         "## Every rule\n\nMean reward of its best setting and AUP of all its settings "
