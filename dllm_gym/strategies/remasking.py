@@ -384,10 +384,9 @@ class T2M(RemaskingRule):
             score = sure - kept["before"]
             known = kept["stood"] & (kept["block_steps"] > 0)
             doubted = standing & (-score > limit) & known[:, None]
-        stood: BoolArray = standing.any(axis=-1)
-        kept |= {"before": sure, "stood": stood}
-        doubted &= self.read(observation, "remasks") < self.parameters["times"]
-        back = lowest(score, doubted, np.maximum(standing.sum(axis=-1) // 4, 1))
+        allowed = self.read(observation, "remasks") < self.parameters["times"]
+        back = lowest(score, doubted & allowed, np.maximum(standing.sum(axis=-1) // 4, 1))
+        kept |= {"before": sure, "stood": np.asarray(standing.any(axis=-1))}
         return new | (standing & ~back)
 
 
