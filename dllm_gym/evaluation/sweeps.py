@@ -37,6 +37,12 @@ FULL: Sweep = {
     "slow-fast": ("threshold", (0.7, 0.9)),
     "lopa": ("k", (2, 3)),
     "lookum": ("size", (2, 6)),
+    "rcr": ("k", (2, 4)),
+    "remedi": ("k", (2, 4)),
+    "wino": ("threshold", (0.7, 0.9)),
+    "remdm": ("steps", (8, 16)),
+    "saber": ("least", (2, 4)),
+    "t2m": ("threshold", (0.7, 0.9)),
 }
 
 # A few of them, for where there is no time for more.

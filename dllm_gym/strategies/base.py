@@ -73,12 +73,12 @@ class Strategy(ABC):
 
         Args:
             observation: Arrays by key, ``(B, L)`` each, or ``(L,)`` for a single environment. Positions
-                with ``action_mask`` 1 are the candidates, as far as they are masked; the rule reads further
-                keys.
+                with ``action_mask`` 1 are the candidates, as far as they are masked or the rule takes back;
+                the rule reads further keys.
 
         Returns:
             int8 in the shape of ``action_mask``: 1 at candidates to reveal, at least one in every row that
-            has a candidate, and at revealed positions in ``action_mask``; 0 elsewhere.
+            has a candidate, and at revealed positions in ``action_mask`` that stand; 0 elsewhere.
 
         Raises:
             ValueError: For a missing key or arrays of the wrong shape.
@@ -90,7 +90,8 @@ class Strategy(ABC):
             )
         allowed = np.atleast_2d(action_mask != 0)  # (B, L)
         # without a mask, every position that may be chosen is masked
-        candidates = allowed & np.atleast_2d(np.asarray(observation.get("mask", action_mask)) != 0)
+        masked = np.atleast_2d(np.asarray(observation.get("mask", action_mask)) != 0)
+        candidates = allowed if self.plays else allowed & masked
         selected = (self.select(observation, candidates) & candidates) | (allowed & ~candidates)
         action: NDArray[np.int8] = selected.astype(np.int8).reshape(action_mask.shape)
         return action
