@@ -1,6 +1,6 @@
 """Episodes as data: recorded into Minari datasets, read back, and what may be chosen among them.
 
-Needs the extra ``minari``; nothing else imports this package.
+Datasets are written and read with Minari, the extra ``minari``, which is imported only then.
 """
 
 from dllm_gym.offline.episodes import Episodes, read_dataset

@@ -103,21 +103,23 @@ def _refuse_what_lies_elsewhere(path: Path) -> None:
     """Of HDF5's arts only arrays in this file, all of whose bytes are there."""
     import h5py
 
-    def check_link(name: str, link: Any) -> None:
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{name} is a link to somewhere else")
+    def strange_link(name: str, link: Any) -> str | None:  # what is returned ends the visit
+        return None if isinstance(link, h5py.HardLink) else f"{name} is a link to somewhere else"
 
-    def check_data(name: str, item: Any) -> None:
+    def strange_data(name: str, item: Any) -> str | None:
         if not isinstance(item, h5py.Dataset):
-            return
+            return None
         if item.external or item.is_virtual:
-            raise ValueError(f"the data of {name} lie in another file")
-        if item.id.get_storage_size() < item.nbytes:  # a few bytes could unfold to terabytes
-            raise ValueError(f"{name} has {item.nbytes} bytes and stores {item.id.get_storage_size()} of them")
+            return f"the data of {name} lie in another file"
+        stored = item.id.get_storage_size()
+        if stored < item.nbytes:  # a few bytes could unfold to terabytes
+            return f"{name} has {item.nbytes} bytes and stores {stored} of them"
+        return None
 
     with h5py.File(path, "r") as file:
-        file.visititems_links(check_link)
-        file.visititems(check_data)
+        strange = file.visititems_links(strange_link) or file.visititems(strange_data)
+    if strange:
+        raise ValueError(strange)
 
 
 def _read(id: str, folder: Path, environment: Any) -> Episodes:
@@ -170,7 +172,9 @@ def _facts(metadata: Mapping[str, Any], place: str) -> dict[str, Any]:
     """What is known of an episode as a whole."""
     plain = {key: value.item() if isinstance(value, np.generic) else value for key, value in metadata.items()}
     known = check_fields(plain, _EPISODE, place)
-    options = {key: getattr(value, "item", lambda value=value: value)() for key, value in known["options"].items()}
+    options = {
+        key: getattr(value, "item", lambda value=value: value)() for key, value in known["options"].items()
+    }
     return {**known, **check_fields(options, {"problem": whole()}, f"{place}: options")}
 
 

@@ -13,9 +13,9 @@ from gymnasium import spaces
 
 from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import Engine
-from dllm_gym.envs.observations import ALWAYS_OBSERVED, Observation, observation_keys
+from dllm_gym.envs.observations import ALWAYS_OBSERVED, observation_keys
 from dllm_gym.envs.rows import BoolArray, IntArray
-from dllm_gym.evaluation.agents import as_agent
+from dllm_gym.evaluation.agents import Observation, as_agent
 from dllm_gym.evaluation.decode import decode
 from dllm_gym.evaluation.home import at_home, at_play
 from dllm_gym.offline.home import folder_of
@@ -109,7 +109,7 @@ class _Watched:
         self._done: list[list[BoolArray]] = [[] for _ in range(episodes)]
         self._options: list[dict[str, Any]] = [{} for _ in range(episodes)]
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # seeds, what it is called, where it was trained
         return getattr(self._agent, name)
 
     def act(self, observation: Observation) -> BoolArray:
@@ -165,7 +165,9 @@ def _write(
     spec.kwargs = {**engine.description(), "task": engine.task_name, "observe": list(observe)}
     labels = list(dict.fromkeys(one["agent"] for one in metadata))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # nothing is said of author and address: add them yourself
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # nothing is said of author and address: add them yourself
         dataset = minari.create_dataset_from_buffers(
             id,
             buffers,
