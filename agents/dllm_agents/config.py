@@ -77,6 +77,9 @@ class TrainConfig:
             with; ``None``: the algorithm begins with random weights, or those of ``init_from``.
         warm_start_steps: So many of ``total_timesteps`` go to that, at most half of them.
         warm_start_kwargs: Arguments of ``SuccessModel``.
+        dataset: The id of a Minari dataset (``docs/offline.md``). ``success`` is fitted to its episodes and
+            decodes none itself, which counts as all of ``total_timesteps``; before other algorithms
+            ``imitation_steps`` imitate its best episodes, in the place of the expert.
         expert_block_length: Confines the expert to one block after another.
         eval_every: Environment steps between evaluations; ``None``: a tenth of ``total_timesteps``.
         eval_episodes: Validation problems per evaluation.
@@ -104,6 +107,7 @@ class TrainConfig:
     warm_start: str | None = None
     warm_start_steps: int = 60_000
     warm_start_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dataset: str | None = None
     eval_every: int | None = None
     eval_episodes: int = 256
     seed: int = 0
@@ -136,9 +140,19 @@ class TrainConfig:
             raise ValueError("grpo needs a group_size of at least 2, got 1")
         if not isinstance(self.init_from, str | None):
             raise ValueError(f"init_from must be a text or null, got {self.init_from!r}")
+        self._check_dataset()
         self._check_expert()
         self._check_warm_start()
         self._check_workers()
+
+    def _check_dataset(self) -> None:
+        if not isinstance(self.dataset, str | None):
+            raise ValueError(f"dataset must be a text or null, got {self.dataset!r}")
+        if self.dataset is not None and (self.algorithm == "success") == bool(self.imitation_steps):
+            raise ValueError(
+                "a dataset is for success, or for imitation_steps before another algorithm; "
+                f"got {self.algorithm} with imitation_steps {self.imitation_steps}"
+            )
 
     def _check_expert(self) -> None:
         if not isinstance(self.expert, str | None):
@@ -147,10 +161,12 @@ class TrainConfig:
             check_whole("expert_block_length", self.expert_block_length, 1)
         if self.num_experts and self.algorithm != "grpo":
             raise ValueError(f"num_experts is for grpo, got {self.num_experts} with {self.algorithm}")
-        if (self.expert is not None) != bool(self.num_experts or self.imitation_steps):
+        imitated = self.imitation_steps and self.dataset is None
+        if (self.expert is not None) != bool(self.num_experts or imitated):
+            beside = "" if self.dataset is None else f"; imitated is the dataset {self.dataset!r}"
             raise ValueError(
                 f"expert {self.expert!r} goes together with num_experts or imitation_steps, "
-                f"got {self.num_experts} and {self.imitation_steps}"
+                f"got {self.num_experts} and {self.imitation_steps}{beside}"
             )
         if self.imitation_steps > self.total_timesteps:
             raise ValueError(
@@ -193,7 +209,7 @@ class TrainConfig:
             if self.workers:
                 raise ValueError(f"workers are for rllib-ppo, got {dict(self.workers)} with {self.algorithm}")
             return
-        fixed = {"group_size": 1, "decay": "linear", "expert": None}
+        fixed = {"group_size": 1, "decay": "linear", "expert": None, "dataset": None}
         for name, value in fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name} must be {value!r} for rllib-ppo, got {getattr(self, name)!r}")

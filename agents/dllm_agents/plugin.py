@@ -149,6 +149,12 @@ def _train(
     eval_every: Annotated[
         int | None, typer.Option(help="Environment steps between evaluations; overrides the configuration.")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="Minari dataset that success is fitted to, or imitation_steps imitate."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the directory.")] = False,
     save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
 ) -> None:
@@ -172,7 +178,7 @@ def _train(
         raise FileNotFoundError(f"nothing to resume in {directory}: {missing}")
     changes = {
         "seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes, "num_envs": num_envs,
-        "eval_every": eval_every,
+        "eval_every": eval_every, "dataset": dataset,
     }  # fmt: skip
     changes = {name: value for name, value in changes.items() if value is not None}
     workers = {"num_env_runners": num_env_runners, "num_learners": num_learners}

@@ -26,9 +26,10 @@ from dllm_agents.run_folder import STATE, check_evaluations
 from dllm_agents.sb3.callbacks import Deadline, Evaluation, Progress, RolloutMetrics, Saving
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_episodes, restore_random_state
+from dllm_agents.sb3.given import check_fits
 from dllm_agents.sb3.grouped import GroupA2C, GroupedRollouts, GroupPPO
 from dllm_agents.sb3.grpo import GRPO, expert_agent
-from dllm_agents.sb3.imitation import imitate
+from dllm_agents.sb3.imitation import clone, imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_agents.sb3.success import SuccessModel
 from dllm_agents.schedules import Pace, learning_rate
@@ -36,6 +37,7 @@ from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.fields import ANYTHING, FLAG, SHARE, Field, check_fields, number, whole
 from dllm_gym.files import is_finite, read_state, remove_unfinished, write_state
+from dllm_gym.offline import Episodes, read_dataset
 from dllm_gym.states import check_like, check_optimizer
 
 _STATE_FIELDS = {
@@ -151,6 +153,7 @@ class _Run(Run):
         self.env = self._make_env()
         self.main = self._build()
         self.warm = self._build_warm_start()
+        self._episodes = self._read_dataset()
         self.env.seed(self._env_seed())  # Stable-Baselines3 gave it its own, the same in every process
         self.model: OnPolicyAlgorithm = self.main if self.warm is None else self.warm
         if state is None:  # only now: a configuration that does not work leaves nothing behind
@@ -181,8 +184,8 @@ class _Run(Run):
         self._logger = configure(str(self.directory), ["tensorboard"]) if self.is_first else Logger(None, [])
         self._saving = Saving(self._save_state, self._save_every)
         begun_at = self.model.num_timesteps
-        if begun_at < config.imitation_steps:
-            imitate(self.model, self._expert, config.imitation_steps)
+        if begun_at < self._given_steps:
+            self._learn_from_others()
             self._saving.due = True
         evaluation = Evaluation(
             config.env,
@@ -214,6 +217,22 @@ class _Run(Run):
             self._write_metrics()
         self._logger.close()
 
+    @property
+    def _given_steps(self) -> int:
+        """How many of the steps are others', before the algorithm's own."""
+        fitted = self.config.dataset is not None and self.config.algorithm == "success"
+        return self.config.total_timesteps if fitted else self.config.imitation_steps
+
+    def _learn_from_others(self) -> None:
+        if self._episodes is None:
+            imitate(self.model, self._expert, self._given_steps)
+        elif isinstance(self.model, SuccessModel):
+            self.model.set_logger(self._logger)
+            self.model.fit(self._episodes)
+            self.model.num_timesteps = self._given_steps
+        else:
+            clone(self.model, self._episodes, self._given_steps)
+
     def _go_on(self, until: int, callbacks: list[BaseCallback]) -> None:
         """Trains the model of this phase to so many environment steps in all, or to the deadline."""
         self.model.set_logger(self._logger)
@@ -230,6 +249,15 @@ class _Run(Run):
         self.pace.begun = self.pace.of_all(0.0 if in_rounds else by_steps)
         self.model = self.main
         self._saving.due = True
+
+    def _read_dataset(self) -> Episodes | None:
+        if self.config.dataset is None:
+            return None
+        episodes = read_dataset(self.config.dataset)
+        network: Any = self.main.policy.network
+        keys = (*network.config.requires, "mask", "action_mask")
+        check_fits(episodes, self.config.env, self.env.observation_space, keys)  # type: ignore[arg-type]
+        return episodes
 
     def _env_seed(self) -> int:
         return self.config.seed + parallel.rank() * _rows_of_one_process(self.config)

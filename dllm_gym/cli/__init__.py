@@ -9,6 +9,7 @@ from dllm_gym.cli import (  # noqa: F401  # the commands
     looking,
     models,
     names,
+    offline,
     serving,
     sharing,
 )

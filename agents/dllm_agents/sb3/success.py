@@ -23,6 +23,7 @@ from dllm_agents.distributions import with_argmax_fallback
 from dllm_agents.harm import HarmScale, harm_logits, logit, risk, success_loss
 from dllm_agents.networks import PAIR_FEATURES, VECTOR_FEATURES
 from dllm_agents.sb3.history import Episode, History
+from dllm_gym.offline import Episodes
 
 _NEVER = -1e9  # the threshold, as a logit, of rows that don't ask the model
 _NOTHING = (2.0, -1.0, 0.0, _NEVER)  # the fields of a behaviour that picks no position
@@ -347,6 +348,22 @@ class SuccessModel(OnPolicyAlgorithm):
             bias += self.harm.sharpness * (best - logit(self.harm.threshold))
         self.harm = HarmScale(self.harm.sharpness, 1 / (1 + math.exp(-best)))
         self.logger.record("train/threshold", self.harm.threshold)
+
+    def fit(self, episodes: Episodes) -> None:
+        """Fits the network to recorded episodes, by whomever; the environment is not stepped.
+
+        One fit of ``n_epochs`` passes. The threshold stays: where the model would earn most with it can be
+        seen only in episodes of its own.
+
+        Args:
+            episodes: From ``read_dataset``.
+        """
+        needed = (*self.policy.network.config.requires, "action_mask")  # type: ignore[union-attr,misc]
+        steps = {**{key: episodes.observations[key] for key in needed}, "_bits": episodes.revealed}
+        scores = episodes.scores.astype(np.float32)
+        self.rollout_buffer.rounds = [{**steps, "_length": episodes.lengths, "_score": scores}]
+        self.train()
+        self.rollout_buffer.rounds = []  # or every state would have the dataset in it
 
     def train(self) -> None:
         """Fits the network to the episodes of the last rounds."""
