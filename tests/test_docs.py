@@ -205,7 +205,7 @@ def test_tree_search_counts_its_forwards(capsys, monkeypatch):
     run_example(monkeypatch, "mcts.py", "--episodes", 2, "--simulations", 3)
     *_, last = capsys.readouterr().out.splitlines()
     assert last.startswith("mcts(simulations=3, price=0.05) ")
-    assert float(last.split()[-3]) > 16  # more than one position at a time
+    assert float(last.split()[-3]) > 4  # what four at a time would take
 
 
 def test_own_dllm_decodes_left_to_right(capsys, monkeypatch, registries):
