@@ -328,6 +328,44 @@ def test_figures_of_the_suite_are_measured_and_kept(benchmark, monkeypatch, tmp_
         suite.main(["Three", *options])
 
 
+@pytest.mark.usefixtures("toys")
+def test_end_tokens_are_told_by_block_length_and_tenth(benchmark, run_benchmark, monkeypatch, tmp_path):
+    end_tokens = benchmark("end_tokens")
+    monkeypatch.setattr(end_tokens, "member", lambda id: Member(id, "toy", "toy"))
+    monkeypatch.setattr(end_tokens, "BLOCKS", (2, None))
+    monkeypatch.setattr(end_tokens, "COMPILED", {})
+    output = tmp_path / "end_tokens.json"
+    run_benchmark("end_tokens", "--rules", "confidence", "eoser", "--episodes", 4, "--output", output)
+    rows = json.loads(output.read_text())["results"]
+    assert [(row["rule"], row["block_length"]) for row in rows] == [
+        (rule, block) for rule in ("confidence", "eoser") for block in (2, None)
+    ]
+    assert {row["steps"] for row in rows} == {3}  # equal, whatever the block length
+    for row in rows:
+        result = dllm_gym.evaluate(
+            f"{row['rule']}:k=2", 4, task="toy", backend="toy", block_length=row["block_length"]
+        )
+        assert row["accuracy"] == result.accuracy
+    assert "| `eoser` |" in output.with_suffix(".md").read_text()
+
+
+def test_the_share_of_end_tokens_in_each_tenth(benchmark):
+    recording = dllm_gym.Recording(
+        label="by hand",
+        reveal_step=[[1, 2, 2, 1], [10, 9, 1, 1]],
+        confidence=[[0.1, 0.2, 0.3, 0.4], [0.5, 0.6, 0.7, 0.9]],
+        steps=[2, 10],
+        score=[1, 0],
+        problem=[0, 1],
+        block_length=4,
+        text_length=[2, 3],
+    )
+    found = benchmark("end_tokens").by_tenth(recording)
+    # of two steps the second begins in the middle: the sixth tenth
+    assert found["end_tokens"] == [0.5, None, None, None, None, 0.5, None, None, 0.0, 0.0]
+    assert found["confidence"] == [0.65, None, None, None, None, 0.3, None, None, None, None]
+
+
 @pytest.mark.slow
 def test_the_server_is_measured_with_one_client_and_with_many(run_benchmark, tmp_path):
     options = ("--clients", 4, "--problems", 8, "--rounds", 1, "--output", tmp_path / "serving.json")

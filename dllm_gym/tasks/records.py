@@ -2,9 +2,8 @@
 
 ``Mia wants 3 pens and 2 cups.`` is answered by a record of always the same fields. Braces, keys and quotes
 are forced, names and counts are copied, the total is the counts' sum. The rest is free. Most words of the
-note may be chosen one by one, but the order's number stands in two places, greeting and thanks are of one
-language, and the items come in any order, each once and with its own count: those tokens are as uncertain,
-and must not be written at once.
+note may be chosen one by one, but the order's number stands in two places, and greeting and thanks are of
+one language: those tokens are as uncertain, and must not be written at once.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ class RecordsTask:
         return _problem(self.seed, self.split, check_index(index, None))
 
     def write(self, problem: Problem, rng: np.random.Generator) -> str:
-        """A right record, everything that is free drawn uniformly."""
+        """A right record, items as in the sentence, number and words drawn uniformly."""
         return _write(problem.metadata, rng)
 
     def score(self, completion: str, problem: Problem) -> float:
@@ -111,11 +110,10 @@ def _write(order: Mapping[str, Any], rng: np.random.Generator) -> str:
     number = int(rng.choice(_NUMBERS))
     greeting = list(_GREETINGS)[int(rng.integers(len(_GREETINGS)))]
     words = [str(number) if slot is None else slot[int(rng.integers(len(slot)))] for slot in _NOTE]
-    items = list(order["items"].items())
     record = {
         "to": order["to"],
         "id": number,
-        "items": dict(items[at] for at in rng.permutation(len(items))),
+        "items": order["items"],
         "total": sum(order["items"].values()),
         "note": " ".join([greeting, *words, _GREETINGS[greeting]]),
     }
