@@ -23,7 +23,7 @@ from dllm_gym.evaluation.recording import Recording
 from dllm_gym.files import write_json, write_text
 from dllm_gym.suite import member
 
-RULES = ("confidence", "margin", "entropy", "eoser", "left-to-right")
+RULES = ("confidence", "eoser")
 BLOCKS = (8, 32, None)
 PARTS = 10
 
@@ -98,9 +98,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--env", default="DLLMUnmask/Overconfident-v0", help="a member of the suite")
-    parser.add_argument("--per-step", type=int, default=2, help="positions revealed in a step")
+    parser.add_argument("--per-step", type=int, default=4, help="positions revealed in a step")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
-    parser.add_argument("--episodes", type=int, default=300, help="test problems")
+    parser.add_argument("--episodes", type=int, default=100, help="test problems")
     parser.add_argument("--output", type=Path, default=RESULTS / "end_tokens.json")
     arguments = parser.parse_args()
     env = {**member(arguments.env).env, "backend_kwargs": COMPILED}
@@ -109,14 +109,18 @@ def main() -> None:
         for rule in arguments.rules
         for block in BLOCKS
     ]
-    settings = {"env": arguments.env, "per_step": arguments.per_step, "episodes": arguments.episodes}
-    write_json(arguments.output, {**settings, "results": rows})
+    write(rows, arguments.env, arguments.episodes, arguments.output)
+
+
+def write(rows: list[dict[str, Any]], env: str, episodes: int, output: Path) -> None:
+    """The results as JSON, and as tables beside it."""
+    write_json(output, {"env": env, "episodes": episodes, "results": rows})
     text = (
-        f"{arguments.env}, {arguments.per_step} positions per step, {arguments.episodes} test problems. "
+        f"{env}, {rows[0]['per_step']} positions per step, {episodes} test problems. "
         f"Second table: share of the reveals that were end tokens, and their mean confidence.\n\n"
         f"{table(rows)}\n\n`python benchmarks/end_tokens.py`\n"
     )
-    write_text(arguments.output.with_suffix(".md"), text)
+    write_text(output.with_suffix(".md"), text)
     print(text)
 
 

@@ -139,6 +139,8 @@ def normalized_score(reward: float, best_rule: float, oracle: float) -> float:
 
 # without those that name a place, which nearly every rule solves in one step
 _LISTS = ("copy", "reverse", "sort", "insert-random", "remove-random", "replace-random", "shuffle")
+# long, mostly end tokens, and some answers without a derivation: the dLLM believes in short texts
+_OVERCONFIDENT = {"two_digit_share": 0.25, "direct_share": 0.2, "length": 128}
 
 SUITE: tuple[Member, ...] = (
     Member("Arithmetic", "arithmetic", "tiny-arithmetic", trained="policy:arithmetic-full"),
@@ -146,6 +148,8 @@ SUITE: tuple[Member, ...] = (
     Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}),
     Member("LatinSquare4", "latin-square", "tiny-latin", {"size": 4}),
     Member("LatinSquare5", "latin-square", "tiny-latin", {"size": 5}),
+    Member("Records", "records", "tiny-records"),
+    Member("Overconfident", "arithmetic", "tiny-overconfident", _OVERCONFIDENT),
 )
 
 

@@ -335,7 +335,9 @@ def test_end_tokens_are_told_by_block_length_and_tenth(benchmark, run_benchmark,
     monkeypatch.setattr(end_tokens, "BLOCKS", (2, None))
     monkeypatch.setattr(end_tokens, "COMPILED", {})
     output = tmp_path / "end_tokens.json"
-    run_benchmark("end_tokens", "--rules", "confidence", "eoser", "--episodes", 4, "--output", output)
+    run_benchmark(
+        "end_tokens", "--rules", "confidence", "eoser", "--per-step", 2, "--episodes", 4, "--output", output
+    )
     rows = json.loads(output.read_text())["results"]
     assert [(row["rule"], row["block_length"]) for row in rows] == [
         (rule, block) for rule in ("confidence", "eoser") for block in (2, None)
