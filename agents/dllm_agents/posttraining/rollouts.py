@@ -91,11 +91,11 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
     every = [problem for problem in problems for _ in range(group_size)]
     watcher = _Watcher(engine, len(every))
     rewards, scores = np.zeros(len(every)), np.zeros(len(every))
-    steps = np.zeros(len(every))
+    steps = np.zeros(len(every), dtype=np.int64)
     for episode in decode(agent, engine, every, seed, watcher.after_step):
         at = episode.position
         rewards[at], scores[at], steps[at] = episode.reward, episode.info["score"], episode.info["nfe"]
-    recording = watcher.recording("", steps, scores, np.array(every))
+    recording = watcher.recording("", scores, np.array(every))
     assert recording.tokens is not None
     sequences, attention_mask = _with_prompts(engine, every, recording.tokens)
     return Rollouts(
@@ -106,7 +106,7 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
         is_end=np.isin(recording.tokens, list(engine.end_token_ids)),
         rewards=rewards,
         scores=scores,
-        steps=recording.steps,
+        steps=steps,
         group_size=group_size,
     )
 
