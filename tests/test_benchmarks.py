@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import family_checkpoints
@@ -19,6 +20,7 @@ from toy_backend import ToyBackend
 import dllm_gym
 from dllm_gym.bench import Clock, measure_limit
 from dllm_gym.evaluation import compare, evaluate
+from dllm_gym.evaluation.statistics import mean_interval, paired_share_interval
 from dllm_gym.speeds import PLAIN_LOOP, RULES, measure_speeds
 from dllm_gym.strategies import make_strategy
 from dllm_gym.suite import Member, read_figures
@@ -405,3 +407,57 @@ def test_the_script_for_a_gpu_runs_on_a_small_shape(benchmark, run_benchmark, mo
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["left_out"] == ["limits", "copies", "compiled", "grpo"]
     assert "Left out: limits, copies, compiled, grpo" in (tmp_path / "gpu.md").read_text()
+
+
+@pytest.mark.slow
+def test_what_posttraining_gains_is_measured_and_what_is_finished_is_kept(benchmark, run_benchmark, tmp_path):
+    posttraining = benchmark("posttraining")
+    output = tmp_path / "posttraining.json"
+    options = ["--rounds", 2, "--groups", 1, "--validation", 2, "--episodes", 4]
+    options += ["--directory", tmp_path / "runs", "--output", output, "--seeds", 0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(posttraining, "COMPILED", {})
+        patch.setattr(posttraining, "DECODINGS", ("confidence:k=24", "fast-dllm:threshold=0.5"))
+        run_benchmark("posttraining", "agrpo", *options, 1)
+        first = json.loads(output.read_text())
+        run_benchmark("posttraining", "agrpo", "diffu-grpo", *options)
+        patch.setattr(posttraining, "posttrain", None)  # nothing is trained any more
+        run_benchmark("posttraining", "--finished", *options, 1)
+    found = json.loads(output.read_text())
+    assert [(run["method"], run["seed"]) for run in found["runs"]] == [
+        ("agrpo", 0), ("diffu-grpo", 0), ("agrpo", 1)
+    ]  # fmt: skip
+    assert [run for run in found["runs"] if run["method"] == "agrpo"] == first["runs"]
+    assert found["gains"]["agrpo"] == first["gains"]["agrpo"]
+    for at, before in enumerate(found["before"]):
+        gain = found["gains"]["agrpo"][at]
+        after = [run["test"][at]["accuracy"] for run in first["runs"]]
+        assert gain["accuracy_of_seeds"] == pytest.approx([one - before["accuracy"] for one in after])
+        duel = found["duels"]["agrpo - diffu-grpo"][at]
+        pair = [run["test"][at]["accuracy"] for run in found["runs"][:2]]
+        assert duel["accuracy_of_seeds"] == pytest.approx([pair[0] - pair[1]])
+    text = output.with_suffix(".md").read_text()
+    assert "| agrpo - diffu-grpo |" in text
+    assert output.with_suffix(".png").is_file()
+    with pytest.raises(SystemExit):
+        run_benchmark("posttraining", "ppo", *options)
+
+
+def test_gains_are_paired_by_problem_and_by_training(benchmark):
+    posttraining = benchmark("posttraining")
+
+    def result(success, nfe):
+        records = SimpleNamespace(success=np.array(success, float), nfe=np.array(nfe, float))
+        return SimpleNamespace(records=records)
+
+    before = result([0, 0, 1, 1], [4, 4, 4, 4])
+    after = [result([1, 0, 1, 1], [2, 4, 4, 4]), result([1, 1, 1, 0], [2, 2, 4, 4])]
+    found = posttraining.against(after, [before, before])
+    assert found["accuracy_of_seeds"] == [0.25, 0.25]
+    assert (found["accuracy"], found["nfe"], found["trainings"]) == (0.25, -0.75, 2)
+    differences = [1, 0.5, 0, -0.5]  # of the problems, means over the trainings
+    assert found["accuracy_ci95"] == pytest.approx(mean_interval(differences), abs=1e-4)
+    alone = posttraining.against(after[:1], [before])
+    assert alone["accuracy_ci95"] == pytest.approx(
+        paired_share_interval(after[0].records.success, before.records.success), abs=1e-4
+    )

@@ -135,7 +135,9 @@ CASES = [
     ("t2m", slow_t2m, {"threshold": 0.5, "signal": "low-prob", "limit": 0.5, "times": 2}),
     ("t2m", slow_t2m, {"threshold": 0.75, "signal": "logit-diff", "limit": 0.25, "times": 1}),
 ]  # fmt: skip
-every_case = pytest.mark.parametrize(("name", "slow", "parameters"), CASES, ids=str)
+every_case = pytest.mark.parametrize(
+    ("name", "slow", "parameters"), CASES, ids=lambda one: getattr(one, "__name__", str(one))
+)
 
 
 # Episodes ---------------------------------------------------------------------------------------------------
