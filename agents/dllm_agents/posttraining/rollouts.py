@@ -105,7 +105,7 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
         is_end=np.isin(recording.tokens, list(engine.end_token_ids)),
         rewards=rewards,
         scores=scores,
-        steps=steps,
+        steps=recording.steps,
         group_size=group_size,
     )
 
