@@ -696,7 +696,7 @@ def test_gsm8k_through_the_front_door(gsm8k):
 def test_a_completion_in_which_no_grid_fits_is_refused_at_the_door():
     for kwargs, shortest in (
         ({"task": "sudoku"}, 16),
-        ({"task": "sudoku", "task_kwargs": {"size": 6}}, 36),
+        ({"task": "sudoku", "task_kwargs": {"size": 6}, "backend": "tiny-sudoku"}, 36),
         (
             {"task": load_task("mixture", tasks=[{"task": "sudoku", "weight": 1}]), "backend": "tiny-sudoku"},
             16,
