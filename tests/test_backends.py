@@ -816,9 +816,9 @@ def test_a_backend_is_what_the_protocol_says(backend, special):
 def test_an_unknown_backend_says_what_there_is(monkeypatch):
     monkeypatch.setattr(backends, "_factories", {"mine": lambda: None})
     with pytest.raises(
-        ValueError, match=r"unknown backend 'tiny-chess'; known: .*mine.*checkpoint directory"
+        ValueError, match=r"unknown backend 'huge-chess'; known: .*mine.*checkpoint directory"
     ):
-        load_backend("tiny-chess")
+        load_backend("huge-chess")
     with pytest.raises(ValueError, match="unknown backend"):
         load_backend("/nowhere/at/all")
 

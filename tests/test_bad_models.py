@@ -147,7 +147,7 @@ class Strange(Digits):
 @pytest.mark.parametrize("ids", [[1, SIZE], [-1, 2], [10**9]])
 def test_a_tokenizer_of_another_model_is_named(ids):
     backend = model(favouring(3), Strange(ids))
-    with pytest.raises(ValueError, match=r"makes the ids \[.*\] of '1', the dLLM has tokens 0 to 12"):
+    with pytest.raises(ValueError, match=r"'1' has the token ids \[.*\], the dLLM has tokens 0 to 12"):
         dllm_gym.generate("1", "confidence:k=1", backend, completion_length=4)
 
 
@@ -170,7 +170,7 @@ def test_a_checkpoint_whose_tokenizer_knows_more_than_the_model(tmp_path):
     vocabulary[word] = size + 5
     path.write_text(json.dumps(tokenizer))
     backend = TransformersBackend(directory)
-    with pytest.raises(ValueError, match=rf"makes the ids \[{size + 5}\]"):
+    with pytest.raises(ValueError, match=rf"has the token ids \[{size + 5}\]"):
         dllm_gym.generate(word, "confidence:k=1", backend, completion_length=4)
 
 

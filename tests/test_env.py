@@ -83,7 +83,7 @@ def test_gymnasium_checker_has_nothing_to_say(configuration):
 @configurations
 def test_sb3_checker_has_nothing_to_say(configuration):
     if "observe" in configuration:  # SB3 takes one dimension or an image
-        flat = tuple(key for key in configuration["observe"] if key not in ("top_k", "hidden"))
+        flat = tuple(key for key in configuration["observe"] if key not in ("top_k", "hidden", "attention"))
         configuration = {**configuration, "observe": flat}
     env = gym.make("DLLMUnmask-v0", render_mode="rgb_array", **configuration)
     check_env_for_sb3(env, skip_render_check=False)

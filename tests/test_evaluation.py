@@ -440,7 +440,7 @@ def test_an_agent_is_the_path_of_a_saved_policy(where, tmp_path):
         (
             "nope",
             ValueError,
-            "'nope' is neither a strategy nor the path of a saved policy; strategies: confid",
+            "'nope' is neither a strategy nor the path of a saved policy; strategies: adablock, ",
         ),
         ("", ValueError, "neither a strategy nor the path"),
         (Path("no/where"), ValueError, "there is no folder no/where"),
