@@ -90,7 +90,7 @@ def decode(
     agent: Agent,
     engine: Engine,
     problems: Sequence[int],
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     on_step: Callable[[NDArray[np.int64], NDArray[np.int64]], None] | None = None,
 ) -> Iterator[Episode]:
     """Decodes every problem once, in as few forwards as the engine's number of rows allows.
@@ -104,7 +104,8 @@ def decode(
         agent: Chooses the positions.
         engine: Fresh or used; all its rows are started anew.
         problems: Indices into the task.
-        seed: Seeds the agent's draws and the token noise.
+        seed: Seeds the agent's draws and the token noise; a sequence has that of each episode, as
+            ``episode_seed`` makes it.
         on_step: Called after every action, before the dLLM predicts again, with the rows ``(R,)`` that took
             a step and their places ``(R,)`` in ``problems``.
 
@@ -116,7 +117,7 @@ def decode(
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
     lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
-    seeds = _episode_seeds(seed, problems)
+    seeds = _episode_seeds(seed, problems) if isinstance(seed, int) else seed
 
     def refill(free: IntArray) -> None:
         """Gives rows their next problems, as long as there are any."""

@@ -13,7 +13,7 @@ from dllm_gym.envs.checks import as_bits
 from dllm_gym.envs.engine import Engine
 from dllm_gym.envs.rendering import Frame, beside_or_below, render_rgb
 from dllm_gym.evaluation.agents import Observation, as_agent
-from dllm_gym.evaluation.decode import Episode, decode
+from dllm_gym.evaluation.decode import Episode, decode, episode_seed
 from dllm_gym.evaluation.home import at_home, at_play, warn_if_abroad
 
 Frames = tuple[Frame, ...]  # what is to see at one time, a frame for each agent
@@ -89,7 +89,8 @@ def film(
         if on_frames is not None:
             on_frames(frames[-1])
 
-    episodes = decode(_OneForEachRow(team, look), engine, [problem] * len(team), seed)
+    own = episode_seed(seed, problem)  # the same for all, so that each decodes as it would alone
+    episodes = decode(_OneForEachRow(team, look), engine, [problem] * len(team), [own] * len(team))
     ended = sorted(episodes, key=lambda episode: episode.position)
     look()
     return Film(frames, ended, engine.description())
