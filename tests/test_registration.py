@@ -182,7 +182,7 @@ def toys(num_envs=4, **kwargs):
         (
             "observe",
             ("tokens", "nonsense"),
-            r"unknown observation 'nonsense'; choose one of .*entropy, margin, top_k, .*tokens, alpha",
+            r"unknown observation 'nonsense'; choose one of .*entropy, margin, top_k, .*tokens, .*alpha",
         ),
         ("observe", "nonsense", r"unknown observation 'nonsense'; choose one of .*entropy"),
         ("render_mode", "nonsense", r"unknown render_mode 'nonsense'; choose one of ansi, rgb_array"),
