@@ -178,7 +178,11 @@ def test_every_field_of_a_configuration_is_explained():
 
 def test_few_snippets_are_left_out():
     reasons = [reason for page in PAGES for reason, _ in SNIPPET.findall(read_page(page)) if reason]
-    assert reasons == ["bitsandbytes wants a GPU", "needs the extra minari"]
+    assert reasons == [
+        "bitsandbytes wants a GPU",
+        "needs the extra minari",
+        "it needs a dLLM to begin with, and minutes",
+    ]
 
 
 # Examples -------------------------------------------------------------------------------------------------

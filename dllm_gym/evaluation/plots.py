@@ -13,6 +13,7 @@ from dllm_gym.evaluation.figures import COLOURS, SMALL, legend, literal_texts, n
 from dllm_gym.evaluation.results import EvaluationResult
 
 _MARKERS = "osD^vP<>Xph"
+_LEGEND_ROWS = 20  # that fit beside the axes
 
 
 @literal_texts()
@@ -75,7 +76,11 @@ def pareto_figure(
     axes.set_xlim(left=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    legend(axes, handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    columns = -(-len(handles) // _LEGEND_ROWS)
+    if columns > 1:  # all rules at once: the legend gets room of its own
+        width, height = figure.get_size_inches()
+        figure.set_size_inches(width + 2.0 * (columns - 1), height)
+    legend(axes, handles, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=columns)
     return figure
 
 
