@@ -206,7 +206,7 @@ def test_everything_else_is_refused_by_name(name):
         batched().set_attr(name, 0.5)
 
 
-@pytest.mark.parametrize("name", ["alhpa", "temperature", "block_length", "reward"])
+@pytest.mark.parametrize("name", ["alhpa", "temperature", "on_empty", "reward"])
 def test_through_wrappers_too(name):
     with pytest.raises(AttributeError, match=f"'{name}' cannot be set"):
         made().set_wrapper_attr(name, 0.5)
