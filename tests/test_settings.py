@@ -192,12 +192,12 @@ def test_a_reward_function_is_tried_on_an_alpha_that_is_set():
 
 # All the rest ---------------------------------------------------------------------------------------------
 
-REST = ["alhpa", "temperature", "block_length", "observe", "reward", "num_envs", "engine", "action_space"]
+REST = ["alhpa", "temperature", "on_empty", "observe", "reward", "num_envs", "engine", "action_space"]
 
 
 @pytest.mark.parametrize("name", REST)
 def test_everything_else_is_refused_by_name(name):
-    message = f"'{name}' cannot be set: but for alpha and target_steps, everything"
+    message = f"'{name}' cannot be set: but for alpha, target_steps and block_length, everything"
     env = made()
     for force in (True, False):
         with pytest.raises(AttributeError, match=message):

@@ -60,7 +60,7 @@ class Shell:
     def _set(self, name: str, value: Any) -> None:
         if name not in _MAY_CHANGE:
             raise AttributeError(
-                f"{name!r} cannot be set: but for {', '.join(_MAY_CHANGE)}, "
+                f"{name!r} cannot be set: but for {', '.join(_MAY_CHANGE[:-1])} and {_MAY_CHANGE[-1]}, "
                 "everything is decided when an environment is made"
             )
         setattr(self, name, value)
