@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import gymnasium as gym
 import numpy as np
 import padded
@@ -196,3 +198,13 @@ def test_residual_context_shows_it_too():
     plain = gym.make("DLLMUnmask-v0", observe="attention")
     found, expected = (one.reset(seed=0)[0]["attention"] for one in (env, plain))
     np.testing.assert_allclose(found, expected, atol=1e-5)  # it begins with plain masks
+
+
+def test_a_dllm_that_showed_its_attention_can_be_sent_to_another_process():
+    backend = load_backend("tiny-arithmetic")
+    env = {"task": "arithmetic", "observe": ["attention"]}
+    shown = UnmaskVectorEnv(2, autoreset_mode="SameStep", backend=backend, **env).reset(seed=1)[0]
+    sent = pickle.loads(pickle.dumps(backend))
+    for one in (sent, backend):  # which shows it again
+        again = UnmaskVectorEnv(2, autoreset_mode="SameStep", backend=one, **env).reset(seed=1)[0]
+        np.testing.assert_array_equal(again["attention"], shown["attention"])

@@ -104,9 +104,8 @@ def test_a_shipped_study_is_found(name, cells):
 def test_a_shipped_study_is_no_configuration():
     with pytest.raises(FileNotFoundError, match=r"known: (?!.*studies)"):
         find_config("studies/arithmetic")
-    with pytest.raises(
-        FileNotFoundError, match=r"no study 'nothing'; known: arithmetic, attention, suite; or give"
-    ):
+    known = r"no study 'nothing'; known: arithmetic, attention, suite; or give"
+    with pytest.raises(FileNotFoundError, match=known):
         load_study("nothing")
 
 

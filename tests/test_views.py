@@ -67,9 +67,7 @@ def test_a_dllm_without_hidden_states_is_refused_at_the_door():
             return getattr(self._inner, name)
 
     toy(backend=Closed(), observe=("entropy",)).reset(seed=0)
-    with pytest.raises(
-        ValueError, match=r"observation 'hidden' needs .*; Closed has no attribute hidden_width"
-    ):
+    with pytest.raises(ValueError, match=r"observation .hidden. needs a dLLM that shows its hidden states"):
         toy(backend=Closed(), observe=("hidden",))
 
 

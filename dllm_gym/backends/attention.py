@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def block_numbers(first: Tensor, length: int, block_length: int) -> Tensor:
@@ -95,6 +95,19 @@ def mean_attention(
         raise ValueError("this dLLM does not show how much is read where by each of its layers")
     mean = torch.stack([one.to(means[0].device) for one in means]).mean(0)  # (B, Q, S)
     return gathered(gathered(mean, rows).transpose(1, 2), columns).transpose(1, 2)
+
+
+def without_capturing_hooks(model: nn.Module) -> None:
+    """Takes off what transformers put into a model to show its attention; it puts it there again when asked.
+
+    These are functions made inside functions, with which a model cannot be sent to another process.
+    """
+    for module in model.modules():
+        if module.__dict__.pop("_output_capturing_hooks_installed", False):
+            for part in module.modules():
+                for key, hook in list(part._forward_hooks.items()):
+                    if hook.__module__ == "transformers.utils.output_capturing":
+                        del part._forward_hooks[key]
 
 
 def gathered(values: Tensor, rows: Tensor) -> Tensor:

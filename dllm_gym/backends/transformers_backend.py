@@ -20,6 +20,7 @@ from dllm_gym.backends.attention import (
     gathered,
     layer_numbers,
     mean_attention,
+    without_capturing_hooks,
 )
 from dllm_gym.backends.base import Memory, Message, Prediction, predict_from_logits
 from dllm_gym.backends.chat import as_begun, prompt_text
@@ -164,6 +165,7 @@ class TransformersBackend:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
+        without_capturing_hooks(self.model)
         return {name: value for name, value in self.__dict__.items() if name != "_forwards"}
 
     def __setstate__(self, state: Mapping[str, Any]) -> None:
