@@ -145,7 +145,7 @@ _OVERCONFIDENT = {"two_digit_share": 0.25, "direct_share": 0.2, "length": 128}
 SUITE: tuple[Member, ...] = (
     Member("Arithmetic", "arithmetic", "tiny-arithmetic", trained="policy:arithmetic-full"),
     Member("Sudoku", "sudoku", "tiny-sudoku", trained="policy:sudoku-full"),
-    Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}),
+    Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}, trained="policy:lists-full"),
     Member("LatinSquare4", "latin-square", "tiny-latin", {"size": 4}),
     Member("LatinSquare5", "latin-square", "tiny-latin", {"size": 5}),
     Member("Records", "records", "tiny-records"),

@@ -544,7 +544,7 @@ def test_options_of_the_agent_are_checked_before_anything_waits():
     with served("fast-dllm:threshold=0.9") as (address, _):
         to = client(address)
         for options, message in (
-            ({"treshold": 0.5}, "it accepts threshold"),
+            ({"limit": 0.5}, "it accepts threshold"),
             ({"threshold": 7}, r"must be a finite number in \[0, 1\]"),
             ({"threshold": True}, r"must be a finite number in \[0, 1\]"),
         ):

@@ -14,9 +14,10 @@ EPISODES = 100
 @pytest.mark.parametrize("name", shipped_policies())
 def test_recorded_results_hold(name):
     metadata = read_description(shipped_policies()[name])["metadata"]
-    assert metadata["config"]["algorithm"] == "grpo"
+    assert metadata["config"]["algorithm"] in ("grpo", "ppo")
     assert metadata["seed"] in (0, 1, 2)
-    where = {key: metadata["config"]["env"][key] for key in ("task", "block_length")}
+    trained_in = metadata["config"]["env"]
+    where = {key: trained_in[key] for key in ("task", "task_kwargs", "block_length") if key in trained_in}
     for options, recorded in metadata["test"].items():
         result = dllm_gym.evaluate(f"policy:{name}:{options}", EPISODES, "test", **where)
         spread = 4 * math.sqrt(max(recorded["accuracy"] * (1 - recorded["accuracy"]), 0.01) / EPISODES)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from benchmarks.reproduce.experiments import TARGETS, run_config
 from benchmarks.reproduce.work import Workshop
-from dllm_agents.checkpoint import SHIPPED, load_policy, read_description, save_policy
+from benchmarks.ship import ship as ship_policy
+from dllm_agents.checkpoint import read_description
 
 # name of the policy -> (run, environment, options its test results are shown for)
 SHIPPED_RUNS = {
@@ -26,21 +27,9 @@ def _ship(workshop: Workshop, name: str, run: str, environment: str, options: tu
     saved = {seed: workshop.policy(run, seed) / "best" for seed in workshop.finished(run)}
     validation = {seed: read_description(path)["metadata"]["validation"] for seed, path in saved.items()}
     best = max(saved, key=lambda seed: float(validation[seed]["sample"]["reward_mean"]))
-    test = {}
-    for option in options:
-        result = workshop.result(environment, f"{workshop.policy(run, best).name}:{option}")
-        test[option] = {
-            "accuracy": result.accuracy,
-            "accuracy_ci95": result.accuracy_ci95,
-            "nfe_mean": result.nfe_mean,
-            "episodes": result.episodes,
-        }
-    metadata = {
-        "command": f"python -m benchmarks.reproduce --only {run}",
-        "config": run_config(run, best, workshop.budget).to_dict(),
-        "seed": best,
-        "validation": validation[best],
-        "test": test,
+    results = {
+        option: workshop.result(environment, f"{workshop.policy(run, best).name}:{option}")
+        for option in options
     }
-    policy = load_policy(saved[best])
-    return save_policy(SHIPPED / name, policy.network, metadata, decoding=policy.decoding)
+    config = run_config(run, best, workshop.budget).to_dict()
+    return ship_policy(name, saved[best], results, f"python -m benchmarks.reproduce --only {run}", config)
