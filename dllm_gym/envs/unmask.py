@@ -166,11 +166,11 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
     ## Information
     `reset` returns `problem` (its index), `prompt` and `action_mask`; `step` returns `action_mask`
-    (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (forwards of the dLLM:
-    one per step, and one per path an agent looked ahead at), `completion` (text), `problem`,
-    `empty_actions`, `ignored_actions` and the task's own metrics; with `actions="set-state"` also `remasks`, the number of tokens taken back, and with
-    `commit_drift=True` that. Libraries that want the same keys all the time get them by the wrapper
-    `dllm_gym.FullInfo`.
+    (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (forwards of the dLLM: one
+    per step, and one per path an agent looked ahead at), `completion` (text), `problem`,
+    `empty_actions`, `ignored_actions` and the task's own metrics; with `actions="set-state"` also
+    `remasks`, the number of tokens taken back, and with `commit_drift=True` that. Libraries that want
+    the same keys all the time get them by the wrapper `dllm_gym.FullInfo`.
 
     ## Arguments
     ```python
