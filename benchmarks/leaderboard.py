@@ -28,13 +28,12 @@ from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.tuning import agent_text
 from dllm_gym.files import read_json, write_json, write_text
 from dllm_gym.strategies import make_strategy
-from dllm_gym.suite import SUITE, Member, normalized_score
+from dllm_gym.suite import SUITE, normalized_score
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "agents" / "configs" / "studies" / "suite.yaml"
 PAGE, NUMBERS = ROOT / "docs" / "benchmark.md", ROOT / "docs" / "results" / "benchmark.json"
 ORACLES = ("oracle", "oracle:block_length=0")  # the better one counts
-COMPILED = {"compile": "auto"}
 INTRODUCTION = """# The leaderboard
 
 Written by `{command}`; do not edit. What rules, learned agents and the oracle earn on every member of
@@ -69,20 +68,18 @@ def family(result: EvaluationResult) -> str:
     return type(make_strategy(result.agent, **result.parameters)).__module__.rpartition(".")[2]
 
 
-def test(agents: Sequence[str], member: Member, episodes: int, keep: Path) -> list[EvaluationResult]:
+def test(agents: Sequence[str], episodes: int, keep: Path, env: Mapping[str, Any]) -> list[EvaluationResult]:
     """What agents come to on test problems."""
-    env = {**member.env, "backend_kwargs": COMPILED}
-    return compare(agents, episodes, strategies=[], keep=keep / member.name, **env).results
+    return compare(agents, episodes, strategies=[], keep=keep, **env).results
 
 
-def rules(member: Member, episodes: int, strategies: str, keep: Path) -> dict[str, Any]:
+def rules(episodes: int, strategies: str, keep: Path, env: Mapping[str, Any]) -> dict[str, Any]:
     """Of every rule its best setting and the AUP of all settings, on validation problems; and the families.
 
     Returns:
         ``rules``: rule -> measures; ``families``: family -> measures of its best rule on test problems.
     """
-    env = {**member.env, "backend_kwargs": COMPILED}
-    every = compare([], episodes, "validation", strategies=strategies, keep=keep / member.name, **env).results
+    every = compare([], episodes, "validation", strategies=strategies, keep=keep, **env).results
     best = max(result.accuracy for result in every)
     by_rule: dict[str, list[EvaluationResult]] = {}
     for result in every:
@@ -95,7 +92,7 @@ def rules(member: Member, episodes: int, strategies: str, keep: Path) -> dict[st
     families: dict[str, EvaluationResult] = {}
     for result in sorted(tuned.values(), key=lambda one: one.reward_mean):
         families[family(result)] = result  # the best comes last
-    tested = test([agent_text(result) for result in families.values()], member, episodes, keep)
+    tested = test([agent_text(result) for result in families.values()], episodes, keep, env)
     winner = max(families, key=lambda name: families[name].reward_mean)
     return {
         "rules": found,
@@ -220,6 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, default=content["episodes"], help="problems, each split")
     parser.add_argument("--strategies", default="full", help="short, or full: every setting of every rule")
     parser.add_argument("--jobs", type=int, help="trainings at a time; default: as many as CPUs")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"), help="to go on with")
     parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--numbers", type=Path, default=NUMBERS)
@@ -237,8 +235,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found["command"] += f" {told}"
     found["members"] = {}
     for member in chosen:
-        of = rules(member, given.episodes, given.strategies, given.runs / "rules")
-        oracles = [measures(one) for one in test(ORACLES, member, given.episodes, given.runs / "rules")]
+        env = {**member.env, "backend_kwargs": {"compile": given.compile and "auto"}}
+        keep = given.runs / "rules" / member.name
+        of = rules(given.episodes, given.strategies, keep, env)
+        oracles = [measures(one) for one in test(ORACLES, given.episodes, keep, env)]
         found["members"][member.name] = {**of, "oracle": max(oracles, key=lambda one: one["reward"])}
         print(f"{member.id}: rules and oracle done")
     names = {member.id.split("/")[-1]: member.name for member in chosen}
@@ -258,7 +258,7 @@ def parser_line(given: argparse.Namespace, parser: argparse.ArgumentParser) -> s
     """The options that were given, as they would be typed; those of where it is written are left out."""
     told = []
     for name, value in vars(given).items():
-        if name not in ("runs", "page", "numbers", "jobs") and value != parser.get_default(name):
+        if name not in ("runs", "page", "numbers", "jobs", "compile") and value != parser.get_default(name):
             told += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     return " ".join(told)
 

@@ -262,6 +262,32 @@ def test_nothing_has_no_speed(sizes):
         next(measure_speeds("tiny-arithmetic", **sizes))
 
 
+# The leaderboard --------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_is_between_the_best_rule_and_the_oracle(run_benchmark, tmp_path):
+    numbers, page = tmp_path / "benchmark.json", tmp_path / "benchmark.md"
+    options = [
+        "--members",
+        "Lists",
+        "--algorithms",
+        "--episodes",
+        40,
+        "--strategies",
+        "short",
+        "--no-compile",
+    ]
+    run_benchmark("leaderboard", *options, "--runs", tmp_path, "--page", page, "--numbers", numbers)
+    found = json.loads(numbers.read_text())
+    scores = {row["agent"]: row["score"] for row in found["leaderboard"]}
+    assert scores["oracle"] == 1.0
+    assert scores[f"best of `{found['members']['Lists']['best_family']}`"] == 0.0
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    assert "| oracle | 1.00 | 1 |" in page.read_text()
+    assert "for member in dllm_gym.SUITE:" in page.read_text()
+    assert numbers.with_suffix(".png").stat().st_size > 1000
+
+
 # Growth and training ----------------------------------------------------------------------------------------
 
 
