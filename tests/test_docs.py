@@ -278,5 +278,5 @@ def test_ppo_against_a2c_plots_both(monkeypatch, tmp_path):
     for algorithm in ("ppo", "a2c"):
         rows = json.loads((tmp_path / algorithm / "metrics.json").read_text())["evaluations"]
         steps = [row["timesteps"] for row in rows]
-        assert len(steps) >= 4  # a curve
+        assert len(steps) >= 3  # a curve
         assert steps == sorted(set(steps))
