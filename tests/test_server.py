@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import ClassVar
 from urllib.request import urlopen
 
-import httpx
 import httpx2
 import numpy as np
 import openai
@@ -453,10 +452,10 @@ def test_only_who_knows_the_key_is_answered():
             with pytest.raises(openai.AuthenticationError, match="wants its API key"):
                 client(address, api_key=wrong).models.list()
         foreign = {"Authorization": "Bearer s\u00e9same".encode()}
-        assert httpx.get(f"{address}/v1/models", headers=foreign).status_code == 401
-        assert httpx.post(f"{address}/v1/completions", json={}).status_code == 401
-        assert httpx.get(f"{address}/v1/models", headers={"Authorization": "sesame"}).status_code == 401
-        assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+        assert httpx2.get(f"{address}/v1/models", headers=foreign).status_code == 401
+        assert httpx2.post(f"{address}/v1/completions", json={}).status_code == 401
+        assert httpx2.get(f"{address}/v1/models", headers={"Authorization": "sesame"}).status_code == 401
+        assert httpx2.get(f"{address}/health").json() == {"status": "ok"}
     for bad in ("", " sesame", "s\u00e9same"):
         with pytest.raises(ValueError, match="API key"):
             make_app(backend=ToyBackend(), api_key=bad)
@@ -470,16 +469,18 @@ def test_what_is_no_request_is_refused_in_openais_format():
               b'{"model": "\\ud800"}', b'{"model": "toy", "prompt": ""}X']  # fmt: skip
     with served() as (address, _):
         for body in bodies:
-            answer = httpx.post(
+            answer = httpx2.post(
                 f"{address}/v1/completions", content=body, headers={"Content-Type": "application/json"}
             )
             assert answer.status_code == 400, body[:80]
             assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
             assert len(answer.content) < 1000
-        plain = httpx.post(f"{address}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"})
+        plain = httpx2.post(
+            f"{address}/v1/completions", content=b"{}", headers={"Content-Type": "text/plain"}
+        )
         assert plain.status_code == 415
-        assert httpx.get(f"{address}/v1/completions").json()["error"]["message"].startswith("Method Not All")
-        assert httpx.get(f"{address}/v1/nothing").json()["error"]["type"] == "invalid_request_error"
+        assert httpx2.get(f"{address}/v1/completions").json()["error"]["message"].startswith("Method Not All")
+        assert httpx2.get(f"{address}/v1/nothing").json()["error"]["type"] == "invalid_request_error"
         with pytest.raises(openai.NotFoundError, match="no model 'gpt-4'; this server has 'toy'"):
             client(address).completions.create(model="gpt-4", prompt="1")
         assert text_of(client(address), "1") == expected("1").text
@@ -619,10 +620,10 @@ def test_models_page_and_metrics():
         assert (model.dllm["completion_length"], model.dllm["agent"]) == (6, "confidence(k=2)")
         assert model.dllm["end_tokens"] == [""]  # the toy's is without text
         assert client(address).models.retrieve("toy") == model
-        page = httpx.get(address)
+        page = httpx2.get(address)
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'none'" in page.headers["content-security-policy"]
-        assert httpx.get(f"{address}/docs").status_code == 404
+        assert httpx2.get(f"{address}/docs").status_code == 404
         ask(client(address), "12", max_tokens=1)
         assert metric(address, 'completions_total{outcome="length"}') == 1
         assert metric(address, "prompt_tokens_total") == 2
