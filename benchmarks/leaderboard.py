@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from suite import ORACLES
 
 from dllm_agents import study
 from dllm_agents.config import read_yaml
+from dllm_agents.studies.page import markdown_table
 from dllm_agents.studies.statistics import aup, estimate, interquartile_mean
 from dllm_gym.bench import machine
 from dllm_gym.evaluation import EvaluationResult, compare
 from dllm_gym.evaluation.figures import save_figure
-from dllm_gym.evaluation.tuning import agent_text
+from dllm_gym.evaluation.tuning import agent_text, best_settings
 from dllm_gym.files import read_json, write_json, write_text
 from dllm_gym.strategies import make_strategy
 from dllm_gym.suite import SUITE, normalized_score
@@ -33,7 +35,6 @@ from dllm_gym.suite import SUITE, normalized_score
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "agents" / "configs" / "studies" / "suite.yaml"
 PAGE, NUMBERS = ROOT / "docs" / "benchmark.md", ROOT / "docs" / "results" / "benchmark.json"
-ORACLES = ("oracle", "oracle:block_length=0")  # the better one counts
 INTRODUCTION = """# The leaderboard
 
 Written by `{command}`; do not edit. What rules, learned agents and the oracle earn on every member of
@@ -84,7 +85,7 @@ def rules(episodes: int, strategies: str, keep: Path, env: Mapping[str, Any]) ->
     by_rule: dict[str, list[EvaluationResult]] = {}
     for result in every:
         by_rule.setdefault(result.agent, []).append(result)
-    tuned = {name: max(results, key=lambda one: one.reward_mean) for name, results in by_rule.items()}
+    tuned = best_settings(every)
     found = {
         name: {**measures(tuned[name]), "aup": round(aup([_point(one) for one in results], best), 1)}
         for name, results in by_rule.items()
@@ -159,22 +160,22 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     """The leaderboard as Markdown."""
     members = list(found["members"])
     head = ["agent", "score", "seeds", *members]
-    table = [head, ["---"] * len(head)]
+    table = [head]
     for row in rows:
         interval = "" if row["interval"] is None else " ({:.2f} to {:.2f})".format(*row["interval"])
         runs = row["members"]
         cells = [_cell(runs[m]) for m in members]
         table.append([row["agent"], f"{row['score']:.2f}{interval}", str(len(runs[members[0]])), *cells])
-    each = [["rule", *members], ["---"] * (1 + len(members))]
+    each = [["rule", *members]]
     for name in found["members"][members[0]]["rules"]:
         of = [found["members"][m]["rules"][name] for m in members]
         each.append([f"`{name}`", *(f"{one['reward']:.3f}, {one['aup']:.0f}" for one in of)])
     parts = [
         INTRODUCTION.replace("{command}", found["command"]).replace("{episodes:,}", f"{found['episodes']:,}"),
-        "## Agents\n\n" + _table(table),
+        "## Agents\n\n" + markdown_table(table),
         "![scores](results/benchmark.png)",
         "## Every rule\n\nMean reward of its best setting and AUP of all its settings "
-        "([studies](studies.md#what-is-computed)), on validation problems.\n\n" + _table(each),
+        "([studies](studies.md#what-is-computed)), on validation problems.\n\n" + markdown_table(each),
         f"Machine: {found['machine']}",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -183,10 +184,6 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(runs: Sequence[Mapping[str, float]]) -> str:
     reward, accuracy, nfe = (np.mean([run[name] for run in runs]) for name in ("reward", "accuracy", "nfe"))
     return f"**{reward:.3f}** {accuracy:.3f} @ {nfe:.1f}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def plot(rows: Sequence[Mapping[str, Any]]) -> Figure:

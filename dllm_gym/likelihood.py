@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm_gym.backends.base import Backend
+from dllm_gym.envs.canvas import left_padded
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import as_agent
 from dllm_gym.evaluation.decode import decode
@@ -124,14 +125,11 @@ def _log_probabilities(
     rows: Sequence[tuple[Sequence[int], Sequence[int], NDArray[np.bool_]]],
 ) -> NDArray[np.float64]:
     """Log-probabilities ``(B, K)`` of the tokens of answers, of which those under the masks are not shown."""
-    longest, length = max(len(prompt) for prompt, _, _ in rows), len(rows[0][1])
-    tokens = np.full((len(rows), longest + length), backend.pad_token_id)
-    for row, (prompt, answer, mask) in enumerate(rows):
-        tokens[row, longest - len(prompt) : longest] = prompt
-        tokens[row, longest:] = np.where(mask, backend.mask_token_id, answer)
-    real = np.arange(longest + length) >= np.array([[longest - len(prompt)] for prompt, _, _ in rows])
-    on_device = [torch.from_numpy(part).to(backend.device) for part in (tokens, real.astype(np.int64))]
-    columns = torch.arange(longest, longest + length, device=backend.device)
+    shown = np.stack([np.where(mask, backend.mask_token_id, answer) for _, answer, mask in rows])  # (B, K)
+    padded = left_padded([prompt for prompt, _, _ in rows], shown, backend.pad_token_id)
+    on_device = [torch.from_numpy(part).to(backend.device) for part in padded]
+    width = padded[0].shape[1]
+    columns = torch.arange(width - shown.shape[1], width, device=backend.device)
     logits, _ = forward(*on_device, columns)
     answers = torch.tensor([list(answer) for _, answer, _ in rows], device=backend.device)
     # one row after the other: all of them in float32 would be large

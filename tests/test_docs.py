@@ -273,10 +273,10 @@ def test_film_is_an_animation(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_ppo_against_a2c_plots_both(monkeypatch, tmp_path):
-    run_example(monkeypatch, "ppo_against_a2c.py", "--total-timesteps", 8192, "--output", tmp_path)
+    run_example(monkeypatch, "ppo_against_a2c.py", "--total-timesteps", 12288, "--output", tmp_path)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     for algorithm in ("ppo", "a2c"):
         rows = json.loads((tmp_path / algorithm / "metrics.json").read_text())["evaluations"]
         steps = [row["timesteps"] for row in rows]
-        assert len(steps) >= 3  # a curve
+        assert len(steps) >= 4  # a curve
         assert steps == sorted(set(steps))

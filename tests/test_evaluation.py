@@ -607,6 +607,12 @@ def test_the_batch_size_changes_nothing(where, agent, kwargs, temperature):
         assert run(7, seed=8).records.completion == expected.completion
 
 
+def test_a_seed_may_be_a_number_of_numpys():
+    options = {"task": ToyTask(split="test"), "backend": ToyBackend()}
+    plain, numpys = (dllm_gym.evaluate("random:k=2", 8, seed=seed, **options) for seed in (5, np.int64(5)))
+    assert plain.records.completion == numpys.records.completion
+
+
 def test_problems_are_the_first_of_the_split_and_no_seed_changes_them(checkpoint):
     task = ArithmeticTask("validation")
     seen = []

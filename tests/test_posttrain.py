@@ -562,6 +562,14 @@ def test_a_run_is_begun_and_resumed_on_purpose(tmp_path, dllm):
         posttrain(config_of(dllm, rounds=2), tmp_path / "run", resume=True)
 
 
+def test_without_a_name_it_trains_the_dllm_that_is_made_for_the_task(tmp_path):
+    small = {"group_size": 2, "samples": 2}
+    sizes = {"num_envs": 2, "groups_per_round": 1, "rounds": 1, "eval_episodes": 2, "test_episodes": 1}
+    config = PosttrainConfig(env={"task": "latin-square"}, method_kwargs=small, **sizes)
+    card = (posttrain(config, tmp_path / "run") / "README.md").read_text()
+    assert "tiny-latin" in card
+
+
 def test_what_cannot_be_trained_or_written_is_refused(tmp_path, dllm, toys):
     toy = PosttrainConfig(env={"task": "toy", "backend": "toy"})
     with pytest.raises(ValueError, match="toy is ToyBackend, which has no weights to train here"):

@@ -30,6 +30,7 @@ from dllm_agents.studies.grid import STUDY, Study, load_study, make_study
 from dllm_agents.studies.page import PAGE, RESULTS, write_page
 from dllm_agents.studies.plots import algorithm_styles, pictures
 from dllm_agents.studies.workers import Job, Processes, run
+from dllm_gym.suite import SUITE
 from dllm_gym.suite import member as suite_member
 
 SMALL = {
@@ -99,6 +100,10 @@ def test_a_saved_study_is_the_same_and_names_no_other_file(tmp_path):
 @pytest.mark.parametrize(("name", "cells"), [("arithmetic", 30), ("attention", 40), ("suite", 140)])
 def test_a_shipped_study_is_found(name, cells):
     assert len(load_study(name).cells) == cells
+
+
+def test_the_study_of_the_suite_has_all_its_members():
+    assert [*load_study("suite").tasks.values()] == [member.env for member in SUITE]
 
 
 def test_a_shipped_study_is_no_configuration():

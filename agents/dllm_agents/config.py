@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
@@ -127,13 +127,9 @@ class TrainConfig:
             value = getattr(self, name)
             if not is_finite(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {value!r}")
-        if self.max_minutes is not None and not (is_finite(self.max_minutes) and self.max_minutes > 0):
-            raise ValueError(f"max_minutes must be positive and finite, or null, got {self.max_minutes!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
+        check_deadline_and_seed(self.max_minutes, self.seed)
         for name in ("env", "algorithm_kwargs", "policy", "workers", "warm_start_kwargs"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
+            check_mapping(name, getattr(self, name))
         if self.group_size > self.num_envs:
             raise ValueError(f"group_size {self.group_size} must not exceed num_envs {self.num_envs}")
         if self.algorithm == "grpo" and self.group_size == 1:
@@ -385,7 +381,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def plain(config: TrainConfig) -> dict[str, Any]:
+class Described(Protocol):
+    """A configuration, of whatever."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields."""
+        ...
+
+
+def plain(config: Described) -> dict[str, Any]:
     """A configuration as it comes back from YAML: tuples are lists there.
 
     Raises:
@@ -449,6 +453,20 @@ def check_not_negative(name: str, value: Any) -> None:
     """Raises a ValueError that names the argument unless it is a finite number of at least 0."""
     if not is_finite(value) or value < 0:
         raise ValueError(f"{name} must be a finite number of at least 0, got {value!r}")
+
+
+def check_deadline_and_seed(max_minutes: Any, seed: Any) -> None:
+    """Raises a ValueError unless they are what these fields of a configuration may be."""
+    if max_minutes is not None and not (is_finite(max_minutes) and max_minutes > 0):
+        raise ValueError(f"max_minutes must be positive and finite, or null, got {max_minutes!r}")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {seed!r}")
+
+
+def check_mapping(name: str, value: Any) -> None:
+    """Raises a ValueError that names the argument unless it is a mapping."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must hold names and values, got {value!r}")
 
 
 def _with_numbers(value: Any) -> Any:

@@ -17,7 +17,7 @@ from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
 from dllm_agents.networks import PAIR_FEATURES, POSITION_FEATURES, UnmaskTransformer
-from dllm_agents.run_folder import CONFIG, METRICS, REPORTED
+from dllm_agents.run_folder import CONFIG, METRICS, REPORTED, check_folder
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
@@ -58,27 +58,11 @@ class Run:
         self.history: list[dict[str, Any]] = []
         self.seconds = 0.0
         self._started = time.monotonic()
-        self._check(resume)
+        check_folder(directory, self.STATE, resume, plain(config), lambda path: load_config(path).to_dict())
 
     def learn(self) -> None:
         """Trains to the end, or to the deadline."""
         raise NotImplementedError
-
-    def _check(self, resume: bool) -> None:
-        given = plain(self.config)
-        path = self.directory / CONFIG
-        if not resume:
-            if path.exists():
-                raise FileExistsError(
-                    f"{self.directory} already holds a training run; resume it (--resume) or choose another"
-                )
-            return
-        if not (self.directory / self.STATE).is_file():
-            raise FileNotFoundError(f"nothing to resume in {self.directory}: no {self.STATE} there")
-        if load_config(path).to_dict() != given:
-            raise ValueError(
-                f"{path} differs from the configuration given; resume with the one that is there"
-            )
 
     def _write_config(self) -> None:
         write_text(self.directory / CONFIG, yaml.dump(plain(self.config), Dumper=Dumper, sort_keys=False))

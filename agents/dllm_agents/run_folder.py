@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,40 @@ CONFIG, STATE, METRICS = "config.yaml", "training_state.pt", "metrics.json"
 RLLIB_STATE = "checkpoint.json"  # of rllib-ppo, which names a checkpoint of Ray's beside it
 
 _RESULT = {"accuracy": SHARE, "nfe_mean": number(0), "reward_mean": number(), "episodes": whole(1)}
+
+
+def check_folder(
+    directory: Path,
+    state: str,
+    resume: bool,
+    given: Mapping[str, Any],
+    saved: Callable[[Path], Mapping[str, Any]],
+) -> None:
+    """Refuses to begin where there is a run already, and to resume what is not there or was another one.
+
+    Args:
+        directory: Of the run.
+        state: The file in it from which a run goes on.
+        resume: Whether one is to.
+        given: The configuration's plain values.
+        saved: Reads those of the configuration in a file.
+
+    Raises:
+        FileExistsError: If there is a run and ``resume`` is not set.
+        FileNotFoundError: If there is nothing to resume.
+        ValueError: If another configuration is to be resumed.
+    """
+    path = directory / CONFIG
+    if not resume:
+        if path.exists():
+            raise FileExistsError(
+                f"{directory} already holds a training run; resume it (--resume) or choose another"
+            )
+        return
+    if not (directory / state).is_file():
+        raise FileNotFoundError(f"nothing to resume in {directory}: no {state} there")
+    if saved(path) != given:
+        raise ValueError(f"{path} differs from the configuration given; resume with the one that is there")
 
 
 def read_run(directory: str | Path) -> dict[str, Any] | None:

@@ -38,11 +38,23 @@ def learning_rate(config: TrainConfig, pace: Pace) -> Callable[[float], float]:
     first, last = config.learning_rate, config.final_learning_rate
 
     def rate(remaining: float) -> float:
-        done = pace.of_main(1.0 - remaining)
-        if done < config.warmup:
-            return first * done / config.warmup
-        at = (done - config.warmup) / (1.0 - config.warmup)
-        fall = at if config.decay == "linear" else (1.0 - math.cos(math.pi * at)) / 2
-        return first + (last - first) * fall
+        return rate_at(pace.of_main(1.0 - remaining), first, last, config.warmup, config.decay)
 
     return rate
+
+
+def rate_at(done: float, first: float, last: float, warmup: float, decay: str) -> float:
+    """A learning rate that rises to ``first`` and then falls to ``last``.
+
+    Args:
+        done: The share of the training that is done, in [0, 1].
+        first: At its highest.
+        last: At the end.
+        warmup: The share in which it rises from 0.
+        decay: How it falls, ``linear`` or ``cosine``.
+    """
+    if done < warmup:
+        return first * done / warmup
+    at = (done - warmup) / max(1.0 - warmup, 1e-9)
+    fall = at if decay == "linear" else (1.0 - math.cos(math.pi * at)) / 2
+    return first + (last - first) * fall

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.reproduce.claims import ALPHAS, CLAIMS, Claim, Evidence, Finding
 from benchmarks.reproduce.experiments import BETAS, DECODINGS, RUNS, TARGETS
 from benchmarks.reproduce.work import Workshop
+from dllm_agents.studies.page import markdown_table
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.plots import pareto_figure
@@ -64,7 +65,8 @@ def _text(workshop: Workshop, findings: Sequence[Finding], pictures: Sequence[st
     )
     notes = _notes()
     sections = "\n\n".join(
-        f"## Claim {claim.number}\n\n{claim.statement}: **{finding.verdict}**.\n\n{_table(finding.rows)}\n\n"
+        f"## Claim {claim.number}\n\n{claim.statement}: **{finding.verdict}**.\n\n"
+        f"{markdown_table(finding.rows)}\n\n"
         f"Rule: {finding.rule}." + (f"\n\n{notes[claim.number]}" if claim.number in notes else "")
         for claim, finding in pairs
     )
@@ -100,12 +102,6 @@ Seconds are wall-clock time with evaluations, beside whatever else ran; for benc
 |---|---|---|---|
 {runs}
 """
-
-
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
-    return "\n".join(lines)
 
 
 def _notes() -> dict[int, str]:

@@ -14,10 +14,12 @@ from dllm_gym.cli.options import (
     AgentOption,
     BlockOption,
     CompileOption,
+    CompletionOption,
     Dllm,
     ImportOption,
     JsonOption,
     SeedOption,
+    TemperatureOption,
     dllm_arguments,
     run_files,
 )
@@ -42,11 +44,9 @@ def generate(
         ),
     ] = None,
     agent: AgentOption = "fast-dllm:threshold=0.9",
-    completion_length: Annotated[
-        int | None, typer.Option(min=1, help="Positions to write in; default: the dLLM's own, or 256.")
-    ] = None,
+    completion_length: CompletionOption = None,
     block_length: BlockOption = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the tokens; 0 takes the best.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at once.")] = 64,
     seed: SeedOption = 0,
     compile: CompileOption = None,

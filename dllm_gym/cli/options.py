@@ -123,6 +123,10 @@ BlockOption = Annotated[
         "default: the policy's own, or full."
     ),
 ]
+CompletionOption = Annotated[
+    int | None, typer.Option(min=1, help="Positions to write in; default: the dLLM's own, or 256.")
+]
+TemperatureOption = Annotated[float, typer.Option(min=0.0, help="Of the tokens; 0 takes the best.")]
 ForbidRemaskOption = Annotated[
     bool, typer.Option("--forbid-remask", help="Agents that take tokens back may not.")
 ]

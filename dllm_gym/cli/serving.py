@@ -10,8 +10,10 @@ from dllm_gym.cli.options import (
     AgentOption,
     BlockOption,
     CompileOption,
+    CompletionOption,
     Dllm,
     ImportOption,
+    TemperatureOption,
     dllm_arguments,
     run_files,
 )
@@ -23,11 +25,9 @@ from dllm_gym.cli.screen import say
 def serve(
     dllm: Dllm,
     agent: AgentOption = "fast-dllm:threshold=0.9",
-    completion_length: Annotated[
-        int | None, typer.Option(min=1, help="Positions to write in; default: the dLLM's own, or 256.")
-    ] = None,
+    completion_length: CompletionOption = None,
     block_length: BlockOption = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="Of the tokens; 0 takes the best.")] = 0.0,
+    temperature: TemperatureOption = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions written at once.")] = 64,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all there are.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,

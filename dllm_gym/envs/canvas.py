@@ -176,18 +176,32 @@ class Canvas(PerRow):
 
     def model_input(self, rows: IntArray) -> tuple[IntArray, IntArray]:
         """Tokens and attention mask ``(R, P + L)`` of some rows, P their longest prompt."""
-        lengths = self._lengths(rows)
-        longest = int(lengths.max(initial=0))
-        tokens = np.full((len(rows), longest + self.completion_length), self._pad_token_id)  # (R, P + L)
-        for line, row, length in zip(tokens, rows.tolist(), lengths.tolist(), strict=True):
-            line[longest - length : longest] = self._prompts[row]
-        tokens[:, longest:] = self._completions[rows]
-        real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]
-        return tokens, real.astype(np.int64)
+        prompts = [self._prompts[row] for row in rows.tolist()]
+        return left_padded(prompts, self._completions[rows], self._pad_token_id)
 
     def _lengths(self, rows: IntArray) -> IntArray:
         """``(R,)``: how long the prompts of some rows are."""
         return np.array([len(self._prompts[row]) for row in rows.tolist()], dtype=np.int64)
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int] | IntArray], completions: IntArray, pad_token_id: int
+) -> tuple[IntArray, IntArray]:
+    """Prompts and completions as a dLLM reads them, and their attention mask, ``(B, P + L)`` int64 each.
+
+    Args:
+        prompts: B of them, of their own lengths; P is the longest one's.
+        completions: ``(B, L)``.
+        pad_token_id: Fills up the others on the left.
+    """
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)  # (B,)
+    longest = int(lengths.max(initial=0))
+    tokens = np.full((len(prompts), longest + completions.shape[1]), pad_token_id)
+    for line, prompt in zip(tokens, prompts, strict=True):
+        line[longest - len(prompt) : longest] = prompt
+    tokens[:, longest:] = completions
+    real = np.arange(tokens.shape[1]) >= (longest - lengths)[:, None]
+    return tokens, real.astype(np.int64)
 
 
 def block_numbers(length: int, block_length: int | IntArray, offset: IntArray) -> IntArray:

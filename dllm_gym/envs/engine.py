@@ -38,10 +38,10 @@ from dllm_gym.envs.rewards import Prices, Reward
 from dllm_gym.envs.rows import BoolArray, IntArray, PerRow
 from dllm_gym.envs.statistics import STATISTICS, Sizes, Statistics
 from dllm_gym.tasks import Problem, Task, load_task
+from dllm_gym.tasks.base import ENDLESS
 from dllm_gym.trained import embedded_for, warn_if_untrained
 
 ON_EMPTY = ("best", "noop")
-_ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
 
 
 class Engine(PerRow):
@@ -216,7 +216,7 @@ class Engine(PerRow):
 
     def draw_problem(self, row: int) -> int:
         """The index of the next problem for a row; replace it to hand out problems in another way."""
-        return int(self.problem_rngs[row].integers(self.task.num_problems or _ENDLESS))
+        return int(self.problem_rngs[row].integers(self.task.num_problems or ENDLESS))
 
     def draw_knobs(self, row: int) -> NDArray[np.float64]:
         """Three numbers in [0, 1) for a row: where in their ranges alpha, target_steps and block_length lie.
@@ -342,13 +342,19 @@ class Engine(PerRow):
 
     def predict(self, rows: IntArray) -> None:
         """One forward of the dLLM over ``rows`` ``(R,)``, but for those where ``look_ahead`` has been."""
+        if any(self._foreseen[row] for row in rows.tolist()):  # most agents never look ahead
+            rows = rows[~self._arrive(rows)]
+        self._forward(rows)
+
+    def _arrive(self, rows: IntArray) -> BoolArray:
+        """``_recall`` where rows ``(R,)`` are now, of whose ways only what lies beyond is kept."""
         canvases = [canvas.tobytes() for canvas in self.canvas.completions(rows)]
         known = self._recall(rows, [(canvas,) for canvas in canvases])
         self.ahead[rows[known]] -= 1  # the step counts it
         for row, canvas in zip(rows.tolist(), canvases, strict=True):
             beyond = self._foreseen[row].items()
             self._foreseen[row] = {path[1:]: kept for path, kept in beyond if path[0] == canvas and path[1:]}
-        self._forward(rows[~known])
+        return known
 
     def look_ahead(self, rows: IntArray, *actions: BoolArray) -> Observation:
         """What would be seen after actions, which are not taken: forwards that count in ``nfe``.

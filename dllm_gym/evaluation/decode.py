@@ -117,7 +117,7 @@ def decode(
     positions = np.full(engine.num_rows, -1)  # which of ``problems`` a row is at
     lengths = [len(engine.prompt(problem)) for problem in problems]
     waiting = iter(sorted(range(len(problems)), key=lambda position: -lengths[position]))
-    seeds = _episode_seeds(seed, problems) if isinstance(seed, int) else seed
+    seeds = seed if isinstance(seed, Sequence) else _episode_seeds(seed, problems)
 
     def refill(free: IntArray) -> None:
         """Gives rows their next problems, as long as there are any."""

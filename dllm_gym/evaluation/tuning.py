@@ -30,8 +30,13 @@ def tuned(
     Returns:
         By the rule's name the result of its best setting, of equals the first: ``agent_text`` says who it is.
     """
+    return best_settings(compare([], episodes, split, strategies=strategies, keep=keep, **kwargs).results)
+
+
+def best_settings(results: Iterable[EvaluationResult]) -> dict[str, EvaluationResult]:
+    """By the rule's name the result that earned most, of equals the first."""
     best: dict[str, EvaluationResult] = {}
-    for result in compare([], episodes, split, strategies=strategies, keep=keep, **kwargs).results:
+    for result in results:
         if result.agent not in best or result.reward_mean > best[result.agent].reward_mean:
             best[result.agent] = result
     return best

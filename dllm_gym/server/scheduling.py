@@ -217,9 +217,9 @@ class Scheduler:
         self._running |= joining
         self._count()
         backend, rows = self._engine.backend, np.array(list(joining))
+        end_text = getattr(getattr(backend, "family", None), "end_text", None)
         for job in joining.values():
             limit = self._engine.length if job.limit is None else min(job.limit, self._engine.length)
-            end_text = getattr(getattr(backend, "family", None), "end_text", None)
             job.answer = Answer(backend.decode, self._engine.end_token_ids, limit, job.stops, end_text)
             job.canvas = [None] * self._engine.length
             self._metrics.waited.observe(time.monotonic() - job.arrived)

@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
 
 # Hash buckets of the problem *content*; a bucket belongs to one split, so splits cannot overlap.
 _BUCKETS = 20

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dllm_gym.tasks.base import Problem, Task, check_index, check_split, problem_rng
-
-_ENDLESS = 2**31 - 1  # indices are drawn below this where a task has no end of problems
+from dllm_gym.tasks.base import ENDLESS, Problem, Task, check_index, check_split, problem_rng
 
 
 class MixtureTask:
@@ -74,7 +72,7 @@ class MixtureTask:
         else:
             rng = problem_rng(self.seed, index)
             member = int(rng.choice(len(self.members), p=self._shares))
-            inner = int(rng.integers(self.members[member].num_problems or _ENDLESS))
+            inner = int(rng.integers(self.members[member].num_problems or ENDLESS))
         problem = self.members[member].problem(inner)
         metadata = {**problem.metadata, "task": self.members[member].name, "member": member}
         return replace(problem, metadata=metadata)

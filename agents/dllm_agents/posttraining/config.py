@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from dllm_agents.config import CONFIG_FOLDERS, check_whole, find_shipped, read_yaml
+from dllm_agents.config import (
+    CONFIG_FOLDERS,
+    check_deadline_and_seed,
+    check_mapping,
+    check_whole,
+    find_shipped,
+    read_yaml,
+)
 from dllm_agents.posttraining.agrpo import AGRPO
 from dllm_agents.posttraining.masked import CoupledGRPO, DiffuGRPO
 from dllm_agents.posttraining.method import Method
 from dllm_gym.arguments import call_named
-from dllm_gym.files import is_finite
 from dllm_gym.suggestions import did_you_mean
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (AGRPO, CoupledGRPO, DiffuGRPO)}
@@ -76,15 +82,11 @@ class PosttrainConfig:
         for name in ("micro_batch_size", "eval_every"):
             if getattr(self, name) is not None:
                 check_whole(name, getattr(self, name), 1)
-        if self.max_minutes is not None and not (is_finite(self.max_minutes) and self.max_minutes > 0):
-            raise ValueError(f"max_minutes must be positive and finite, or null, got {self.max_minutes!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be a whole number from 0 to 2**32 - 1, got {self.seed!r}")
+        check_deadline_and_seed(self.max_minutes, self.seed)
         if not isinstance(self.autocast, bool):
             raise ValueError(f"autocast must be true or false, got {self.autocast!r}")
         for name in ("method_kwargs", "env"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise ValueError(f"{name} must hold names and values, got {getattr(self, name)!r}")
+            check_mapping(name, getattr(self, name))
         if self.lora is not None and not isinstance(self.lora, Mapping):
             raise ValueError(f"lora must hold names and values, or be null, got {self.lora!r}")
         if not isinstance(self.agent, str):

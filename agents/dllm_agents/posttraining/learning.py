@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,15 +15,13 @@ from dllm_agents.posttraining.method import Method
 from dllm_agents.posttraining.parameters import Reference
 from dllm_agents.posttraining.rollouts import Rollouts
 from dllm_agents.posttraining.scoring import Scoring, log_likelihood, policy_loss
+from dllm_agents.schedules import rate_at
 
 
 def learning_rate(method: Method, done: float) -> float:
     """The learning rate after a share ``done`` of the training."""
-    if done < method.warmup:
-        return method.learning_rate * done / method.warmup
-    at = (done - method.warmup) / max(1 - method.warmup, 1e-9)
-    height = (1 + math.cos(math.pi * at)) / 2
-    return method.learning_rate * (method.final_rate + (1 - method.final_rate) * height)
+    first = method.learning_rate
+    return rate_at(done, first, first * method.final_rate, method.warmup, "cosine")
 
 
 class Learner:

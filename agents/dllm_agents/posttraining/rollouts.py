@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dllm_agents.sb3.groups import group_advantages
+from dllm_gym.envs.canvas import left_padded
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
 from dllm_gym.evaluation.decode import decode
 from dllm_gym.evaluation.recording import Recorder
-
-_ENDLESS = 2**31 - 1
+from dllm_gym.tasks.base import ENDLESS
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +73,7 @@ class Rollouts:
 
 def draw_problems(engine: Engine, groups: int, rng: np.random.Generator) -> list[int]:
     """Problems of the engine's task, one per group."""
-    drawn: list[int] = rng.integers(engine.task.num_problems or _ENDLESS, size=groups).tolist()
+    drawn: list[int] = rng.integers(engine.task.num_problems or ENDLESS, size=groups).tolist()
     return drawn
 
 
@@ -96,7 +95,8 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
         rewards[at], scores[at] = episode.reward, episode.info["score"]
     recording = watcher.recording("", scores, np.array(every))
     assert recording.tokens is not None
-    sequences, attention_mask = _with_prompts(engine, every, recording.tokens)
+    prompts = [engine.prompt(problem) for problem in every]
+    sequences, attention_mask = left_padded(prompts, recording.tokens, engine.backend.pad_token_id)
     return Rollouts(
         sequences=sequences,
         attention_mask=attention_mask,
@@ -123,14 +123,3 @@ class _Watcher(Recorder):
         self.entropy[episodes] = np.where(
             new, self._engine.statistic("entropy")[rows], self.entropy[episodes]
         )
-
-
-def _with_prompts(
-    engine: Engine, problems: Sequence[int], completions: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Prompts and completions ``(N, P + L)`` as the dLLM reads them, and their attention mask."""
-    prompts = [engine.prompt(problem) for problem in problems]
-    longest = max(map(len, prompts))
-    padded: Any = [[engine.backend.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
-    real = np.arange(longest + completions.shape[1]) >= np.array([[longest - len(ids)] for ids in prompts])
-    return np.concatenate([np.array(padded, dtype=np.int64), completions], axis=1), real.astype(np.int64)

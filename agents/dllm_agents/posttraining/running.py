@@ -13,13 +13,13 @@ import yaml
 from stable_baselines3.common.logger import Logger, configure
 
 from dllm_agents import parallel
-from dllm_agents.config import Dumper
+from dllm_agents.config import Dumper, plain
 from dllm_agents.posttraining.card import write_card
 from dllm_agents.posttraining.config import PosttrainConfig, load_posttrain_config
 from dllm_agents.posttraining.learning import Learner, learning_rate
 from dllm_agents.posttraining.parameters import merged_state, trained_parameters
 from dllm_agents.posttraining.rollouts import collect, draw_problems
-from dllm_agents.run_folder import CONFIG, METRICS, STATE
+from dllm_agents.run_folder import CONFIG, METRICS, STATE, check_folder
 from dllm_agents.schedules import Pace
 from dllm_gym.backends import own_backend
 from dllm_gym.backends.families import Layout
@@ -28,6 +28,7 @@ from dllm_gym.backends.saving import copy_tokenizer, write_weights
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation import as_agent, evaluate
+from dllm_gym.evaluation.home import dllm_of
 from dllm_gym.fields import ANYTHING, check_fields, number, whole
 from dllm_gym.files import read_state, remove_unfinished, write_json, write_state, write_text
 from dllm_gym.states import check_like, check_optimizer
@@ -102,7 +103,10 @@ class _Run:
         self.is_first = parallel.rank() == 0
         self.progress = progress and self.is_first
         self._save_every = save_every
-        self._check(resume)
+        self._plain = plain(config)
+        check_folder(
+            directory, STATE, resume, self._plain, lambda path: load_posttrain_config(path).to_dict()
+        )
         state = None
         if resume:
             remove_unfinished(directory)
@@ -139,28 +143,8 @@ class _Run:
         if state is not None:
             self._restore(state)
 
-    def _check(self, resume: bool) -> None:
-        path = self.directory / CONFIG
-        if not resume:
-            if path.exists():
-                raise FileExistsError(
-                    f"{self.directory} already holds a training run; resume it (--resume) or choose another"
-                )
-            return
-        if not (self.directory / STATE).is_file():
-            raise FileNotFoundError(f"nothing to resume in {self.directory}: no {STATE} there")
-        if load_posttrain_config(path).to_dict() != self._plain():
-            raise ValueError(
-                f"{path} differs from the configuration given; resume with the one that is there"
-            )
-
-    def _plain(self) -> dict[str, Any]:
-        """The configuration as it comes back from YAML."""
-        values: dict[str, Any] = yaml.safe_load(yaml.dump(self.config.to_dict(), Dumper=Dumper))
-        return values
-
     def _own_dllm(self) -> tuple[TransformersBackend, Layout]:
-        name = self.env.get("backend", f"tiny-{self.env['task']}")
+        name = dllm_of(self.env)
         backend = own_backend(name, **(self.env.get("backend_kwargs") or {}))
         if not isinstance(backend, TransformersBackend):
             raise ValueError(f"{name} is {type(backend).__name__}, which has no weights to train here")
@@ -186,7 +170,7 @@ class _Run:
             self._evaluate()
             self._save_state()  # before the configuration: what has one can be resumed
             if self.is_first:
-                text = yaml.dump(self._plain(), Dumper=Dumper, sort_keys=False)
+                text = yaml.dump(self._plain, Dumper=Dumper, sort_keys=False)
                 write_text(self.directory / CONFIG, text)
         saved = time.monotonic()
         while (done := self.pace.of_all(self.round / config.rounds)) < 1:
@@ -289,7 +273,7 @@ class _Run:
             self.directory,
             source=self.backend.source,
             command=self.command or f"dllm-gym posttrain {self.config.method}",
-            config=self._plain(),
+            config=self._plain,
             parameters={"all": everything, "trained": trained},
             seconds=self._elapsed(),
             split=split,

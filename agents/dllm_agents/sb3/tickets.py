@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-_ENDLESS = 2**31 - 1
+from dllm_gym.tasks.base import ENDLESS
 
 
 @lru_cache(maxsize=16)  # the rows of a group ask one soon after the other
@@ -39,7 +39,7 @@ class Tickets:
         self.group_size, self.num_experts = group_size, num_experts
         self.current = np.full(num_rows, -1)
         self.next = 0
-        self._num_problems = num_problems or _ENDLESS
+        self._num_problems = num_problems or ENDLESS
         self._seed = seed
 
     def __call__(self, row: int) -> int:

@@ -99,7 +99,7 @@ def _estimates(rows: Mapping[str, Mapping[str, Any]], header: Sequence[str] = ("
     for name, row in rows.items():
         cells = [_number(row[measure], _DIGITS[measure]) for measure in measures]
         table.append([*name.split("\n"), *cells])
-    return _table(table)
+    return markdown_table(table)
 
 
 def _task(task: str, found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -120,7 +120,7 @@ def _grid(found: Mapping[str, Any]) -> str:
             unit = "steps" if axis == "timesteps" else "s"
             header = ["algorithm", *(f"{point:,.0f} {unit}" for point in points)]
             rows = [[name, *(_number(e, 3) for e in row)] for name, row in found[axis]["grid"].items()]
-            tables.append(_table([header, *rows]))
+            tables.append(markdown_table([header, *rows]))
     return "\n\n".join(tables)
 
 
@@ -137,7 +137,7 @@ def _improvement(found: Mapping[str, Any]) -> str:
             )
             cells.append(f"**{text}**" if clear else text)
         rows.append([ours, *cells])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _trained(study: Study, records: Records) -> str:
@@ -149,7 +149,7 @@ def _trained(study: Study, records: Records) -> str:
             steps = sorted({end["timesteps"] for end in ends})
             shown = " to ".join(f"{count:,}" for count in dict.fromkeys([*steps[:1], *steps[-1:]]))
             rows.append([name, task, config.algorithm, shown, ", ".join(f"{e['seconds']:.0f}" for e in ends)])
-    return _table(rows)
+    return markdown_table(rows)
 
 
 def _number(estimate: Mapping[str, Any] | None, digits: int) -> str:
@@ -161,7 +161,8 @@ def _number(estimate: Mapping[str, Any] | None, digits: int) -> str:
     return f"{value} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as Markdown, the first one as the head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     return "\n".join(lines)
