@@ -288,6 +288,21 @@ def test_the_leaderboard_is_between_the_best_rule_and_the_oracle(run_benchmark, 
     assert numbers.with_suffix(".png").stat().st_size > 1000
 
 
+@pytest.mark.slow
+def test_block_lengths_compare_rules_and_policies(run_benchmark, tmp_path):
+    output = tmp_path / "block_lengths.json"
+    sizes = ["--episodes", 30, "--tuning-episodes", 30, "--seeds", 1, "--steps", 3000]
+    run_benchmark(
+        "block_lengths", "Lists", *sizes, "--strategies", "short", "--runs", tmp_path, "--output", output
+    )
+    found = json.loads(output.read_text())["members"]["Lists"]
+    assert [row["block"] for row in found["rows"] if row["agents"] == "all"] == ["B4", "B8", "full"]
+    first, last = (row for row in found["rows"] if row["agents"] == "rule" and row["block"] in ("B4", "full"))
+    assert found["lost"]["rule"]["reward"] == pytest.approx(first["reward"] - last["reward"])
+    assert "| Lists | B4 | B8 | full | lost |" in output.with_suffix(".md").read_text()
+    assert output.with_suffix(".png").stat().st_size > 1000
+
+
 # Growth and training ----------------------------------------------------------------------------------------
 
 
