@@ -593,6 +593,7 @@ def test_a_state_of_a_success_model_is_checked_too(tmp_path, monkeypatch):
         },
         "behaviour must hold 4 values": {"behaviour": []},
         "harm, 0 must be a finite number": {"harm": [float("nan"), 0.5]},
+        "champion, weights must hold": {"champion": {"reward": 0.5, "harm": [3.0, 0.1], "weights": {}}},
     }.items():
         path.write_bytes(whole)
         state = torch.load(path, weights_only=True)

@@ -15,6 +15,7 @@ import dllm_gym
 from dllm_agents import load_policy, make_sb3_env, train
 from dllm_agents.config import TrainConfig
 from dllm_agents.harm import logit
+from dllm_agents.sb3.flight import as_arrays, as_tensors
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_agents.sb3.success import Behaviour, SuccessModel, best_threshold, one_cycle
 from dllm_agents.schedules import Pace, learning_rate
@@ -126,7 +127,29 @@ def test_the_threshold_follows_the_rewards():
     rng = np.random.default_rng(0)
     thresholds = rng.uniform(-6, -2, 2000)
     rewards = np.exp(-np.square(thresholds + 4)) + rng.normal(0, 0.3, 2000)
-    assert best_threshold(thresholds, rewards) == pytest.approx(-4, abs=0.4)
+    at, earned = best_threshold(thresholds, rewards)
+    assert at == pytest.approx(-4, abs=0.4)
+    assert earned == pytest.approx(1, abs=0.2)
+
+
+def test_in_the_end_the_network_returns_that_earned_most_in_a_round_of_its_own():
+    env = make_sb3_env(16, task=NoNines(), backend=Trap())
+    sizes = {"first_episodes": 8, "round_episodes": 300, "n_epochs": 1}
+    policy = {"width": 16, "critic": False}
+    model = SuccessModel(UnmaskPolicy, env, **sizes, policy_kwargs=policy, seed=0, device="cpu")
+    model.learn(2_000)
+    champion = model.rollout_buffer.champion
+    assert 0 <= champion.reward <= 1
+    assert model.harm == champion.harm
+    for name, tensor in model.policy.network.state_dict().items():
+        np.testing.assert_array_equal(tensor, champion.weights[name])
+
+    state = as_tensors(model.rollout_buffer.state())  # as it lies on disk
+    model.rollout_buffer.champion = None
+    model.rollout_buffer.restore(as_arrays(state))
+    returned = model.rollout_buffer.champion
+    assert (returned.reward, returned.harm) == (champion.reward, champion.harm)
+    np.testing.assert_equal(returned.weights, champion.weights)
 
 
 def test_one_cycle_rises_and_falls():

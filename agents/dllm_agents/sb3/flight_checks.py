@@ -64,11 +64,15 @@ def check_flight(model: OnPolicyAlgorithm, flight: Any, pattern: Any, place: str
         first, end = _check_history(model, steps["history"], needed, f"{place}, steps, history")
         _check_groups(steps["groups"], env.num_envs, first, end, f"{place}, steps, groups")
     elif isinstance(buffer, EpisodeBuffer):
-        check_keys(steps, ("history", "rounds", "behaviour", "harm"), f"{place}, steps")
+        check_keys(steps, ("history", "rounds", "behaviour", "harm", "champion"), f"{place}, steps")
         _check_history(model, steps["history"], {"action_mask", "_bits"}, f"{place}, steps, history")
         _check_rounds(steps["rounds"], f"{place}, steps, rounds")
         check_like(steps["behaviour"], [rows.float()] * 4, f"{place}, steps, behaviour")
         check_like(steps["harm"], [1.0, 0.5], f"{place}, steps, harm")
+        if steps["champion"] is not None:
+            network: Any = model.policy.network
+            like = {"reward": 0.0, "harm": [1.0, 0.5], "weights": dict(network.state_dict())}
+            check_like(steps["champion"], like, f"{place}, steps, champion")
 
 
 def _check_env(model: OnPolicyAlgorithm, state: Any, pattern: Any, place: str) -> None:

@@ -73,8 +73,23 @@ class Behaviour:
         self.chance[row] = 0.1 * drawn[2] if which < 2 / 3 else 10 ** (-1.5 + 1.2 * drawn[0])
 
 
+@dataclass(frozen=True)
+class Champion:
+    """The network that earned most in a round of its own.
+
+    Attributes:
+        reward: What it earned there, at its threshold.
+        harm: How its logits read as harm.
+        weights: Its parameters by name.
+    """
+
+    reward: float
+    harm: HarmScale
+    weights: dict[str, NDArray[Any]]
+
+
 class EpisodeBuffer:
-    """The episodes of the last rounds, whole.
+    """The episodes of the last rounds, whole, and the network that did best in any round.
 
     Args:
         buffer_size: Not used; SB3 passes it, like ``gae_lambda`` and ``gamma``.
@@ -106,6 +121,7 @@ class EpisodeBuffer:
         # theirs, as logits; NaN where the model had no say, or not the only one
         self.thresholds: list[float] = []
         self.rounds: list[dict[str, NDArray[Any]]] = []
+        self.champion: Champion | None = None
 
     def restart(self) -> None:
         """Forgets the episodes under way, for when the environment was reset."""
@@ -142,6 +158,10 @@ class EpisodeBuffer:
         return {
             "history": self.history.state(), "rounds": list(self.rounds),
             "behaviour": list(astuple(self.behaviour)), "harm": list(astuple(self.harm)),
+            "champion": None if self.champion is None else {
+                "reward": self.champion.reward, "harm": list(astuple(self.champion.harm)),
+                "weights": self.champion.weights,
+            },
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -149,6 +169,8 @@ class EpisodeBuffer:
         self.history.restore(state["history"])
         self.behaviour, self.rounds = Behaviour(*state["behaviour"]), list(state["rounds"])
         self.harm = HarmScale(*state["harm"])
+        best = state["champion"]
+        self.champion = best and Champion(best["reward"], HarmScale(*best["harm"]), best["weights"])
 
 
 class SuccessModel(OnPolicyAlgorithm):
@@ -157,9 +179,11 @@ class SuccessModel(OnPolicyAlgorithm):
     The network of ``UnmaskPolicy`` predicts whether an episode succeeds, as a noisy-or of harms, one per
     reveal (``dllm_agents.harm``). The same logits are a Bernoulli policy: sharp about the harm ``threshold``.
     Rounds alternate: episodes are collected, the first round's by random rules, later ones mostly by the
-    model at random thresholds; then the network is fitted to the last rounds, and the threshold is set to
-    where the model earned most. Episodes need no groups and no baseline. Where tokens could be taken back,
-    all stand: an algorithm that begins with this policy learns which should not.
+    model at random thresholds; then the threshold is set to where the model earned most, and the network is
+    fitted to the last rounds. After the last round the network returns that earned most in a round of its
+    own: every fit moves the harms, and a threshold that was good before it may be far too bold behind it.
+    Episodes need no groups and no baseline. Where tokens could be taken back, all stand: an algorithm that
+    begins with this policy learns which should not.
 
     Args:
         policy: ``UnmaskPolicy`` or a subclass, with sampler ``bernoulli``.
@@ -342,12 +366,16 @@ class SuccessModel(OnPolicyAlgorithm):
         alone = ~np.isnan(thresholds)
         if alone.sum() < 100:
             return
-        best = best_threshold(thresholds[alone], rewards[alone])
+        best, earned = best_threshold(thresholds[alone], rewards[alone])
         with torch.no_grad():
             bias: Tensor = self.policy.network.output_proj.bias  # type: ignore[union-attr,assignment]
             bias += self.harm.sharpness * (best - logit(self.harm.threshold))
         self.harm = HarmScale(self.harm.sharpness, 1 / (1 + math.exp(-best)))
         self.logger.record("train/threshold", self.harm.threshold)
+        if buffer.champion is None or earned > buffer.champion.reward:
+            parameters = self.policy.network.state_dict()  # type: ignore[union-attr,operator]
+            weights = {name: tensor.cpu().numpy().copy() for name, tensor in parameters.items()}
+            buffer.champion = Champion(earned, self.harm, weights)
 
     def fit(self, episodes: Episodes) -> None:
         """Fits the network to recorded episodes, by whomever; the environment is not stepped.
@@ -366,7 +394,17 @@ class SuccessModel(OnPolicyAlgorithm):
         self.rollout_buffer.rounds = []  # or every state would have the dataset in it
 
     def train(self) -> None:
-        """Fits the network to the episodes of the last rounds."""
+        """Fits the network to the episodes of the last rounds; after the last one the best network returns.
+
+        A fit moves all harms, and the threshold was chosen before it: what a network is worth is known only
+        of one that has played a round by itself.
+        """
+        champion = self.rollout_buffer.champion
+        if champion is not None and self.num_timesteps >= self._total_timesteps:
+            weights = {name: self._tensor(array) for name, array in champion.weights.items()}
+            self.policy.network.load_state_dict(weights)  # type: ignore[union-attr]
+            self.harm = champion.harm
+            return
         self.policy.set_training_mode(True)
         samples = self.rollout_buffer.samples()
         lengths, scores = samples.pop("_length"), samples.pop("_score")
@@ -424,11 +462,13 @@ def one_cycle(done: float) -> float:
 
 def best_threshold(
     thresholds: NDArray[np.float64], rewards: NDArray[np.float64], width: float = 0.4
-) -> float:
-    """Where rewards ``(E,)`` as a smooth function of thresholds ``(E,)``, as logits, are highest.
+) -> tuple[float, float]:
+    """Where rewards ``(E,)`` as a smooth function of thresholds ``(E,)``, as logits, are highest; how high.
 
     The function is the mean under a Gaussian of that width about every candidate, of which there are 25.
     """
     grid = np.linspace(np.quantile(thresholds, 0.02), np.quantile(thresholds, 0.98), 25)
     weights = np.exp(-np.square((grid[:, None] - thresholds) / width) / 2)  # (25, E)
-    return float(grid[np.argmax(weights @ rewards / weights.sum(axis=1))])
+    smooth = weights @ rewards / weights.sum(axis=1)  # (25,)
+    best = int(np.argmax(smooth))
+    return float(grid[best]), float(smooth[best])
