@@ -49,7 +49,7 @@ def parse_yaml(text: str | bytes, place: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Without what a file of plain values has no use for: aliases, of which a few lines unfold to gigabytes."""
+    """Without what plain values have no use for: aliases, of which a few lines unfold to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

@@ -239,7 +239,7 @@ MALFORMED = {
     "another metric": (
         "metric",
         "list_sort_score",
-        "'list_sort_score' is refused: it is not known here; those",
+        "'list_sort_score' is refused: it is not known here; scored",
     ),
     "a prompt that is none": ("prompt", 5, "column 'prompt' must hold a text"),
     "a value too many": (
@@ -268,7 +268,7 @@ def test_a_malformed_row_is_named(tmp_path, column, value, message):
 def test_settings_are_read_with_suspicion(checkout, tmp_path):
     path = write(tmp_path, {"waiting_line/sort": CASES["waiting_line/sort"]}) / PLACE / "waiting_line"
     for text, message in {
-        "waiting_line/copy: {prompt: P}": "no prompt and metric for 'waiting_line/sort'; it is about waiting_",
+        "waiting_line/copy: {prompt: P}": "no prompt and metric for 'waiting_line/sort'; it is about waiting",
         "waiting_line/sort: {prompt: P}": "no prompt and metric for 'waiting_line/sort'",
         "- 1": "must hold fields and values, got list",
         "waiting_line/sort: !!python/name:os.system": "is not YAML",

@@ -57,7 +57,7 @@ class TrainConfig:
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
             read is observed automatically. ``optimizer_class`` is the name of one of torch's. For
             ``rllib-ppo`` those of ``network_for``, which are sizes and features. With ``actions: set-state``
-            in ``env``, ``keep_prior`` is 5 if nothing else is said.
+            or ``edit`` in ``env``, ``keep_prior`` is 5 if nothing else is said.
         workers: Processes of ``rllib-ppo`` and what each may use, by the names RLlib has for them:
             ``num_env_runners`` share ``num_envs``, ``num_learners`` learn (0 of either: in this process),
             ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
@@ -225,7 +225,7 @@ class TrainConfig:
     @property
     def policy_arguments(self) -> dict[str, Any]:
         """``policy`` with what follows from ``env``."""
-        takes_back = self.env.get("actions", "reveal") == "set-state"
+        takes_back = self.env.get("actions", "reveal") != "reveal"
         return {**({"keep_prior": _KEEP_PRIOR} if takes_back else {}), **self.policy}
 
     @property

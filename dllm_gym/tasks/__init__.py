@@ -65,7 +65,8 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
 
     Args:
         name: A registered task (``task_names()``). ``FAMILY:NAME``, as in ``reasoning-gym:chain_sum`` or
-            ``parallelbench:waiting_line/copy``, is short for ``dataset=NAME`` among the parameters of ``FAMILY``.
+            ``parallelbench:waiting_line/copy``, is short for ``dataset=NAME`` among the parameters of
+            ``FAMILY``.
         split: ``train``, ``validation`` or ``test``.
         **kwargs: The task's own parameters.
 

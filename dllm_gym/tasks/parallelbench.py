@@ -21,7 +21,7 @@ from dllm_gym.yaml_files import read_yaml
 REFUSED = {
     "sentence_to_words_score": "it asks LanguageTool, a Java server, about the grammar",
     "summary_score": "it asks LanguageTool, a Java server, about the grammar, and ROUGE",
-    "paraphrase_score": "it asks LanguageTool, a Java server, about the grammar, and another model, BERTScore",
+    "paraphrase_score": "it asks LanguageTool, a Java server, about the grammar, and BERTScore, a model",
 }
 # Tokens to answer in, as in the paper's runs
 _LENGTHS = {"waiting_line": 32, "waiting_line_n15": 128}
@@ -130,8 +130,8 @@ def _parse(settings: Mapping[str, Any], row: Row) -> Problem:
     metric, form = text_in(row, "metric"), text_in(row, "prompt")
     if metric not in SCORERS:
         raise ValueError(
-            f"its metric {metric!r} is refused: {REFUSED.get(metric, 'it is not known here')}; those that are "
-            f"scored, {', '.join(SCORERS)}, are those of waiting_line, waiting_line_n15 and the puzzles"
+            f"its metric {metric!r} is refused: {REFUSED.get(metric, 'it is not known here')}; scored are "
+            f"{', '.join(SCORERS)}, those of waiting_line, waiting_line_n15 and the puzzles"
         )
     asked, answer = _object(row["input"]), _object(row["answer"])
     if not isinstance(asked, Mapping):

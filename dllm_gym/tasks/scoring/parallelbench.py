@@ -1,6 +1,6 @@
 """The scores of ParallelBench (arXiv 2510.04767), where they are functions of two texts.
 
-Written anew from what the published ones do; what they let pass, and what they do not, passes here or does not.
+Written anew from what the published ones do: what they let pass passes here, and nothing else does.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def _same(line: list[str], answer: str) -> bool:
 
 
 def _shuffled(line: list[str], answer: Mapping[str, Any]) -> bool:
-    return sorted(line) == sorted(answer["input"]) and line != answer["input"]
+    before: list[str] = answer["input"]
+    return sorted(line) == sorted(before) and line != before
 
 
 def _inserted(line: list[str], answer: Mapping[str, Any]) -> bool:
@@ -77,7 +78,7 @@ def _without(line: Sequence[str], word: str) -> list[str] | None:
 
 
 def _latin_square(completion: str, answer: Mapping[str, Any], strict: bool) -> bool:
-    """Whether the first rows of the right symbols, parted by commas, are such that columns have them all, too.
+    """Whether the columns of the first rows that have all symbols, parted by commas, have them all, too.
 
     Lines between them don't count, and neither does a cell too many, as columns end with the shortest row.
     """
