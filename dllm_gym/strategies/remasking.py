@@ -60,8 +60,9 @@ class RemaskingRule(Remembering):
             self.read_tokens(observation, "predicted"),
             self.read_tokens(observation, "tokens"),
         )
-        sure: BoolArray = self.read(observation, "predicted_confidence") > np.float32(limit)
-        return sure & (predicted != tokens)
+        surer = self.read(observation, "predicted_confidence") > np.float32(limit)
+        another: BoolArray = surer & (predicted != tokens)
+        return another
 
 
 class _Growing(RemaskingRule):
@@ -362,7 +363,7 @@ class T2M(RemaskingRule):
 
     name = "t2m"
     paper = "T2M, arXiv 2604.18738"
-    requires = ("written", "remasks")
+    requires: tuple[str, ...] = ("written", "remasks")
     plays: ClassVar[Mapping[str, Any]] = {"actions": "set-state", "finish": "confirm"}
 
     def __init__(

@@ -53,7 +53,8 @@ def _shuffled(line: list[str], answer: Mapping[str, Any]) -> bool:
 
 
 def _inserted(line: list[str], answer: Mapping[str, Any]) -> bool:
-    return _without(line, answer["word"]) == answer["input"]
+    before: list[str] = answer["input"]
+    return _without(line, answer["word"]) == before
 
 
 def _removed(line: list[str], answer: Mapping[str, Any]) -> bool:
