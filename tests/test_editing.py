@@ -15,12 +15,25 @@ from dllm_gym.strategies import make_strategy
 LENGTH = 6
 
 
-def loop(backend, prompt, block, threshold, edit, post):
-    """The tokens it ends with, its forwards, and how many blocks ended because their looks were used up."""
+class InBlocks(ToyBackend):
+    """Says that it attends in blocks which are counted from the first token of the prompt, as LLaDA2 does."""
+
+    blocks_from = "sequence"
+
+    def __init__(self, block):
+        super().__init__()
+        self.attention_block = block
+
+
+def loop(backend, prompt, first, block, threshold, edit, post):
+    """The tokens it ends with, its forwards, and how many blocks ended because their looks were used up.
+
+    The prompt has its part in a block that begins at ``first``, before its end.
+    """
     x = [*prompt, *[MASK] * LENGTH]
     forwards = unsettled = 0
-    for start in range(len(prompt), len(x), block):
-        places = range(start, min(start + block, len(x)))
+    for start in range(first, len(x), block):
+        places = range(max(start, len(prompt)), min(start + block, len(x)))
         looks = 0
         while True:
             masked = [p for p in places if x[p] == MASK]
@@ -52,9 +65,11 @@ def loop(backend, prompt, block, threshold, edit, post):
     threshold=st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
     edit=st.sampled_from([0.0, 0.5, 0.75, 0.9, 1.0]),
     post=st.integers(1, 5),
+    from_prompt=st.booleans(),
 )
-def test_it_decodes_as_the_released_loop(problem, block, threshold, edit, post):
-    backend, rule = ToyBackend(), make_strategy("joint-threshold", threshold=threshold, edit=edit, post=post)
+def test_it_decodes_as_the_released_loop(problem, block, threshold, edit, post, from_prompt):
+    backend = InBlocks(block) if from_prompt else ToyBackend()
+    rule = make_strategy("joint-threshold", threshold=threshold, edit=edit, post=post)
     env = UnmaskEnv(
         backend, task=ToyTask(), block_length=block, max_steps=500, observe=rule.requires, **rule.plays
     )
@@ -62,23 +77,23 @@ def test_it_decodes_as_the_released_loop(problem, block, threshold, edit, post):
     over = False
     while not over:
         observation, _, over, _, told = env.step(rule.act(observation))
-    tokens, forwards, unsettled = loop(
-        ToyBackend(), backend.encode_prompt(info["prompt"]), block, threshold, edit, post
-    )
+    prompt = backend.encode_prompt(info["prompt"])
+    first = len(prompt) // block * block if from_prompt else len(prompt)
+    tokens, forwards, unsettled = loop(ToyBackend(), prompt, first, block, threshold, edit, post)
     assert observation["tokens"].tolist() == tokens
     assert told["nfe"] == forwards + unsettled  # one more look, in which all stands
 
 
 def test_without_edits_it_is_the_threshold_rule_and_a_look_at_every_block():
-    where = {"task": "arithmetic", "block_length": 16, "max_steps": 100}
-    plain = evaluate("fast-dllm:threshold=0.7", 12, **where).records
-    looking = evaluate("joint-threshold:threshold=0.7,edit=1", 12, **where).records
+    where = {"backend": ToyBackend(), "task": ToyTask("test"), "block_length": 2, "max_steps": 20}
+    plain = evaluate("fast-dllm:threshold=0.7", 20, **where).records
+    looking = evaluate("joint-threshold:threshold=0.7,edit=1", 20, **where).records
     assert looking.completion == plain.completion
     np.testing.assert_array_equal(looking.nfe, plain.nfe + 3)
     assert (looking.metrics["remasks"] == 0).all()
 
 
 def test_it_asks_for_rules_under_which_it_can_replace():
-    result = evaluate("joint-threshold:threshold=0.3,edit=0", 6, task="lists", max_steps=60)
+    result = evaluate("joint-threshold:threshold=0.3,edit=0", 2, task="lists", max_steps=60)
     assert {"actions": "edit", "finish": "confirm"}.items() <= result.environment.items()
     assert "[MASK]" not in "".join(result.records.completion)
