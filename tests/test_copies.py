@@ -38,7 +38,7 @@ options = st.fixed_dictionaries(
         "target_steps": st.sampled_from([3, (1, 8)]),
         "revealed_confidence": st.sampled_from(["one", "model"]),
         "view": st.sampled_from(["completion", "block"]),
-        "actions": st.sampled_from(["reveal", "set-state"]),
+        "actions": st.sampled_from(["reveal", "set-state", "edit"]),
         "commit_drift": st.booleans(),
     }
 )

@@ -32,6 +32,7 @@ CONFIGURATIONS = [
     {"observe": ("block_length",), "block_length": (4, 8, None)},
     {"actions": "set-state", "observe": ("tokens", "remasks"), "max_remasks": 2, "block_length": 12},
     {"actions": "set-state", "finish": "confirm", "max_steps": 60, "commit_drift": True},
+    {"actions": "edit", "finish": "confirm", "max_steps": 60, "observe": ("predicted_confidence",)},
 ]
 configurations = pytest.mark.parametrize("configuration", CONFIGURATIONS, ids=str)
 

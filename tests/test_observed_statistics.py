@@ -16,7 +16,7 @@ from dllm_gym.backends.base import FROM_LOGITS, Prediction, predict_from_logits
 from dllm_gym.envs.unmask import UnmaskEnv
 from dllm_gym.envs.vector import UnmaskVectorEnv
 
-COMPARING = ("predicted", "written", "divergence", "persistence")
+COMPARING = ("predicted", "predicted_confidence", "written", "divergence", "persistence")
 LENGTH = 48
 
 
@@ -80,6 +80,7 @@ class Reference:
         self.before, self.best = p, best
         return {
             "predicted": best,
+            "predicted_confidence": p.max(-1),
             "written": np.take_along_axis(p, tokens[:, None], axis=1)[:, 0],
             "divergence": (p * (np.log(p + 1e-12) - np.log(before + 1e-12))).sum(-1),
             "persistence": self.stayed,
@@ -113,8 +114,9 @@ def test_they_are_what_the_reference_says(seed, revealed, view):
                 np.testing.assert_allclose(observation[name], right, atol=1e-3, rtol=1e-4, err_msg=name)
             predicted = np.where(inside, expected["predicted"], reference.backend.mask_token_id)
             np.testing.assert_array_equal(observation["predicted"], predicted)
-            right = np.where(inside, expected["written"], 1)
-            np.testing.assert_allclose(observation["written"], right, atol=1e-5)
+            for name, atol in (("written", 1e-5), ("predicted_confidence", 1e-4)):
+                right = np.where(inside, expected[name], 1)
+                np.testing.assert_allclose(observation[name], right, atol=atol, err_msg=name)
             assert (observation["written"][masked & inside] == 0).all()
             if step == 0:
                 assert (observation["divergence"][inside] > 20).all()

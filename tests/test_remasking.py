@@ -13,7 +13,7 @@ from dllm_gym.evaluation import evaluate
 from dllm_gym.strategies import make_strategy
 
 quick = settings(max_examples=12, deadline=None)
-RULES = ("rcr", "remedi", "wino", "remdm", "saber", "t2m")
+RULES = ("rcr", "remedi", "wino", "remdm", "saber", "t2m", "joint-threshold")
 
 
 # Brute force: what stands after a step, of one row ----------------------------------------------------------
@@ -101,6 +101,18 @@ def slow_saber(row, memory, least):
     return [i for i in revealed if i not in back]
 
 
+def surer_of_another(row, limit):
+    sure = [i for i in row["standing"] if row["predicted_confidence"][i] > limit]
+    return [i for i in sure if row["predicted"][i] != row["tokens"][i]]
+
+
+def slow_joint(row, memory, threshold, edit, post):
+    """Without its limit, which takes an environment that asks for confirmation to be reached."""
+    confidence = {i: row["confidence"][i] for i in row["masked"]}
+    new = [i for i in confidence if confidence[i] > threshold] or highest(confidence, 1)
+    return new + [i for i in row["standing"] if i not in surer_of_another(row, edit)]
+
+
 def slow_t2m(row, memory, threshold, signal, limit, times):
     confidence = {i: row["confidence"][i] for i in row["masked"]}
     new = [i for i in confidence if confidence[i] > threshold] or highest(confidence, 1)
@@ -108,6 +120,8 @@ def slow_t2m(row, memory, threshold, signal, limit, times):
     before = memory.get("before") if row["block_step"] else None
     if signal == "low-prob":
         strength = {i: -now[i] for i in row["standing"] if now[i] < limit}
+    elif signal == "t2t-remask":
+        strength = {i: row["predicted_confidence"][i] for i in surer_of_another(row, limit)}
     elif before is None:
         strength = {}
     else:
@@ -134,6 +148,9 @@ CASES = [
     ("saber", slow_saber, {"least": 4}),
     ("t2m", slow_t2m, {"threshold": 0.5, "signal": "low-prob", "limit": 0.5, "times": 2}),
     ("t2m", slow_t2m, {"threshold": 0.75, "signal": "logit-diff", "limit": 0.25, "times": 1}),
+    ("t2m", slow_t2m, {"threshold": 0.75, "signal": "t2t-remask", "limit": 0.25, "times": 2}),
+    ("joint-threshold", slow_joint, {"threshold": 0.75, "edit": 0.5, "post": 16}),
+    ("joint-threshold", slow_joint, {"threshold": 0.5, "edit": 0.0, "post": 1}),
 ]  # fmt: skip
 every_case = pytest.mark.parametrize(
     ("name", "slow", "parameters"), CASES, ids=lambda one: getattr(one, "__name__", str(one))
@@ -166,7 +183,11 @@ class Episodes:
         grain = self.rng.choice([2, 4, 16])  # few distinct values, so that ties abound; all are exact
         confidence, written = (self.rng.integers(0, grain + 1, (2, rows, length)) / grain).astype(np.float32)
         inside = self.block == self.at[:, None]
+        tokens, predicted = self.rng.integers(0, 3, (2, rows, length))
         return {
+            "tokens": tokens,
+            "predicted": predicted,
+            "predicted_confidence": confidence,
             "confidence": np.where(self.mask, confidence, np.float32(1)),
             "written": np.where(self.mask, np.float32(0), written),
             "mask": self.mask.astype(np.int8),
@@ -252,7 +273,8 @@ def test_what_is_full_stands_unless_it_is_doubted(name, slow, parameters):
         if action[0].all():
             break
         episodes.apply(action, observation)
-    full = {**observation, "mask": np.zeros_like(observation["mask"]), "written": np.ones((2, 6), np.float32)}
+    agreed = {"written": np.ones((2, 6), np.float32), "tokens": observation["predicted"]}
+    full = {**observation, **agreed, "mask": np.zeros_like(observation["mask"])}
     actions = [rule.act(full)[0] for _ in range(20)]
     assert actions[-1].all()
     assert name == "remdm" or actions[0].all()  # that one goes on until its steps are over
@@ -283,7 +305,7 @@ def test_a_step_per_position_is_enough(name, size):
 @pytest.mark.parametrize("name", RULES)
 def test_rules_play_by_rules_that_let_them(name):
     result = evaluate(name, 6, task="arithmetic", block_length=16)
-    assert result.environment["actions"] == "set-state"
+    assert result.environment["actions"] == ("edit" if name == "joint-threshold" else "set-state")
     forbidden = evaluate(name, 2, task="arithmetic", block_length=16, forbid_remask=True)
     assert forbidden.records.metrics["remasks"].sum() == 0
     assert "[MASK]" not in "".join(forbidden.records.completion)
@@ -305,7 +327,9 @@ def test_steps_per_block_are_the_forwards():
         ("remdm", {"eta": -1}, r"eta must be a finite number in \[0, 1\], got -1"),
         ("remdm", {"steps": 0}, "steps must be an integer >= 1, got 0"),
         ("saber", {"least": 0}, "least must be an integer >= 1, got 0"),
-        ("t2m", {"signal": "t2t"}, "one of low-prob, logit-diff, got 't2t'"),
+        ("t2m", {"signal": "t2t"}, "one of low-prob, t2t-remask, logit-diff, got 't2t'"),
+        ("joint-threshold", {"edit": -1}, r"edit must be a finite number in \[0, 1\], got -1"),
+        ("joint-threshold", {"post": 0}, "post must be an integer >= 1, got 0"),
         ("t2m", {"limit": 2}, r"limit must be a finite number in \[0, 1\], got 2"),
         ("t2m", {"times": 0}, "times must be an integer >= 1, got 0"),
     ],

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import ClassVar
 from urllib.request import urlopen
 
 import httpx2
@@ -227,7 +226,8 @@ def test_a_stream_shows_the_canvas():
 class Fickle:
     """Takes back a third of what stands, in every step another one."""
 
-    plays: ClassVar = {"actions": "set-state", "finish": "confirm"}
+    def __init__(self, actions):
+        self.plays = {"actions": actions, "finish": "confirm"}
 
     def act(self, observation):
         length = observation["mask"].shape[1]
@@ -236,20 +236,23 @@ class Fickle:
         return np.where(observation["mask"] == 1, observation["confidence"] > 0.5, keeps)
 
 
-def test_what_an_agent_takes_back_was_not_told():
+@pytest.mark.parametrize("actions", ["set-state", "edit"])
+def test_what_an_agent_takes_back_was_not_told(actions):
     back = 0
-    with served(Fickle(), block_length=3) as (address, _):
+    with served(Fickle(actions), block_length=3) as (address, _):
         for number in range(8):
             chunks = list(ask(client(address), str(number), stream=True, extra_body={"canvas": True}))
             told = "".join(chunk.choices[0].text for chunk in chunks)
-            wanted = expected(str(number), Fickle(), block_length=3)
+            wanted = expected(str(number), Fickle(actions), block_length=3)
             assert told == wanted.text
             shown = [chunk.choices[0].dllm for chunk in chunks[1:]]
             assert [one["steps"] for one in shown] == list(range(1, wanted.steps + 1))
             before = [None] * LENGTH
             for one in shown:
                 steps = zip(before, one["canvas"], strict=True)
-                back += sum(old is not None and new is None for old, new in steps)
+                gone = [new for old, new in steps if old is not None and new != old]
+                assert [new is None for new in gone] == [actions == "set-state"] * len(gone)
+                back += len(gone)
                 before = one["canvas"]
     assert back > 0
 

@@ -1,4 +1,4 @@
-"""``actions="set-state"``: tokens that go back, against a reading of the rules in plain lists."""
+"""Tokens that go back, or are replaced at once, against a reading of the rules in plain lists."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def bits(*positions, length=LENGTH):
 class SlowEpisode:
     """One episode by the rules, a position at a time."""
 
-    def __init__(self, block_length, limit, max_steps, confirm, stop_at_eos, on_empty):
+    def __init__(self, replace, block_length, limit, max_steps, confirm, stop_at_eos, on_empty):
+        self.replace = replace
         self.block_length, self.limit, self.max_steps = block_length, limit, max_steps
         self.confirm, self.stop_at_eos, self.on_empty = confirm, stop_at_eos, on_empty
         self.tokens, self.back = [MASK] * LENGTH, [0] * LENGTH
@@ -66,6 +67,8 @@ class SlowEpisode:
         self.ignored += sum(action[p] for p in range(LENGTH) if p not in allowed)
         reveal = [p for p in allowed if self.tokens[p] == MASK and action[p]]
         back = [p for p in allowed if self.tokens[p] != MASK and not action[p]]
+        if self.replace:
+            back = [p for p in back if self.tokens[p] != predicted[p]]
         if not reveal and not back:
             self.empty += 1
             masked = [p for p in allowed if self.tokens[p] == MASK]
@@ -74,10 +77,10 @@ class SlowEpisode:
         for p in reveal:
             self.tokens[p] = predicted[p]
         for p in back:
-            self.tokens[p] = MASK
+            self.tokens[p] = predicted[p] if self.replace else MASK
             self.back[p] += 1
         self.steps += 1
-        doubtful = reveal if self.confirm else []  # what no further step has let stand
+        doubtful = reveal + back if self.confirm else []  # what no further step has let stand
 
         def stands(positions):
             return all(self.tokens[p] != MASK and p not in doubtful for p in positions)
@@ -94,6 +97,7 @@ class SlowEpisode:
 
 games = st.fixed_dictionaries(
     {
+        "actions": st.sampled_from(["set-state", "edit"]),
         "block_length": st.sampled_from([1, 2, 4, 6]),
         "max_remasks": st.sampled_from([None, 1, 2]),
         "forbid_remask": st.booleans(),
@@ -113,8 +117,8 @@ def test_equals_the_rules_in_plain_lists(game, seed):
     observation, _ = env.reset(options={"problem": int(rng.integers(50))})
     limit = 0 if game["forbid_remask"] else game["max_remasks"] or 99
     slow = SlowEpisode(
-        game["block_length"], limit, game["max_steps"] or LENGTH, game["finish"] == "confirm",
-        game["stop_at_eos"], game["on_empty"],
+        game["actions"] == "edit", game["block_length"], limit, game["max_steps"] or LENGTH,
+        game["finish"] == "confirm", game["stop_at_eos"], game["on_empty"],
     )  # fmt: skip
     keep = rng.random()  # how much of what stands is let stand
     while not slow.over:
@@ -136,11 +140,14 @@ def test_equals_the_rules_in_plain_lists(game, seed):
 
 @settings(max_examples=40)
 @given(
-    seed=st.integers(0, 2**32), block_length=st.sampled_from([2, 6]), temperature=st.sampled_from([0.0, 0.7])
+    seed=st.integers(0, 2**32),
+    actions=st.sampled_from(["set-state", "edit"]),
+    block_length=st.sampled_from([2, 6]),
+    temperature=st.sampled_from([0.0, 0.7]),
 )
-def test_who_takes_nothing_back_plays_the_game_of_revealing(seed, block_length, temperature):
+def test_who_takes_nothing_back_plays_the_game_of_revealing(seed, actions, block_length, temperature):
     common = {"block_length": block_length, "temperature": temperature, "observe": ("tokens",)}
-    one, other = toy(actions="reveal", **common), toy(**common)
+    one, other = toy(actions="reveal", **common), toy(actions=actions, **common)
     rng = np.random.default_rng(seed)
     seen, also = one.reset(seed=seed)[0], other.reset(seed=seed)[0]
     over = False
@@ -167,6 +174,40 @@ def test_a_token_taken_back_is_predicted_anew():
     assert second["mask"].tolist() == [0, 1, 0, 0, 1, 1]
     assert second["remasks"].tolist() == [0, 1, 0, 0, 0, 0]
     assert backend.calls[-1][0, -LENGTH:].tolist() == second["tokens"].tolist()
+
+
+def test_a_token_is_replaced_where_the_dllm_would_write_another():
+    env = toy(actions="edit", observe=("tokens", "predicted", "predicted_confidence", "remasks"))
+    env.reset(seed=0)
+    before, *_ = env.step(bits(0, 1, 2, 3))
+    other = before["predicted"] != before["tokens"]
+    assert other[:4].any()
+    raw = env.engine.confidence[0]
+    np.testing.assert_array_equal(before["predicted_confidence"], raw)  # of tokens that stand, too
+    assert (before["confidence"][:4] == 1).all()
+    after, *_ = env.step(bits())
+    np.testing.assert_array_equal(after["tokens"][:4], before["predicted"][:4])
+    assert (after["tokens"][4:] == MASK).all()
+    np.testing.assert_array_equal(after["remasks"][:4], other[:4])
+    still, *_ = env.step(bits(0, 1, 2, 3, 4))
+    np.testing.assert_array_equal(still["tokens"][:4], after["tokens"][:4])
+
+
+def test_to_replace_a_token_by_itself_is_to_do_nothing():
+    env = toy(actions="edit", backend=Settled([1, 2, 3, 4, 5, 6]), finish="confirm", on_empty="noop")
+    env.reset(seed=0)
+    env.step(np.ones(LENGTH))
+    _, _, over, _, info = env.step(np.zeros(LENGTH))
+    assert over
+    assert (info["nfe"], info["remasks"], info["empty_actions"]) == (2, 0, 1)
+
+
+class Settled(ScriptedBackend):
+    """Says the same whatever it is asked, and is asked for what a token that stands is worth."""
+
+    def predict(self, tokens, *args, statistics=(), **kwargs):
+        seen = super().predict(tokens, *args, **kwargs)
+        return Prediction(seen.tokens, seen.confidence, {name: seen.confidence for name in statistics})
 
 
 def test_the_confirming_forward_counts():
@@ -223,8 +264,8 @@ def test_a_step_costs_the_same_whatever_the_budget(steps, reward):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"actions": "remask"}, "unknown actions 'remask'; choose one of reveal, set-state"),
-        ({"actions": "reveal", "max_remasks": 2}, "are for actions='set-state'; got 2 and 'full'"),
+        ({"actions": "remask"}, "unknown actions 'remask'; choose one of reveal, set-state, edit"),
+        ({"actions": "reveal", "max_remasks": 2}, "are for actions='set-state' and 'edit'; got 2 and 'full'"),
         ({"actions": "reveal", "finish": "confirm"}, "got None and 'confirm' with actions='reveal'"),
         ({"finish": "never"}, "unknown finish 'never'; choose one of full, confirm"),
         ({"max_remasks": 0}, "max_remasks must be a whole number of at least 1, got 0"),
@@ -320,6 +361,42 @@ def test_evaluations_play_by_the_agents_rules():
     without = evaluate(Wavering(), 5, forbid_remask=True, **where())
     assert without.records.nfe.tolist() == [2.0] * 5
     assert without.records.metrics["remasks"].tolist() == [0.0] * 5
+
+
+class Editing(Wavering):
+    """Replaces where that one takes back."""
+
+    def __init__(self):
+        super().__init__()
+        self.plays = {**self.plays, "actions": "edit"}
+
+
+def test_what_was_replaced_is_recorded_with_its_last_step():
+    result = evaluate(Editing(), 8, record=True, **where())
+    recording = result.recording
+    assert recording.environment["actions"] == "edit"
+    replaced = recording.remasks == 1
+    assert replaced.any()
+    assert not replaced[:, 2:].any()
+    np.testing.assert_array_equal(recording.reveal_step, np.where(replaced, 2, 1))
+    np.testing.assert_array_equal(recording.rewritten, replaced)  # by another token, always
+    assert result.records.nfe.tolist() == [3.0 if any(row) else 2.0 for row in replaced]
+    without = evaluate(Editing(), 8, forbid_remask=True, **where())
+    assert without.records.metrics["remasks"].tolist() == [0.0] * 8
+
+
+def test_films_show_what_was_replaced():
+    frames = [one for (one,) in film([Editing()], 1, **where()).frames]
+    at = np.flatnonzero(frames[2].just_remasked).tolist()
+    assert at
+    assert not frames[2].masked.any()
+    assert [frames[2].tokens[p] != frames[1].tokens[p] for p in at] == [True] * len(at)
+    assert "\x1b[91m" in render_ansi(frames[2])
+    plain = type(frames[2])(**{**frames[2].__dict__, "just_remasked": None})
+    assert (render_rgb(frames[2]) != render_rgb(plain)).any()
+    run = _player_run(frames, 1.0, "red")
+    assert [(where, since, until) for where, since, until, _ in run["earlier"]] == [(p, 1, 2) for p in at]
+    assert [run["revealed"][p] for p in at] == [2] * len(at)
 
 
 def test_recordings_of_tokens_that_went_back_are_kept(tmp_path):

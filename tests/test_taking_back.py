@@ -276,11 +276,14 @@ def test_imitation_teaches_to_let_stand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "grpo", "success"])
-def test_every_algorithm_trains(tmp_path, algorithm):
+@pytest.mark.parametrize(
+    ("algorithm", "actions"),
+    [*((algorithm, "set-state") for algorithm in ("ppo", "a2c", "grpo", "success")), ("grpo", "edit")],
+)
+def test_every_algorithm_trains(tmp_path, algorithm, actions):
     config = TrainConfig(
         algorithm=algorithm,
-        env={"task": "sudoku", "actions": "set-state", "on_empty": "noop", "max_remasks": 2},
+        env={"task": "sudoku", "actions": actions, "on_empty": "noop", "max_remasks": 2},
         num_envs=8,
         group_size=4 if algorithm == "grpo" else 1,
         total_timesteps=160,
@@ -295,7 +298,7 @@ def test_every_algorithm_trains(tmp_path, algorithm):
     policy = load_policy(tmp_path / "run" / "last")
     assert policy.network.config.keep_prior == 5.0
     assert policy.takes_back
-    assert evaluate(policy, 2).environment["actions"] == "set-state"
+    assert evaluate(policy, 2).environment["actions"] == actions
 
 
 @quick

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import yaml
 
+from dllm_gym import yaml_files
 from dllm_gym.evaluation.home import settle
 from dllm_gym.files import is_finite
 from dllm_gym.suggestions import did_you_mean
@@ -27,12 +28,6 @@ WORKERS = (
 _KEEP_PRIOR = 5.0  # that of the published set-state policy
 _EVALUATIONS = 10  # of a training, where nothing is said
 _LARGEST_FILE = 2**16  # bytes; a hundred times what a configuration takes
-
-# What PyYAML raises, by itself and through what it calls: 2026-13-13 is no date, !!int "" has no first digit.
-_MALFORMED = (
-    *(yaml.YAMLError, ValueError, OverflowError, RecursionError),
-    *(LookupError, AttributeError, TypeError),
-)
 
 # In an installed package the files lie inside it, in a checkout beside it.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
@@ -62,7 +57,7 @@ class TrainConfig:
         policy: Arguments of ``UnmaskPolicy``: width, heads, layers, features, sampler, ... What its features
             read is observed automatically. ``optimizer_class`` is the name of one of torch's. For
             ``rllib-ppo`` those of ``network_for``, which are sizes and features. With ``actions: set-state``
-            in ``env``, ``keep_prior`` is 5 if nothing else is said.
+            or ``edit`` in ``env``, ``keep_prior`` is 5 if nothing else is said.
         workers: Processes of ``rllib-ppo`` and what each may use, by the names RLlib has for them:
             ``num_env_runners`` share ``num_envs``, ``num_learners`` learn (0 of either: in this process),
             ``num_cpus_per_env_runner``, ``num_gpus_per_env_runner``, ``num_cpus_per_learner``,
@@ -230,7 +225,7 @@ class TrainConfig:
     @property
     def policy_arguments(self) -> dict[str, Any]:
         """``policy`` with what follows from ``env``."""
-        takes_back = self.env.get("actions", "reveal") == "set-state"
+        takes_back = self.env.get("actions", "reveal") != "reveal"
         return {**({"keep_prior": _KEEP_PRIOR} if takes_back else {}), **self.policy}
 
     @property
@@ -314,7 +309,7 @@ def with_settings(content: dict[str, Any], settings: Iterable[str]) -> dict[str,
             if not isinstance(place.get(key), dict):
                 place[key] = {}
             place = place[key]
-        place[last] = _parse(text, setting)
+        place[last] = _with_numbers(yaml_files.parse_yaml(text, setting))
     return content
 
 
@@ -371,13 +366,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ValueError: For a file that is too long or malformed, keys that are there twice and aliases.
     """
-    with Path(path).open("rb") as file:
-        text = file.read(_LARGEST_FILE + 1)
-    if len(text) > _LARGEST_FILE:
-        raise ValueError(f"{path} is no configuration: it has more than {_LARGEST_FILE} bytes")
-    content = _parse(text, str(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold fields and values, got {type(content).__name__}")
+    content: dict[str, Any] = _with_numbers(yaml_files.read_yaml(path, "configuration", _LARGEST_FILE))
     return content
 
 
@@ -402,13 +391,6 @@ def plain(config: Described) -> dict[str, Any]:
     return values
 
 
-def _parse(text: str | bytes, place: str) -> Any:
-    try:
-        return _with_numbers(yaml.load(text, _Loader))  # a SafeLoader
-    except _MALFORMED as error:
-        raise ValueError(f"{place} is not YAML: {error}") from error
-
-
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for key, value in values.items():
@@ -417,22 +399,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             pairs[f"{prefix}{key}"] = value
     return pairs
-
-
-class _Loader(yaml.SafeLoader):
-    """Without what a configuration has no use for: aliases, of which a few lines unfold to gigabytes."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not accepted")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if len(set(keys)) < len(keys):
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise yaml.YAMLError(f"key {twice!r} is there twice")
-        return super().construct_mapping(node, deep)
 
 
 class Dumper(yaml.SafeDumper):

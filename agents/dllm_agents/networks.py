@@ -81,10 +81,10 @@ class UnmaskTransformerConfig:
         initial_bias: Bias of the output: an untrained policy reveals a position with probability
             around sigmoid(-2) = 0.12 (paper, "smart initialisation").
         value_head: Whether there is a critic on top of the shared trunk.
-        keep_prior: For ``actions="set-state"``: there is a second output, for revealed positions. It begins
-            as this number times ``written``, the probability of the token that stands there, whatever the
-            weights are; with 5 a token that the dLLM is sure of is kept with probability 0.993. ``None``: the
-            policy only reveals.
+        keep_prior: For ``actions="set-state"`` or ``"edit"``: there is a second output, for revealed
+            positions. It begins as this number times ``written``, the probability of the token that stands
+            there, whatever the weights are; with 5 a token that the dLLM is sure of is kept with probability
+            0.993. ``None``: the policy only reveals.
 
     Raises:
         ValueError: For unknown, missing or repeated features and sizes that don't fit.

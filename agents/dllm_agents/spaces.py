@@ -34,7 +34,7 @@ def network_for(
         mlp_width: See there.
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
-        keep_prior: See there; for ``actions="set-state"``.
+        keep_prior: See there; for ``actions="set-state"`` or ``"edit"``.
         critic: Whether there is a value head.
 
     Raises:

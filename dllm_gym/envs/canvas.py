@@ -13,14 +13,14 @@ class Canvas(PerRow):
     """Episodes in flight, one per row; any row can be started afresh while the others go on.
 
     A row is a prompt followed by ``completion_length`` positions that start as mask tokens. What is revealed
-    stays so, unless there are ``remasks``: then the tokens of the active block may be taken back until the
-    block is finished.
+    stays so, unless there are ``remasks``: then the tokens of the active block may be taken back, and perhaps
+    replaced, until the block is finished.
 
     Attributes:
         masked: ``(N, L)`` bool, positions not revealed.
         open: ``(N, L)`` bool, positions that may still change.
-        just_revealed: ``(N, L)`` bool, positions revealed by the row's last step.
-        just_remasked: ``(N, L)`` bool, positions it took back.
+        just_revealed: ``(N, L)`` bool, positions written by the row's last step.
+        just_remasked: ``(N, L)`` bool, positions it took back; those written, too, were replaced.
         remasked: ``(N, L)`` int64, how often each position was taken back.
         steps: ``(N,)`` int64, steps used.
         block_lengths: ``(N,)`` int64, positions per block.
@@ -131,23 +131,25 @@ class Canvas(PerRow):
         return may_change
 
     def apply(
-        self, rows: IntArray, revealing: BoolArray, tokens: IntArray, remasking: BoolArray | None = None
+        self, rows: IntArray, writing: BoolArray, tokens: IntArray, taking_back: BoolArray | None = None
     ) -> None:
-        """Reveals positions, takes others back and counts a step.
+        """Writes at positions, takes tokens back and counts a step.
 
         Args:
             rows: ``(R,)`` rows to step.
-            revealing: ``(R, L)`` positions to reveal, all of them masked.
+            writing: ``(R, L)`` positions to write at, all of them masked or taken back.
             tokens: ``(R, L)`` what to write there.
-            remasking: ``(R, L)`` positions to mask again, all of them revealed; ``None`` is none.
+            taking_back: ``(R, L)`` positions whose token goes, all of them revealed. They are masked again
+                unless they are written at. ``None`` is none.
         """
-        if remasking is None:
-            remasking = np.zeros_like(revealing)
-        written = np.where(revealing, tokens, self._completions[rows])
-        self._completions[rows] = np.where(remasking, self._mask_token_id, written)
-        self.masked[rows] = (self.masked[rows] & ~revealing) | remasking
-        self.just_revealed[rows], self.just_remasked[rows] = revealing, remasking
-        self.remasked[rows] += remasking
+        if taking_back is None:
+            taking_back = np.zeros_like(writing)
+        emptied = taking_back & ~writing
+        written = np.where(writing, tokens, self._completions[rows])
+        self._completions[rows] = np.where(emptied, self._mask_token_id, written)
+        self.masked[rows] = (self.masked[rows] & ~writing) | emptied
+        self.just_revealed[rows], self.just_remasked[rows] = writing, taking_back
+        self.remasked[rows] += taking_back
         self.steps[rows] += 1
         self._close(rows)
 

@@ -326,8 +326,10 @@ class Engine(PerRow):
         candidates, masked = self.canvas.selectable()[rows], self.canvas.masked[rows]
         wanted = actions & candidates
         self.ignored_actions[rows] += (actions ^ wanted).sum(axis=1)
-        revealing, remasking = wanted & masked, candidates & ~masked & ~wanted
-        changed: BoolArray = np.any(revealing | remasking, axis=1)
+        revealing, taking_back = wanted & masked, candidates & ~masked & ~wanted
+        if self.moves.replaces:
+            taking_back &= self._tokens[rows] != self.canvas.completions(rows)
+        changed: BoolArray = np.any(revealing | taking_back, axis=1)
         self.empty_actions[rows] += ~changed
         confidence = self.confidence[rows]
         if self.on_empty == "best" and not changed.all():
@@ -336,8 +338,9 @@ class Engine(PerRow):
             changed |= np.any(revealing, axis=1)
         if not changed.all():
             self._predicted.repeat(rows[~changed])
-        self._sure[rows] = np.where(revealing, confidence, self._sure[rows])
-        self.canvas.apply(rows, revealing, self._tokens[rows], remasking)
+        writing = revealing | taking_back if self.moves.replaces else revealing
+        self._sure[rows] = np.where(writing, confidence, self._sure[rows])
+        self.canvas.apply(rows, writing, self._tokens[rows], taking_back)
         return changed
 
     def predict(self, rows: IntArray) -> None:

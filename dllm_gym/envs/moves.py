@@ -1,4 +1,4 @@
-"""What an action may do to the canvas, and how long: revealing only, or taking tokens back as well."""
+"""What an action may do to the canvas, and how long: revealing only, or taking back and replacing as well."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dllm_gym.envs.checks import one_of, positive
 from dllm_gym.envs.rows import BoolArray
 
-ACTIONS = ("reveal", "set-state")
+ACTIONS = ("reveal", "set-state", "edit")
 FINISH = ("full", "confirm")
 SURE, DOUBTED = 0.5, 0.2  # above and below which probabilities a token has drifted
 
@@ -21,7 +21,7 @@ class Moves:
     """The rules of a game, as ``UnmaskEnv`` documents them.
 
     Attributes:
-        actions: ``reveal`` or ``set-state``.
+        actions: ``reveal``, ``set-state`` or ``edit``.
         max_steps: The budget of steps.
         max_remasks: How often a position may be taken back; ``None`` is without end.
         forbid_remask: Whether nothing may be taken back although the actions could.
@@ -52,7 +52,7 @@ class Moves:
         )
         if actions == "reveal" and (max_remasks is not None or finish != "full"):
             raise ValueError(
-                "max_remasks and finish='confirm' are for actions='set-state'; got "
+                "max_remasks and finish='confirm' are for actions='set-state' and 'edit'; got "
                 f"{max_remasks!r} and {finish!r} with actions='reveal'"
             )
         return moves
@@ -65,7 +65,12 @@ class Moves:
     @property
     def can_take_back(self) -> bool:
         """Whether there are actions that take tokens back, allowed or not."""
-        return self.actions == "set-state"
+        return self.actions != "reveal"
+
+    @property
+    def replaces(self) -> bool:
+        """Whether what is taken back is written anew in the same step."""
+        return self.actions == "edit"
 
     @property
     def remasks(self) -> int:

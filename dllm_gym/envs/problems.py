@@ -53,6 +53,8 @@ class Problems:
         """
         backend = self._backend
         prompt: Any = problem.prompt  # a text, or one of the other kinds of ``dllm_gym.prompts``
+        if problem.turns:
+            prompt = [*problem.turns, {"role": "user", "content": prompt}]
         ids = list(prompt) if is_token_ids(prompt) else backend.encode_prompt(prompt)
         if problem.prefix:
             ids = [*ids, *backend.tokenizer.encode(problem.prefix, add_special_tokens=False)]

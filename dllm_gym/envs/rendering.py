@@ -62,7 +62,7 @@ class Frame:
         prompt: The problem's text.
         tokens: The text of each of the L completion positions; ignored where masked.
         masked: (L,) bool, positions still masked.
-        just_revealed: (L,) bool, positions revealed by the last step.
+        just_revealed: (L,) bool, positions written by the last step.
         confidence: (L,) float32, the dLLM's confidence; 1.0 where revealed.
         block_length: Block edges are drawn every so many positions; L means none.
         step: Steps used.
@@ -70,7 +70,7 @@ class Frame:
         score: None while the episode runs, then the task's score; 1.0 is correct.
         block_offset: By how many positions the first block is shorter than the others.
         agent: Who decodes; empty leaves it out.
-        just_remasked: (L,) bool, positions taken back by the last step; None is none.
+        just_remasked: (L,) bool, positions taken back by the last step, masked now or replaced; None is none.
     """
 
     prompt: str
@@ -106,7 +106,7 @@ class Frame:
         return f"{'correct' if self.correct else 'wrong'}   score {self.score:g}"
 
     def was_taken_back(self, position: int) -> bool:
-        """Whether the last step masked ``position`` again."""
+        """Whether the last step masked ``position`` again, or replaced what stood there."""
         return self.just_remasked is not None and bool(self.just_remasked[position])
 
     def is_edge(self, position: int) -> bool:
@@ -312,6 +312,8 @@ def _ansi_cell(frame: Frame, position: int, width: int, marked: bool) -> str:
     style = (
         _YELLOW
         if marked
+        else _RED
+        if frame.was_taken_back(position)
         else _GREEN
         if frame.just_revealed[position]
         else _DIM
@@ -329,13 +331,14 @@ def _draw_cell(image: Image.Image, draw: ImageDraw.ImageDraw, frame: Frame, posi
     x, y, right, bottom = box
     width, height = right - x, bottom - y
     shape = _rounded(width, height, _RADIUS)
-    if frame.masked[position]:
-        image.paste(_mix(_UNSURE, _SURE, frame.confidence[position]), (x, y), shape)
-        if frame.was_taken_back(position):
-            draw.rounded_rectangle((x, y, right - 1, bottom - 1), _RADIUS, outline=_WRONG, width=3)
+    masked, new = frame.masked[position], frame.just_revealed[position]
+    fill = _mix(_UNSURE, _SURE, frame.confidence[position]) if masked else _NEW if new else _REVEALED
+    image.paste(fill, (x, y), shape)
+    if frame.was_taken_back(position):
+        draw.rounded_rectangle((x, y, right - 1, bottom - 1), _RADIUS, outline=_WRONG, width=3)
+    if masked:
         return
-    new, token = frame.just_revealed[position], frame.tokens[position]
-    image.paste(_NEW if new else _REVEALED, (x, y), shape)
+    token = frame.tokens[position]
     centre = (x + width // 2, y + height // 2)
     if token in END_TOKENS:
         dot = (centre[0] - _DOT // 2, centre[1] - _DOT // 2)

@@ -127,6 +127,13 @@ _TABLE = (
         of_revealed=True,
     ),
     Statistic(
+        name="predicted_confidence",
+        space=lambda sizes: _box(0.0, 1.0, sizes.length),
+        looks=lambda sizes: 1.0,
+        measure=lambda now, before: now["confidence"],
+        of_revealed=True,
+    ),
+    Statistic(
         **_asked("written"),
         space=lambda sizes: _box(0.0, 1.0, sizes.length),
         looks=lambda sizes: 1.0,

@@ -41,9 +41,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
     ## Action Space
     `MultiBinary(L)`, any 0/1 dtype: 1 reveals the position with the token the dLLM predicts there; with
-    `actions="set-state"` a 0 where a token stands takes it back (see Taking back). Arrays, sequences and
-    tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such as logits or
-    probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
+    `actions="set-state"` or `"edit"` a 0 where a token stands takes it back (see Taking back). Arrays,
+    sequences and tensors are taken, on any device, with a gradient or without; anything but 0 and 1, such
+    as logits or probabilities, is a ValueError, here and wherever agents act (`evaluate`, `generate`, ...).
     Bits outside the observation's `action_mask` are ignored and counted in `info["ignored_actions"]`.
     An action that changes nothing is counted in `info["empty_actions"]` and follows `on_empty`.
     Random legal actions: `env.action_space.sample(mask=2 * info["action_mask"])`.
@@ -52,7 +52,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     With `actions="set-state"` a bit says whether its position shall be revealed after the step. A masked
     position with 1 is revealed, a revealed one with 0 is masked again; the other two stay as they are.
     `action_mask` covers the whole active block, but for tokens that were taken back `max_remasks` times
-    before: these stand. So does every block that is finished. What an agent needs to judge a token is
+    before: these stand. So does every block that is finished. With `actions="edit"` a token that is taken
+    back is replaced in the same step by the one the dLLM would write there now; where that is the same one,
+    nothing changes. All else is as with `"set-state"`. What an agent needs to judge a token is
     observed without being asked for: `written`, the dLLM's probability now of the token that stands there.
     `forbid_remask=True` leaves actions as they are and lets nothing be taken back: what a policy that may
     take back is worth without that right.
@@ -76,6 +78,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `top_k`       | `Box(0, 1, (L, k), float32)`   | the k largest probabilities; 1, 0, ... where revealed |
     | `hidden`      | `Box(-3.4e38, 3.4e38, (L, H), float32)` | its last hidden state; 0 where revealed |
     | `predicted`   | `Box(0, V - 1, (L,), int64)`   | the token it would write, at every position          |
+    | `predicted_confidence` | `Box(0, 1, (L,), float32)` | its probability of that, at every position      |
     | `written`     | `Box(0, 1, (L,), float32)`     | its probability of what stands there; 0 where masked |
     | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
     | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
@@ -94,13 +97,14 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     stands there, and likewise for the other statistics. Such predictions are of the last forward, and
     none follows the last action of an episode.
 
-    `predicted` and `written` are about revealed positions too, whatever `revealed_confidence` says; outside
-    of `view="block"` they are the mask token and 1. Where a mask token stands `written` is 0: the dLLM never
-    writes it. `divergence` is KLASS's (arXiv 2511.05664), `KL(p now || p before)`, with 1e-12 added to every
-    probability that a logarithm is taken of. In the first step p before is 0, as in KLASS's code: the
-    divergence is 27.6 minus the entropy, and nothing looks settled. `persistence` is 0 in the first step and
-    whenever the most probable token is another one than in the step before. A step that changes nothing on
-    the canvas repeats the prediction: divergence 0, and persistence one more.
+    `predicted`, `predicted_confidence` and `written` are about revealed positions too, whatever
+    `revealed_confidence` says; outside of `view="block"` they are the mask token, 1 and 1. Where a mask
+    token stands `written` is 0: the dLLM never writes it. `divergence` is KLASS's (arXiv 2511.05664),
+    `KL(p now || p before)`, with 1e-12 added to every probability that a logarithm is taken of. In the
+    first step p before is 0, as in KLASS's code: the divergence is 27.6 minus the entropy, and nothing
+    looks settled. `persistence` is 0 in the first step and whenever the most probable token is another
+    one than in the step before. A step that changes nothing on the canvas repeats the prediction:
+    divergence 0, and persistence one more.
 
     `attention` is the softmax of the attention, a mean over heads and over layers: all, or those that
     `backend_kwargs={"attention_layers": [-2, -1]}` names. Row i is of the column of the dLLM that predicts
@@ -168,9 +172,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     `reset` returns `problem` (its index), `prompt` and `action_mask`; `step` returns `action_mask`
     (`(L,)` int8) and, when the episode ends, `is_success`, `score`, `nfe` (forwards of the dLLM: one
     per step, and one per path an agent looked ahead at), `completion` (text), `problem`,
-    `empty_actions`, `ignored_actions` and the task's own metrics; with `actions="set-state"` also
-    `remasks`, the number of tokens taken back, and with `commit_drift=True` that. Libraries that want
-    the same keys all the time get them by the wrapper `dllm_gym.FullInfo`.
+    `empty_actions`, `ignored_actions` and the task's own metrics; with `actions="set-state"`
+    or `"edit"` also `remasks`, the number of tokens taken back, and with `commit_drift=True` that.
+    Libraries that want the same keys all the time get them by the wrapper `dllm_gym.FullInfo`.
 
     ## Arguments
     ```python
@@ -201,12 +205,12 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     - `reward="multiplicative"`: one of the four names or a function, see Rewards.
     - `reward_metric=None`: r is this metric of the task instead of its score, such as `answer_correct` of
       `arithmetic`, which ignores the derivation. `is_success` and `score` stay what they are.
-    - `actions="reveal"`: actions reveal positions, for good; `"set-state"`: see Taking back.
+    - `actions="reveal"`: actions reveal positions, for good; `"set-state"`, `"edit"`: see Taking back.
     - `on_empty="best"`: an action that changes nothing reveals the most confident masked position that may
       be; `"noop"` reveals nothing and spends the step (the dLLM is not run again: nothing has changed).
     - `max_steps=None`: the budget of steps; `None` is `L`.
     - `max_remasks=None`: how often a position may be taken back; `None` is without end.
-    - `forbid_remask=False`: with `"set-state"`, whether nothing may be taken back.
+    - `forbid_remask=False`: with `"set-state"` and `"edit"`, whether nothing may be taken back.
     - `finish="full"`: what is full is finished; `"confirm"`: see Episode End.
     - `commit_drift=False`: infos tell the share of tokens that the dLLM gave more than 0.5 when it wrote them
       and gives less than 0.2 in the whole text, which bounds what taking back can repair. It takes another

@@ -219,11 +219,11 @@ class Recorder:
             episodes: ``(R,)`` which episodes they are at.
         """
         canvas = self._engine.canvas
-        new, gone = canvas.just_revealed[rows], canvas.just_remasked[rows]  # (R, L)
+        new = canvas.just_revealed[rows]  # (R, L)
         tokens = canvas.completions(rows)
         self._steps[episodes] = canvas.steps[rows]
         steps = np.where(new, canvas.steps[rows, None], self._reveal_step[episodes])
-        self._reveal_step[episodes] = np.where(gone, 0, steps)
+        self._reveal_step[episodes] = np.where(canvas.masked[rows], 0, steps)
         self._confidence[episodes] = np.where(new, self._engine.confidence[rows], self._confidence[episodes])
         self._first[episodes] = np.where(new & (self._first[episodes] < 0), tokens, self._first[episodes])
         self._remasks[episodes] = canvas.remasked[rows]

@@ -43,6 +43,7 @@ FULL: Sweep = {
     "remdm": ("steps", (8, 16)),
     "saber": ("least", (2, 4)),
     "t2m": ("threshold", (0.7, 0.9)),
+    "joint-threshold": ("threshold", (0.5, 0.7)),
 }
 
 # A few of them, for where there is no time for more.

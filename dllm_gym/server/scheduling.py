@@ -248,10 +248,10 @@ class Scheduler:
             if reason is None and not (job.shows_canvas or (job.streams and text)):
                 continue
             if job.shows_canvas:
-                for at in np.flatnonzero(canvas.just_revealed[row]).tolist():
-                    job.canvas[at] = self._engine.backend.tokenizer.decode([int(completions[row, at])])
                 for at in np.flatnonzero(canvas.just_remasked[row]).tolist():
                     job.canvas[at] = None
+                for at in np.flatnonzero(canvas.just_revealed[row]).tolist():
+                    job.canvas[at] = self._engine.backend.tokenizer.decode([int(completions[row, at])])
             shown = tuple(job.canvas) if job.shows_canvas else None
             text = text if job.streams else job.answer.text
             step = Step(text, int(canvas.steps[row]), job.answer.tokens, reason, shown)

@@ -10,6 +10,7 @@ from dllm_gym.strategies.base import InBlocks, Strategy
 from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
 from dllm_gym.strategies.commit import Prophet, SchED
 from dllm_gym.strategies.dependence import CLAD, DAPD, DAWN
+from dllm_gym.strategies.editing import JointThreshold
 from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
 from dllm_gym.strategies.remasking import RCR, T2M, WINO, ReMDM, RemeDi, Saber
@@ -42,7 +43,7 @@ _RULES = (
     *(DAPD, DAWN, CLAD),
     *(MultiBlock, AdaBlock, SlowFast),
     *(LoPA, LookUM),
-    *(RCR, RemeDi, WINO, ReMDM, Saber, T2M),
+    *(RCR, RemeDi, WINO, ReMDM, Saber, T2M, JointThreshold),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 

@@ -28,7 +28,11 @@ from dllm_gym.strategies.draws import Draws
 from dllm_gym.strategies.memory import Kept, Remembering
 
 SCHEDULES = ("cap", "rescale", "conf", "loop")
-SIGNALS = {"low-prob": 0.5, "logit-diff": 0.3}  # of T2M, with the limits of its released code
+SIGNALS = {
+    "low-prob": 0.5,
+    "t2t-remask": 0.9,
+    "logit-diff": 0.3,
+}  # of T2M, with the limits of its released code
 _LOOP_BEGIN, _LOOP_END, _IN_LOOP = 0.55, 0.05, 0.9  # of ReMDM: times, and the share revealed between them
 
 
@@ -49,6 +53,16 @@ class RemaskingRule(Remembering):
         """C where a mask stands, w where a token does, ``(B, L)``."""
         confidence, written = self.read(observation, "confidence"), self.read(observation, "written")
         return np.where(self.masks(observation), confidence, written)
+
+    def surer_of_another(self, observation: Mapping[str, ArrayLike], limit: float) -> BoolArray:
+        """``(B, L)``: where the dLLM would write another token, of a probability > ``limit``."""
+        predicted, tokens = (
+            self.read_tokens(observation, "predicted"),
+            self.read_tokens(observation, "tokens"),
+        )
+        surer = self.read(observation, "predicted_confidence") > np.float32(limit)
+        another: BoolArray = surer & (predicted != tokens)
+        return another
 
 
 class _Growing(RemaskingRule):
@@ -327,19 +341,19 @@ class T2M(RemaskingRule):
     are revealed, or else the surest. In the same step tokens that stood before go back by a ``signal``:
 
     - ``low-prob``: w < ``limit``, 0.5 if nothing is said;
+    - ``t2t-remask``: another token would be written there, of a probability > ``limit``, 0.9;
     - ``logit-diff``: w fell by more than ``limit``, 0.3, since the step before. As in the released code
       nothing has fallen in the first step of a block that finds a token there.
 
     At most a quarter of those that stand goes back at once, but always one, those of the strongest signal
     first, and each at most ``times`` times. A full block is looked at until nothing goes back any more
-    (``finish="confirm"``), which costs one forward at least. The third signal of the released code, a token
-    that the dLLM would replace by a surer one, needs what environments do not tell of standing tokens.
+    (``finish="confirm"``), which costs one forward at least.
 
     A block may take more steps than it has positions; an episode without enough of them ends with masks.
 
     Args:
         threshold: A number in [0, 1].
-        signal: One of the two.
+        signal: One of the three.
         limit: A number in [0, 1], or ``None``.
         times: An integer >= 1 (``max_remask_per_pos``, 5 in the released code).
 
@@ -349,7 +363,7 @@ class T2M(RemaskingRule):
 
     name = "t2m"
     paper = "T2M, arXiv 2604.18738"
-    requires = ("written", "remasks")
+    requires: tuple[str, ...] = ("written", "remasks")
     plays: ClassVar[Mapping[str, Any]] = {"actions": "set-state", "finish": "confirm"}
 
     def __init__(
@@ -363,6 +377,8 @@ class T2M(RemaskingRule):
             limit=check_number("limit", SIGNALS[signal] if limit is None else limit, 0, 1),
             times=check_integer("times", times, minimum=1),
         )
+        if signal == "t2t-remask":
+            self.requires = (*self.requires, "tokens", "predicted", "predicted_confidence")
 
     def fresh(self, rows: int, length: int) -> Kept:
         """``before`` ``(B, L)``, the probabilities, and ``stood`` ``(B,)``, whether any token did."""
@@ -380,6 +396,9 @@ class T2M(RemaskingRule):
         limit = np.float32(self.parameters["limit"])
         if self.parameters["signal"] == "low-prob":
             score, doubted = sure, standing & (sure < limit)
+        elif self.parameters["signal"] == "t2t-remask":
+            score = -self.read(observation, "predicted_confidence")
+            doubted = standing & self.surer_of_another(observation, self.parameters["limit"])
         else:
             score = sure - kept["before"]
             known = kept["stood"] & (kept["block_steps"] > 0)

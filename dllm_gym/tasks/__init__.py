@@ -24,6 +24,7 @@ _TASKS: dict[str, Callable[..., Any] | str] = {
     "math500": "dllm_gym.tasks.math500:Math500Task",
     "mbpp": "dllm_gym.tasks.mbpp:MBPPTask",
     "mixture": "dllm_gym.tasks.mixture:MixtureTask",
+    "parallelbench": "dllm_gym.tasks.parallelbench:ParallelBenchTask",
     "reasoning-gym": "dllm_gym.tasks.reasoning:ReasoningGymTask",
     "records": "dllm_gym.tasks.records:RecordsTask",
     "sudoku": "dllm_gym.tasks.sudoku:SudokuTask",
@@ -63,8 +64,9 @@ def load_task(name: str, split: str = "test", **kwargs: Any) -> Task:
     """Builds a task by name.
 
     Args:
-        name: A registered task (``task_names()``). ``FAMILY:NAME``, as in ``reasoning-gym:chain_sum``, is
-            short for ``dataset=NAME`` among the parameters of ``FAMILY``.
+        name: A registered task (``task_names()``). ``FAMILY:NAME``, as in ``reasoning-gym:chain_sum`` or
+            ``parallelbench:waiting_line/copy``, is short for ``dataset=NAME`` among the parameters of
+            ``FAMILY``.
         split: ``train``, ``validation`` or ``test``.
         **kwargs: The task's own parameters.
 

@@ -26,12 +26,15 @@ class Problem:
         reference: A correct answer in the task's own notation (the final number, the solved grid).
         metadata: Whatever the scorer and curious users need besides; never shown to the model.
         prefix: Text the answer is made to begin with, after the chat template; no part of the completion.
+        turns: Messages of the chat before the prompt, such as solved examples, each with ``role`` and
+            ``content``. A dLLM without chat template refuses them.
     """
 
     prompt: str
     reference: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     prefix: str = ""
+    turns: tuple[Mapping[str, str], ...] = ()
 
 
 @runtime_checkable

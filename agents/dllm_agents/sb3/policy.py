@@ -130,7 +130,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         mlp_width: See there.
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
-        keep_prior: See there; for ``actions="set-state"``.
+        keep_prior: See there; for ``actions="set-state"`` or ``"edit"``.
         sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
             groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
