@@ -373,7 +373,7 @@ class SuccessModel(OnPolicyAlgorithm):
         self.harm = HarmScale(self.harm.sharpness, 1 / (1 + math.exp(-best)))
         self.logger.record("train/threshold", self.harm.threshold)
         if buffer.champion is None or earned > buffer.champion.reward:
-            parameters = self.policy.network.state_dict()  # type: ignore[union-attr,operator]
+            parameters = self.policy.network.state_dict()  # type: ignore[union-attr]
             weights = {name: tensor.cpu().numpy().copy() for name, tensor in parameters.items()}
             buffer.champion = Champion(earned, self.harm, weights)
 
