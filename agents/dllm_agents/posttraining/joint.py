@@ -37,10 +37,11 @@ class Joint:
         n_epochs: Passes over the steps of a round.
         batch_size: Steps per minibatch; ``None``: all of a round.
         clip_range: Epsilon of the ratios.
-        baseline: See ``group_advantages``.
-        scale: See ``GRPO``, like the arguments that follow.
-        loss_average: See there.
-        max_grad_norm: See there.
+        baseline: ``mean`` or ``leave-one-out``, see ``group_advantages``.
+        scale: What advantages are divided by: ``none``, the standard deviation of rewards in the ``group``,
+            or that of advantages in the ``batch``.
+        loss_average: ``sequence``: every episode weighs the same; ``step``: every step does.
+        max_grad_norm: Gradients are clipped to this norm.
         sampler: ``bernoulli``, or ``bits``: a ratio for every bit instead of one for the action.
     """
 

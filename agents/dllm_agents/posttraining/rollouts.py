@@ -107,7 +107,9 @@ def collect(
     every = [problem for problem in problems for _ in range(group_size)]
     watcher = _Watcher(engine, len(every))
     rewards, scores, paid_for = np.zeros((3, len(every)))
-    engine.draw_knobs = lambda row: np.random.default_rng([seed, engine.indices[row], 1]).random(3)
+    engine.draw_knobs = (  # type: ignore[method-assign]  # it is there to be replaced
+        lambda row: np.random.default_rng([seed, engine.indices[row], 1]).random(3)
+    )
     for episode in decode(agent, engine, every, seed, watcher.after_step):
         at, info = episode.position, episode.info
         rewards[at], scores[at] = episode.reward, info["score"]
