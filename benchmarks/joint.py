@@ -3,7 +3,9 @@
 The task and the dLLM are those of ``posttraining.py``, and a shipped policy decodes, which was trained on the
 problems that the dLLM was pretrained on. Three trainings begin there: in one the dLLM learns, in one the
 policy, in one both (``joint``). All decode the same number of episodes, and are otherwise the same
-configuration: what does not learn has a learning rate of 0. The weights tested are those at the end.
+configuration: what does not learn has a learning rate of 0. A fourth is that of a policy alone as it is
+usually trained: by ``dllm-gym train grpo``, whose dLLM writes without noise, on as many episodes or a few
+more, as rows do not wait for each other. The weights tested are those at the end.
 
 The dLLM learns from the score, the policy from the reward, score times the price of the steps. Intervals are
 over problems, paired; what differs from one training to the next is in the lines of the seeds.
@@ -25,6 +27,9 @@ import numpy as np
 import posttraining
 from limit import RESULTS
 
+from dllm_agents import train
+from dllm_agents.config import TrainConfig
+from dllm_agents.posttraining.config import PosttrainConfig, find_posttrain_config, load_posttrain_config
 from dllm_agents.posttraining.joint import POLICY
 from dllm_agents.run_folder import METRICS
 from dllm_gym.bench import machine
@@ -32,24 +37,60 @@ from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.evaluation.statistics import mean_interval
 from dllm_gym.files import read_json, write_json, write_text
 
-START = "policy:arithmetic-full"
-LEARN = {"joint": ("dLLM", "policy"), "dLLM alone": ("dLLM",), "policy alone": ("policy",)}
+START = "arithmetic-full"
+BOTH, DLLM, POLICY_ONLY, BY_TRAIN = "both", "dLLM alone", "policy alone", "policy by train"
+WHO = (BOTH, DLLM, POLICY_ONLY, BY_TRAIN)
 POLICY_RATE = 1e-3
+NEVER = 10**9  # steps
 SHOWN = ("accuracy", "nfe", "reward")
 
 
-def train(run: Path, learns: Sequence[str], seed: int, given: argparse.Namespace) -> None:
-    """A training in which some of the two learn."""
+def configured(who: str, seed: int, given: argparse.Namespace) -> PosttrainConfig:
+    """The configuration of a training in which one or both learn."""
     config = posttraining.configured("agrpo", seed, given)
-    still = {} if "dLLM" in learns else {"learning_rate": 0.0}
-    config = replace(
+    recipe = load_posttrain_config(find_posttrain_config("joint-agrpo"))
+    still = {"learning_rate": 0.0} if who == POLICY_ONLY else {}
+    return replace(
         config,
-        agent=START,
-        joint={"learning_rate": given.policy_rate if "policy" in learns else 0.0},
+        agent=f"policy:{START}",
+        joint={**how(recipe), "learning_rate": 0.0 if who == DLLM else given.policy_rate},
         method_kwargs={**config.method_kwargs, **still},
         eval_every=given.rounds,
     )
-    posttraining.train(run, config)
+
+
+def configured_by_train(seed: int, given: argparse.Namespace) -> TrainConfig:
+    """The configuration of a policy's training by ``dllm-gym train``, with the same constants."""
+    recipe = load_posttrain_config(find_posttrain_config("joint-agrpo"))
+    constants = how(recipe)
+    policy = {"critic": False, "sampler": constants.pop("sampler")}
+    del constants["learning_rate"]
+    return TrainConfig(
+        algorithm="grpo",
+        env={**posttraining.ENV, "backend": posttraining.BASE},
+        num_envs=min(recipe.num_envs, 8 * given.groups),
+        total_timesteps=NEVER,  # rounds are counted
+        eval_every=NEVER,
+        eval_episodes=given.validation,
+        learning_rate=given.policy_rate,
+        final_learning_rate=given.policy_rate,
+        warmup=recipe.made_method().warmup,
+        algorithm_kwargs={
+            **constants,
+            "n_steps": 1,
+            "groups_per_rollout": given.groups,
+            "total_rounds": given.rounds,
+        },
+        policy=policy,
+        init_from=START,
+        seed=seed,
+    )
+
+
+def how(recipe: PosttrainConfig) -> dict[str, Any]:
+    """The constants by which a policy learns."""
+    assert isinstance(recipe.joint, Mapping)
+    return dict(recipe.joint)
 
 
 def place(who: str, seed: int, given: argparse.Namespace) -> Path:
@@ -74,16 +115,26 @@ def against(after: Sequence[EvaluationResult], before: Sequence[EvaluationResult
     }
 
 
+def trained(run: Path, who: str, seed: int, given: argparse.Namespace) -> tuple[str, str]:
+    """The dLLM and the policy of a training, which is made if it is not over."""
+    if who != BY_TRAIN:
+        if not (run / posttraining.COST).is_file():
+            posttraining.train(run, configured(who, seed, given))
+        return str(run), str(run / POLICY)
+    if not (run / posttraining.COST).is_file():
+        posttraining.train(run, configured_by_train(seed, given), train)
+    return posttraining.BASE, str(run / "last")
+
+
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that can be said, anew after every training."""
-    (before,) = posttraining.tested(posttraining.BASE, given, [START])
+    (before,) = posttraining.tested(posttraining.BASE, given, [f"policy:{START}"])
     found: dict[str, Any] = {"before": _summary(before), "runs": []}
     after: dict[str, dict[int, EvaluationResult]] = {who: {} for who in given.who}
     for seed, who in product(given.seeds, given.who):
         run = place(who, seed, given)
-        if not (run / posttraining.COST).is_file():
-            train(run, LEARN[who], seed, given)
-        (after[who][seed],) = posttraining.tested(str(run), given, [str(run / POLICY)])
+        dllm, policy = trained(run, who, seed, given)
+        (after[who][seed],) = posttraining.tested(dllm, given, [policy])
         evaluations = read_json(run / METRICS)["evaluations"]
         found["runs"].append(
             {
@@ -91,7 +142,6 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "seed": seed,
                 "seconds": evaluations[-1]["seconds"],
                 **read_json(run / posttraining.COST),
-                "validation": evaluations,
                 "test": _summary(after[who][seed]),
             }
         )
@@ -122,7 +172,7 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
         f"`{found['command']}`, {found['machine']}",
         "",
         f"{posttraining.BASE} on arithmetic with operands of two digits wherever possible, decoded by "
-        f"{START}; {given.rounds} rounds of",
+        f"policy:{START}; {given.rounds} rounds of",
         f"{given.groups * 8} episodes in each training, AGRPO at {given.learning_rate:g} for the dLLM, "
         f"{given.policy_rate:g} for the policy. {given.episodes} test problems.",
         "",
@@ -163,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--who", nargs="+", choices=LEARN, default=list(LEARN), help="what learns")
+    parser.add_argument("--who", nargs="+", choices=WHO, default=list(WHO), help="learns")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings")
     parser.add_argument("--rounds", type=int, default=40, help="of each training")
     parser.add_argument("--groups", type=int, default=16, help="problems per round, each decoded 8 times")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -79,10 +79,16 @@ def configured(method: str, seed: int, given: argparse.Namespace) -> PosttrainCo
     )
 
 
-def train(run: Path, config: PosttrainConfig) -> None:
-    """A training from its beginning, or from where it was interrupted, to its end."""
+def train(run: Path, config: Any, trainer: Callable[..., Path] | None = None) -> None:
+    """A training from its beginning, or from where it was interrupted, to its end.
+
+    Args:
+        run: Its directory.
+        config: Its configuration.
+        trainer: What trains; ``None``: ``posttrain``.
+    """
     resume, began = (run / CONFIG).is_file(), time.process_time()
-    posttrain(config, run, resume=resume, progress=True)
+    (trainer or posttrain)(config, run, resume=resume, progress=True)
     cost = None if resume else round(time.process_time() - began)  # of the last part it would say nothing
     write_json(run / COST, {"cpu_seconds": cost})
 

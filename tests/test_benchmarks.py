@@ -501,25 +501,25 @@ def test_what_learning_jointly_gains_is_measured_and_what_is_finished_is_kept(
         run_benchmark("joint", *options)
     found = json.loads(output.read_text())
     assert found == first
-    assert [run["learns"] for run in found["runs"]] == ["joint", "dLLM alone", "policy alone"]
+    assert [run["learns"] for run in found["runs"]] == list(joint.WHO)
     given = SimpleNamespace(rounds=1, groups=1, learning_rate=1e-4, directory=tmp_path / "runs")
     given.policy_rate = joint.POLICY_RATE
-    folders = {name: joint.place(name, 0, given) for name in joint.LEARN}
+    folders = {name: joint.place(name, 0, given) for name in joint.WHO[:3]}
     configs = {name: load_posttrain_config(folder / "config.yaml") for name, folder in folders.items()}
     rates = {
         name: (config.method_kwargs["learning_rate"], config.made_joint().learning_rate)
         for name, config in configs.items()
     }
     assert rates == {
-        "joint": (1e-4, joint.POLICY_RATE), "dLLM alone": (1e-4, 0), "policy alone": (0, joint.POLICY_RATE)
+        "both": (1e-4, joint.POLICY_RATE), "dLLM alone": (1e-4, 0), "policy alone": (0, joint.POLICY_RATE)
     }  # fmt: skip
     by_name = {run["learns"]: run["test"] for run in found["runs"]}
-    for first_one, second in (("joint", "dLLM alone"), ("joint", "policy alone")):
-        duel = found["duels"][f"{first_one} - {second}"]
+    for other in joint.WHO[1:]:
+        duel = found["duels"][f"both - {other}"]
         for key, name in (("accuracy", "accuracy"), ("nfe", "nfe_mean"), ("reward", "reward_mean")):
-            difference = by_name[first_one][name] - by_name[second][name]
+            difference = by_name["both"][name] - by_name[other][name]
             assert duel[f"{key}_of_seeds"] == pytest.approx([difference], abs=1e-3)
-    assert "| joint - policy alone |" in output.with_suffix(".md").read_text()
+    assert "| both - policy alone |" in output.with_suffix(".md").read_text()
 
 
 def test_gains_are_paired_by_problem_and_by_training(benchmark):
