@@ -128,13 +128,13 @@ def trained(run: Path, who: str, seed: int, given: argparse.Namespace) -> tuple[
 
 def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that can be said, anew after every training."""
-    (before,) = posttraining.tested(posttraining.BASE, given, [f"policy:{START}"])
+    (before,) = posttraining.tested(posttraining.BASE, given, [f"policy:{START}"], {})
     found: dict[str, Any] = {"before": _summary(before), "runs": []}
     after: dict[str, dict[int, EvaluationResult]] = {who: {} for who in given.who}
     for seed, who in product(given.seeds, given.who):
         run = place(who, seed, given)
         dllm, policy = trained(run, who, seed, given)
-        (after[who][seed],) = posttraining.tested(dllm, given, [policy])
+        (after[who][seed],) = posttraining.tested(dllm, given, [policy], {})
         evaluations = read_json(run / METRICS)["evaluations"]
         found["runs"].append(
             {

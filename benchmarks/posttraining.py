@@ -93,9 +93,11 @@ def train(run: Path, config: Any, trainer: Callable[..., Path] | None = None) ->
     write_json(run / COST, {"cpu_seconds": cost})
 
 
-def tested(backend: str, given: argparse.Namespace, agents: Sequence[str]) -> list[EvaluationResult]:
-    """How a dLLM decodes the test problems; what is kept of that is taken."""
-    env = {**ENV, "backend": backend, "backend_kwargs": COMPILED}
+def tested(
+    backend: str, given: argparse.Namespace, agents: Sequence[str], how: Mapping[str, Any]
+) -> list[EvaluationResult]:
+    """How a dLLM, computed as ``how`` says, decodes the test problems; what is kept of that is taken."""
+    env = {**ENV, "backend": backend, "backend_kwargs": how}
     return list(compare(agents, given.episodes, strategies=[], keep=given.directory / "kept", **env).results)
 
 
@@ -128,7 +130,7 @@ def against(after: Sequence[EvaluationResult], before: Sequence[EvaluationResult
 
 def measured(methods: Sequence[str], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that can be said, anew after every training."""
-    before = tested(BASE, given, DECODINGS)
+    before = tested(BASE, given, DECODINGS, COMPILED)
     found: dict[str, Any] = {"before": [_summary(result) for result in before], "runs": []}
     after: dict[str, dict[int, list[EvaluationResult]]] = {method: {} for method in methods}
     for seed, method in product(given.seeds, methods):
@@ -137,7 +139,7 @@ def measured(methods: Sequence[str], given: argparse.Namespace) -> Iterator[dict
             if given.finished:
                 continue
             train(run, configured(method, seed, given))
-        after[method][seed] = tested(str(run), given, DECODINGS)
+        after[method][seed] = tested(str(run), given, DECODINGS, COMPILED)
         evaluations = read_json(run / METRICS)["evaluations"]
         found["runs"].append(
             {

@@ -494,7 +494,6 @@ def test_what_learning_jointly_gains_is_measured_and_what_is_finished_is_kept(
     options = ["--rounds", 1, "--groups", 1, "--validation", 2, "--episodes", 4, "--seeds", 0]
     options += ["--directory", tmp_path / "runs", "--output", output]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(joint.posttraining, "COMPILED", {})
         run_benchmark("joint", *options)
         first = json.loads(output.read_text())
         patch.setattr(joint.posttraining, "posttrain", None)  # nothing is trained any more
