@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from limit import RESULTS
 from dllm_agents import posttrain
 from dllm_agents.posttraining.config import (
     METHODS,
+    PosttrainConfig,
     find_posttrain_config,
     load_posttrain_config,
     posttrain_config,
@@ -55,10 +56,10 @@ def place(method: str, seed: int, given: argparse.Namespace) -> Path:
     return directory
 
 
-def train(run: Path, method: str, seed: int, given: argparse.Namespace) -> None:
-    """A training from its beginning, or from where it was interrupted, to its end."""
+def configured(method: str, seed: int, given: argparse.Namespace) -> PosttrainConfig:
+    """The configuration of a training."""
     shipped = load_posttrain_config(find_posttrain_config(method)).to_dict()
-    config = posttrain_config(
+    return posttrain_config(
         {
             **shipped,
             "method_kwargs": {
@@ -76,18 +77,28 @@ def train(run: Path, method: str, seed: int, given: argparse.Namespace) -> None:
             "seed": seed,
         }
     )
+
+
+def train(run: Path, config: Any, trainer: Callable[..., Path] | None = None) -> None:
+    """A training from its beginning, or from where it was interrupted, to its end.
+
+    Args:
+        run: Its directory.
+        config: Its configuration.
+        trainer: What trains; ``None``: ``posttrain``.
+    """
     resume, began = (run / CONFIG).is_file(), time.process_time()
-    posttrain(config, run, resume=resume, progress=True)
+    (trainer or posttrain)(config, run, resume=resume, progress=True)
     cost = None if resume else round(time.process_time() - began)  # of the last part it would say nothing
     write_json(run / COST, {"cpu_seconds": cost})
 
 
-def tested(backend: str, given: argparse.Namespace) -> list[EvaluationResult]:
-    """How a dLLM decodes the test problems; what is kept of that is taken."""
-    env = {**ENV, "backend": backend, "backend_kwargs": COMPILED}
-    return list(
-        compare(DECODINGS, given.episodes, strategies=[], keep=given.directory / "kept", **env).results
-    )
+def tested(
+    backend: str, given: argparse.Namespace, agents: Sequence[str], how: Mapping[str, Any]
+) -> list[EvaluationResult]:
+    """How a dLLM, computed as ``how`` says, decodes the test problems; what is kept of that is taken."""
+    env = {**ENV, "backend": backend, "backend_kwargs": how}
+    return list(compare(agents, given.episodes, strategies=[], keep=given.directory / "kept", **env).results)
 
 
 def against(after: Sequence[EvaluationResult], before: Sequence[EvaluationResult]) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def against(after: Sequence[EvaluationResult], before: Sequence[EvaluationResult
 
 def measured(methods: Sequence[str], given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Everything that can be said, anew after every training."""
-    before = tested(BASE, given)
+    before = tested(BASE, given, DECODINGS, COMPILED)
     found: dict[str, Any] = {"before": [_summary(result) for result in before], "runs": []}
     after: dict[str, dict[int, list[EvaluationResult]]] = {method: {} for method in methods}
     for seed, method in product(given.seeds, methods):
@@ -127,8 +138,8 @@ def measured(methods: Sequence[str], given: argparse.Namespace) -> Iterator[dict
         if not (run / COST).is_file():
             if given.finished:
                 continue
-            train(run, method, seed, given)
-        after[method][seed] = tested(str(run), given)
+            train(run, configured(method, seed, given))
+        after[method][seed] = tested(str(run), given, DECODINGS, COMPILED)
         evaluations = read_json(run / METRICS)["evaluations"]
         found["runs"].append(
             {

@@ -13,6 +13,7 @@ from typing import Any
 from dllm_agents.config import TrainConfig
 from dllm_agents.networks import UnmaskTransformerConfig
 from dllm_agents.posttraining.config import PosttrainConfig
+from dllm_agents.posttraining.joint import Joint
 from dllm_agents.sb3.grpo import GRPO
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_agents.sb3.success import SuccessModel
@@ -45,7 +46,7 @@ def table(documented: Any) -> str:
     sizes = dict(described(UnmaskTransformerConfig))
     lines = ["| field | default | meaning |", "|---|---|---|"]
     for name, description in described(documented):
-        if name in ELSEWHERE and documented not in (TrainConfig, PosttrainConfig):
+        if name in ELSEWHERE and documented not in (TrainConfig, PosttrainConfig, Joint):
             continue
         if documented is UnmaskPolicy and name in sizes:  # where the policy says: see there
             description = sizes[name]
@@ -76,7 +77,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "UnmaskEnv": lambda: inspect.getdoc(UnmaskEnv) or "",
     **{
         one.__name__: partial(table, one)
-        for one in (TrainConfig, PosttrainConfig, GRPO, SuccessModel, UnmaskPolicy)
+        for one in (TrainConfig, PosttrainConfig, Joint, GRPO, SuccessModel, UnmaskPolicy)
     },
 }
 

@@ -18,6 +18,7 @@ import pytest
 from toy_backend import ToyBackend
 
 import dllm_gym
+from dllm_agents.posttraining.config import load_posttrain_config
 from dllm_gym.bench import Clock, measure_limit
 from dllm_gym.evaluation import compare, evaluate
 from dllm_gym.evaluation.statistics import mean_interval, paired_share_interval
@@ -482,6 +483,42 @@ def test_what_posttraining_gains_is_measured_and_what_is_finished_is_kept(benchm
     assert output.with_suffix(".png").is_file()
     with pytest.raises(SystemExit):
         run_benchmark("posttraining", "ppo", *options)
+
+
+@pytest.mark.slow
+def test_what_learning_jointly_gains_is_measured_and_what_is_finished_is_kept(
+    benchmark, run_benchmark, tmp_path
+):
+    joint = benchmark("joint")
+    output = tmp_path / "joint.json"
+    options = ["--rounds", 1, "--groups", 1, "--validation", 2, "--episodes", 4, "--seeds", 0]
+    options += ["--directory", tmp_path / "runs", "--output", output]
+    with pytest.MonkeyPatch.context() as patch:
+        run_benchmark("joint", *options)
+        first = json.loads(output.read_text())
+        patch.setattr(joint.posttraining, "posttrain", None)  # nothing is trained any more
+        run_benchmark("joint", *options)
+    found = json.loads(output.read_text())
+    assert found == first
+    assert [run["learns"] for run in found["runs"]] == list(joint.WHO)
+    given = SimpleNamespace(rounds=1, groups=1, learning_rate=1e-4, directory=tmp_path / "runs")
+    given.policy_rate = joint.POLICY_RATE
+    folders = {name: joint.place(name, 0, given) for name in joint.WHO[:3]}
+    configs = {name: load_posttrain_config(folder / "config.yaml") for name, folder in folders.items()}
+    rates = {
+        name: (config.method_kwargs["learning_rate"], config.made_joint().learning_rate)
+        for name, config in configs.items()
+    }
+    assert rates == {
+        "both": (1e-4, joint.POLICY_RATE), "dLLM alone": (1e-4, 0), "policy alone": (0, joint.POLICY_RATE)
+    }  # fmt: skip
+    by_name = {run["learns"]: run["test"] for run in found["runs"]}
+    for other in joint.WHO[1:]:
+        duel = found["duels"][f"both - {other}"]
+        for key, name in (("accuracy", "accuracy"), ("nfe", "nfe_mean"), ("reward", "reward_mean")):
+            difference = by_name["both"][name] - by_name[other][name]
+            assert duel[f"{key}_of_seeds"] == pytest.approx([difference], abs=1e-3)
+    assert "| both - policy alone |" in output.with_suffix(".md").read_text()
 
 
 def test_gains_are_paired_by_problem_and_by_training(benchmark):

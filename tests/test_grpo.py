@@ -23,7 +23,8 @@ from dllm_agents.sb3 import GymVecEnv, UnmaskPolicy
 from dllm_agents.sb3.callbacks import RolloutMetrics
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grouped import GroupPPO
-from dllm_agents.sb3.grpo import GRPO, clipped_surrogate, steered_log_prob
+from dllm_agents.sb3.grpo import GRPO, steered_log_prob
+from dllm_agents.sb3.updates import clipped_surrogate
 from dllm_gym.strategies import InBlocks, make_strategy
 
 pytestmark = pytest.mark.usefixtures("toys")

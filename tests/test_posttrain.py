@@ -82,6 +82,7 @@ def make_rollouts(backend: Any, completions: Any, order: Any, **changes: Any) ->
         "is_end": completions == backend.eos_token_id,
         "rewards": rng.random(count),
         "scores": np.zeros(count),
+        "paid_for": np.zeros(count),
         "steps": order.max(axis=1),
         "group_size": count,
     }
@@ -257,6 +258,21 @@ def test_uncertain_steps_are_drawn_more_often(backend):
     )
     steps, _ = draw_steps(rollouts, np.array([(np.arange(400) + 0.5) / 400]))
     assert np.bincount(steps[0], minlength=4).tolist() == [0, 100, 300, 0]
+
+
+def test_an_episode_that_revealed_nothing_teaches_nothing(backend):
+    """With ``on_empty="noop"`` there may be one; the others are scored as ever."""
+    mask = backend.mask_token_id
+    completions, order = [[mask] * 3, [4, 5, 4]], [[0, 0, 0], [1, 2, 2]]
+    for chosen in ([0, 1], [0]):
+        rollouts = make_rollouts(backend, np.array(completions)[chosen], np.array(order)[chosen])
+        scoring = AGRPO(samples=3).scoring(rollouts, np.random.default_rng(0))
+        assert not scoring.weights[scoring.episodes == 0].any()
+        with torch.no_grad():
+            assert torch.isfinite(log_likelihood(backend, rollouts, scoring)).all()
+    steps, importance = draw_steps(rollouts, np.full((1, 2), 0.3))
+    assert (steps == 1).all()
+    assert (importance == 1).all()
 
 
 # The loss --------------------------------------------------------------------------------------------------

@@ -202,7 +202,8 @@ class LearnedPolicy:
         for key, value in self.knobs.items():
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
         candidates = action_mask if self.takes_back else action_mask * (mask != 0)
-        logits = self.network({**inputs, "action_mask": candidates})
+        with torch.autocast(device.type, enabled=False):  # whatever the dLLM is computed in
+            logits = self.network({**inputs, "action_mask": candidates})
         if logits.isnan().any():
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"

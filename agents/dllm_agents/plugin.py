@@ -239,6 +239,7 @@ def _posttrain(
         load_posttrain_config,
         posttrain_config,
     )
+    from dllm_agents.posttraining.joint import POLICY
     from dllm_agents.posttraining.running import posttrain
     from dllm_agents.run_folder import CONFIG
 
@@ -262,6 +263,8 @@ def _posttrain(
         posttrain(resolved, directory, resume=resume, progress=True, command=command, save_every=save_every)
     if is_first:
         print(f"dLLM: {directory}")
+        if resolved.made_joint() is not None:
+            print(f"policy: {directory / POLICY}")
         print(f"curves: tensorboard --logdir {directory}")
 
 

@@ -91,7 +91,7 @@ def draw_steps(
         Steps ``(N, S)``, from 1, and weights ``(N, S)``: 1 / (number of steps) divided by the probability.
     """
     order = rollouts.reveal_step
-    most = int(order.max())
+    most = max(int(order.max()), 1)
     last = np.where(rollouts.is_end, 0, order).max(axis=1)  # (N,), 0 if nothing but end tokens was written
     last = np.where(last == 0, order.max(axis=1), last)
     entropies = np.zeros((len(order), most))
@@ -99,6 +99,8 @@ def draw_steps(
         of_step = order == step
         entropies[:, step - 1] = np.where(of_step, rollouts.entropy, 0.0).sum(axis=1) + _LEAST
         entropies[~of_step.any(axis=1), step - 1] = 0.0  # it revealed nothing
+    nothing = last == 0  # in no step: it is drawn from one that has nothing to score
+    last[nothing], entropies[nothing, 0] = 1, _LEAST
     counted = (np.arange(1, most + 1) <= last[:, None]) & (entropies > 0)
     shares = np.where(counted, entropies, 0.0)
     shares /= shares.sum(axis=1, keepdims=True)

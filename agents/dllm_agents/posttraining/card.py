@@ -76,6 +76,9 @@ def _card(name: str, record: Mapping[str, Any], stages: Sequence[Mapping[str, An
         f"({test['accuracy_ci95'][0]:.3f} to {test['accuracy_ci95'][1]:.3f}) | {test['nfe_mean']:.1f} |"
         for when, test in results.items()
     )
+    learned = (
+        "" if config["joint"] is False else ", in the end by the policy in `policy/`, which learned, too"
+    )
     earlier = "".join(f"\n   - before: `{stage['command']}`" for stage in stages)
     written = yaml.dump(dict(config), Dumper=Dumper, sort_keys=False)
     return f"""---
@@ -92,7 +95,7 @@ reinforcement learning ({config["method"]}) on the rewards of a task. It loads a
 - **Trained**: {parameters["trained"]:,} weights, {record["seconds"]} s; adapters are merged into the rest.
 - **Command**: `{record["command"]}`{earlier}
 - **Problems**: those of `train`. These weights are the run's best on problems of `validation`.
-- **Decoded** by `{config["agent"]}`:
+- **Decoded** by `{config["agent"]}`{learned}:
 
 | | {record["split"]} problems | accuracy (95 % interval) | steps |
 |---|---|---|---|

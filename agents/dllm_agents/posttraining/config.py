@@ -17,6 +17,7 @@ from dllm_agents.config import (
     read_yaml,
 )
 from dllm_agents.posttraining.agrpo import AGRPO
+from dllm_agents.posttraining.joint import Joint
 from dllm_agents.posttraining.masked import CoupledGRPO, DiffuGRPO
 from dllm_agents.posttraining.method import Method
 from dllm_gym.arguments import call_named
@@ -37,8 +38,11 @@ class PosttrainConfig:
         method_kwargs: Its constants, where they are not to be the published ones: ``learning_rate``,
             ``group_size``, ``temperature``, ``iterations``, ...
         env: Arguments of ``UnmaskEnv``: task, backend, block_length, ... The reward is ``correctness`` where
-            nothing is said.
+            nothing is said. A policy's own task, dLLM and block length hold where these are not given.
         agent: Who decodes: a strategy such as ``confidence:k=2``, or a policy.
+        joint: Whether the policy that decodes learns from the same episodes; or how, as arguments of
+            ``Joint``: ``{learning_rate: 3e-4}``. The policy learns from ``env.reward``, which is then
+            ``multiplicative`` where nothing is said, and the dLLM from the task's score.
         num_envs: Rows decoded at once, by all processes together.
         groups_per_round: Problems per round, of all processes together; each is decoded ``group_size`` times.
         rounds: Rounds of decoding and learning.
@@ -60,6 +64,7 @@ class PosttrainConfig:
     method_kwargs: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
     agent: str = "confidence:k=1"
+    joint: bool | Mapping[str, Any] = False
     num_envs: int = 64
     groups_per_round: int = 8
     rounds: int = 200
@@ -91,8 +96,11 @@ class PosttrainConfig:
             raise ValueError(f"lora must hold names and values, or be null, got {self.lora!r}")
         if not isinstance(self.agent, str):
             raise ValueError(f"agent must be a text, got {self.agent!r}")
+        if not isinstance(self.joint, bool | Mapping):
+            raise ValueError(f"joint must be true or false, or hold names and values, got {self.joint!r}")
         self._check_env()
         self.made_method()
+        self.made_joint()
 
     def _check_env(self) -> None:
         if "temperature" in self.env:
@@ -112,6 +120,13 @@ class PosttrainConfig:
     def made_method(self) -> Method:
         """The method with its constants."""
         made: Method = call_named(f"method {self.method!r}", METHODS[self.method], self.method_kwargs)
+        return made
+
+    def made_joint(self) -> Joint | None:
+        """How the policy learns; ``None`` if it does not."""
+        if self.joint is False:
+            return None
+        made: Joint = call_named("joint", Joint, {} if self.joint is True else self.joint)
         return made
 
     @property

@@ -18,9 +18,15 @@ from dllm_agents.posttraining.scoring import Scoring, log_likelihood, policy_los
 from dllm_agents.schedules import rate_at
 
 
-def learning_rate(method: Method, done: float) -> float:
-    """The learning rate after a share ``done`` of the training."""
-    first = method.learning_rate
+def learning_rate(method: Method, done: float, highest: float | None = None) -> float:
+    """The learning rate after a share ``done`` of the training.
+
+    Args:
+        method: Says how it rises and falls.
+        done: In [0, 1].
+        highest: ``None``: the method's own.
+    """
+    first = method.learning_rate if highest is None else highest
     return rate_at(done, first, first * method.final_rate, method.warmup, "cosine")
 
 

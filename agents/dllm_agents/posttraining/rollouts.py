@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from dllm_agents.sb3.groups import group_advantages
 from dllm_gym.envs.canvas import left_padded
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation.agents import Agent
-from dllm_gym.evaluation.decode import decode
+from dllm_gym.evaluation.decode import Episode, decode
 from dllm_gym.evaluation.recording import Recorder
 from dllm_gym.tasks.base import ENDLESS
 
@@ -29,6 +29,7 @@ class Rollouts:
         is_end: ``(N, L)`` bool, where the token is one that ends a completion.
         rewards: ``(N,)`` float64.
         scores: ``(N,)`` float64, the task's.
+        paid_for: ``(N,)`` float64, what the rewards are paid for: the score, or the ``reward_metric``.
         steps: ``(N,)`` int64, forwards taken.
         group_size: Episodes per group; those of a group stand together.
     """
@@ -40,6 +41,7 @@ class Rollouts:
     is_end: NDArray[np.bool_]
     rewards: NDArray[np.float64]
     scores: NDArray[np.float64]
+    paid_for: NDArray[np.float64]
     steps: NDArray[np.int64]
     group_size: int
 
@@ -65,6 +67,10 @@ class Rollouts:
         groups = self.rewards.reshape(-1, self.group_size)
         return np.concatenate([group_advantages(group, baseline, "none") for group in groups])
 
+    def unpriced(self) -> Rollouts:
+        """The same episodes, rewarded for what was written however many steps it took."""
+        return replace(self, rewards=self.paid_for)
+
     @property
     def flat_groups(self) -> float:
         """The share of groups whose episodes all earned the same: nothing is learned from them."""
@@ -77,22 +83,39 @@ def draw_problems(engine: Engine, groups: int, rng: np.random.Generator) -> list
     return drawn
 
 
-def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: int, seed: int) -> Rollouts:
+def collect(
+    agent: Agent,
+    engine: Engine,
+    problems: Sequence[int],
+    group_size: int,
+    seed: int,
+    on_episode: Callable[[int, Episode], None] | None = None,
+) -> Rollouts:
     """Decodes every problem ``group_size`` times.
+
+    Where alpha, target_steps or block_length are drawn from a range, all episodes of a problem have the same.
 
     Args:
         agent: Chooses the positions.
         engine: Observes ``entropy``; its rows are started anew.
         problems: One per group.
         group_size: G.
-        seed: Of the agent's draws and the token noise.
+        seed: Of the agent's draws, the token noise and what is drawn from ranges.
+        on_episode: Called with the row and every episode as soon as it is finished; its ``position`` divided
+            by G is its group.
     """
     every = [problem for problem in problems for _ in range(group_size)]
     watcher = _Watcher(engine, len(every))
-    rewards, scores = np.zeros(len(every)), np.zeros(len(every))
+    rewards, scores, paid_for = np.zeros((3, len(every)))
+    engine.draw_knobs = (  # type: ignore[method-assign]  # it is there to be replaced
+        lambda row: np.random.default_rng([seed, engine.indices[row], 1]).random(3)
+    )
     for episode in decode(agent, engine, every, seed, watcher.after_step):
-        at = episode.position
-        rewards[at], scores[at] = episode.reward, episode.info["score"]
+        at, info = episode.position, episode.info
+        rewards[at], scores[at] = episode.reward, info["score"]
+        paid_for[at] = info[engine.reward_metric or "score"]
+        if on_episode is not None:
+            on_episode(int(watcher.row[at]), episode)
     recording = watcher.recording("", scores, np.array(every))
     assert recording.tokens is not None
     prompts = [engine.prompt(problem) for problem in every]
@@ -105,20 +128,23 @@ def collect(agent: Agent, engine: Engine, problems: Sequence[int], group_size: i
         is_end=np.isin(recording.tokens, list(engine.end_token_ids)),
         rewards=rewards,
         scores=scores,
+        paid_for=paid_for,
         steps=recording.steps,
         group_size=group_size,
     )
 
 
 class _Watcher(Recorder):
-    """A recorder that keeps the dLLM's entropy at every position when it was revealed, too."""
+    """A recorder that also keeps the dLLM's entropy at every position when it was revealed, and the row."""
 
     def __init__(self, engine: Engine, episodes: int) -> None:
         super().__init__(engine, episodes)
         self.entropy = np.zeros((episodes, engine.length), dtype=np.float32)
+        self.row = np.zeros(episodes, dtype=np.int64)
 
     def after_step(self, rows: NDArray[np.int64], episodes: NDArray[np.int64]) -> None:
         super().after_step(rows, episodes)
+        self.row[episodes] = rows
         new = self._engine.canvas.just_revealed[rows]
         self.entropy[episodes] = np.where(
             new, self._engine.statistic("entropy")[rows], self.entropy[episodes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from dllm_agents import parallel
 from dllm_agents.config import Dumper, plain
 from dllm_agents.posttraining.card import write_card
 from dllm_agents.posttraining.config import PosttrainConfig, load_posttrain_config
+from dllm_agents.posttraining.joint import POLICY, PolicyLearner, network_of
 from dllm_agents.posttraining.learning import Learner, learning_rate
 from dllm_agents.posttraining.parameters import merged_state, trained_parameters
 from dllm_agents.posttraining.rollouts import collect, draw_problems
@@ -28,7 +30,7 @@ from dllm_gym.backends.saving import copy_tokenizer, write_weights
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.envs.engine import Engine
 from dllm_gym.evaluation import as_agent, evaluate
-from dllm_gym.evaluation.home import dllm_of
+from dllm_gym.evaluation.home import at_home, at_play, dllm_of
 from dllm_gym.fields import ANYTHING, check_fields, number, whole
 from dllm_gym.files import read_state, remove_unfinished, write_json, write_state, write_text
 from dllm_gym.states import check_like, check_optimizer
@@ -37,6 +39,7 @@ _STATE_FIELDS = {
     "parameters": ANYTHING,
     "optimizer": ANYTHING,
     "reference": ANYTHING,
+    "policy": ANYTHING,
     "round": whole(),
     "updates": whole(),
     "best": ANYTHING,
@@ -62,8 +65,9 @@ def posttrain(
     Args:
         config: A configuration or the path of a YAML file.
         directory: Becomes a checkpoint in the layout of the dLLM that training began with: the weights that
-            did best on validation problems, with a card. It also gets ``config.yaml``, TensorBoard files,
-            ``metrics.json`` and the training state.
+            did best on validation problems, with a card; in ``policy/`` the policy as it was then, if it
+            learned, too. It also gets ``config.yaml``, TensorBoard files, ``metrics.json`` and the training
+            state.
         resume: Go on from the training state in ``directory``. The result is, to the last bit, that of a run
             that was never interrupted, unless ``max_minutes`` ends it.
         progress: Show a line per evaluation.
@@ -75,8 +79,8 @@ def posttrain(
         The directory; ``load_backend(directory)`` loads the result.
 
     Raises:
-        ValueError: For a configuration out of range, a dLLM that cannot be written, or when resuming with
-            another configuration.
+        ValueError: For a configuration out of range, a dLLM that cannot be written, an agent that cannot
+            learn if it is to, or when resuming with another configuration.
         FileExistsError: If there is a run in ``directory`` and ``resume`` is not set.
         FileNotFoundError: If there is nothing to resume.
         ImportError: For ``lora`` without peft.
@@ -113,15 +117,19 @@ class _Run:
             state = check_fields(
                 read_state(directory / STATE, _STATE_FIELDS), _STATE_FIELDS, str(directory / STATE)
             )
-        self.method = config.made_method()
-        self.env: dict[str, Any] = {"task": "arithmetic", "reward": "correctness", **config.env}
+        self.method, joint = config.made_method(), config.made_joint()
+        self.agent = as_agent(config.agent)
+        learner = (
+            None if joint is None else partial(PolicyLearner, network_of(self.agent, config.agent), joint)
+        )
+        reward = "correctness" if joint is None else "multiplicative"
+        self.env = {"reward": reward, **at_play([self.agent], at_home([self.agent], config.env))}
         self.backend, self.layout = self._own_dllm()
         self.parameters = trained_parameters(self.backend.model, config.lora, config.seed)
         parallel.same_as_first(parameter.detach() for parameter in self.parameters.values())
         self.learner = Learner(
             self.backend, self.parameters, self.method, config.micro_batch_size, config.autocast
         )
-        self.agent = as_agent(config.agent)
         self.groups = parallel.share(config.groups_per_round)
         rows = min(parallel.share(config.num_envs), self.groups * self.method.group_size)
         self.engine = Engine(
@@ -135,6 +143,7 @@ class _Run:
                 f"what was taken back has no likelihood: env.actions must be 'reveal', "
                 f"got {self.env['actions']!r}"
             )
+        self.policy = None if learner is None else learner(self.engine, self.method.group_size)
         self.round, self.seconds = 0, 0.0
         self.best = float("-inf")
         self.history: list[dict[str, Any]] = []
@@ -191,17 +200,24 @@ class _Run:
         rng = np.random.default_rng([self.config.seed, self.round, parallel.rank()])
         began = time.monotonic()
         problems = draw_problems(self.engine, self.groups, rng)
+        policy = self.policy
+        agent, on_episode = (self.agent, None) if policy is None else (policy.player, policy.finish)
         with self.learner.precision():
-            rollouts = collect(
-                self.agent, self.engine, problems, self.method.group_size, int(rng.integers(2**32))
-            )
+            seed = int(rng.integers(2**32))
+            rollouts = collect(agent, self.engine, problems, self.method.group_size, seed, on_episode)
         decoded = time.monotonic()
+        reward = rollouts.rewards.mean()
+        if policy is not None:  # it pays for the steps, and the dLLM does not
+            rollouts = rollouts.unpriced()
         rate = learning_rate(self.method, done)
         facts = self.learner.learn(rollouts, rng, rate)
+        if policy is not None:
+            of_policy = policy.learn(rng, learning_rate(self.method, done, policy.constants.learning_rate))
+            facts |= {f"policy_{name}": value for name, value in of_policy.items()}
         self.round += 1
         facts |= {"learning_rate": rate, "seconds_learning": time.monotonic() - decoded}
         found = {
-            "reward": rollouts.rewards.mean(),
+            "reward": reward,
             "accuracy": (rollouts.scores >= 1).mean(),
             "nfe": rollouts.steps.mean(),
             "flat_groups": rollouts.flat_groups,
@@ -221,7 +237,7 @@ class _Run:
             return
         with self.learner.precision():
             result = evaluate(
-                self.config.agent,
+                self.config.agent if self.policy is None else self.policy.agent,
                 self.config.eval_episodes,
                 "validation",
                 batch_size=self.engine.num_rows,
@@ -244,22 +260,29 @@ class _Run:
             )  # fmt: skip
         if self.round > 0 and result.reward_mean > self.best:
             self.best = result.reward_mean
-            self._write_checkpoint()
+            self._write_checkpoint(row)
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, row: Mapping[str, Any]) -> None:
+        """The dLLM as it is, and the policy, if that learns; ``row`` is how they evaluated."""
         source = self.backend.source
         self.directory.mkdir(parents=True, exist_ok=True)
         write_weights(self.directory, self.layout, merged_state(self.backend.model), read_config(source))
         copy_tokenizer(source, self.directory)
+        if self.policy is not None:
+            at_home = {**self._plain, "env": {**self.env, "backend": str(self.directory)}}
+            metadata = {"command": self.command, "config": at_home, "validation": {"sample": row}}
+            self.policy.save(self.directory / POLICY, metadata)
 
     def _write_card(self) -> None:
         split, episodes = "test", self.config.test_episodes
         if episodes == 0:
             split, episodes = "validation", self.config.eval_episodes
         results = {}
-        for when, place in (("before", self.backend.source), ("after", str(self.directory))):
+        agent = self.config.agent if self.policy is None else str(self.directory / POLICY)
+        pairs = {"before": (self.backend.source, self.config.agent), "after": (str(self.directory), agent)}
+        for when, (place, decoder) in pairs.items():
             result = evaluate(
-                self.config.agent,
+                decoder,
                 episodes,
                 split,
                 batch_size=self.engine.num_rows,
@@ -290,6 +313,7 @@ class _Run:
                 "parameters": {name: p.detach() for name, p in self.parameters.items()},
                 "optimizer": self.learner.optimizer.state_dict(),
                 "reference": None if reference is None else reference.tensors,
+                "policy": None if self.policy is None else self.policy.state(),
                 "round": self.round,
                 "updates": self.learner.updates,
                 "best": self.best,
@@ -310,5 +334,7 @@ class _Run:
             check_like(state["reference"], own, f"{path}, reference")
             for name, tensor in learner.reference.tensors.items():
                 tensor.copy_(state["reference"][name])
+        if self.policy is not None:
+            self.policy.restore(state["policy"], f"{path}, policy")
         self.round, learner.updates = state["round"], state["updates"]
         self.best, self.history, self.seconds = state["best"], state["history"], state["seconds"]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dllm_agents.posttraining.rollouts import Rollouts
-from dllm_agents.sb3.grpo import clipped_surrogate
+from dllm_agents.sb3.updates import clipped_surrogate
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from torch import Tensor
 
-from dllm_agents import parallel
 from dllm_agents.config import check_not_negative, check_whole
 from dllm_agents.sb3.grouped import GroupedRollouts
 from dllm_agents.sb3.groups import GroupSamples
 from dllm_agents.sb3.policy import MaskedBernoulliDistribution, UnmaskPolicy
+from dllm_agents.sb3.updates import LOSS_AVERAGES, clipped_loss, gradient_step, minibatches, step_weights
 from dllm_gym.evaluation import as_agent
 from dllm_gym.strategies import InBlocks
-
-LOSS_AVERAGES = ("sequence", "step")
-
-
-def clipped_surrogate(ratio: Tensor, advantages: Tensor, clip_range: float) -> Tensor:
-    """``min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)``.
-
-    Ratios are those of whole step actions, ``(B,)``, or of their bits, ``(B, L)`` with A ``(B, 1)``.
-    """
-    return torch.min(ratio * advantages, ratio.clamp(1 - clip_range, 1 + clip_range) * advantages)
 
 
 def steered_log_prob(log_prob: Tensor, expert: Tensor, policy_share: float) -> Tensor:
@@ -56,17 +45,6 @@ def expert_agent(expert: str, block_length: int | None) -> Any:
     """The strategy that plays an expert's episodes, one block after another if there is a block length."""
     agent: Any = as_agent(expert)
     return agent if block_length is None else InBlocks(agent, block_length)
-
-
-def pieces(batch: GroupSamples, size: int | None) -> Iterator[GroupSamples]:
-    """A batch in pieces of at most ``size`` steps, in order."""
-    if size is None:
-        yield batch
-        return
-    for first in range(0, len(batch.actions), size):
-        part = slice(first, first + size)
-        observations = {key: value[part] for key, value in batch.observations.items()}
-        yield GroupSamples(observations, *(tensor[part] for tensor in batch[1:]))
 
 
 class GRPO(GroupedRollouts):
@@ -247,36 +225,21 @@ class GRPO(GroupedRollouts):
         tickets = self._tickets()
         policy_share = 1 - tickets.num_experts / tickets.group_size
         logs: dict[str, list[float]] = {}
-        size = None if self.batch_size is None else parallel.share(self.batch_size)
-        samples = len(self.rollout_buffer.returns)
-        num_batches = parallel.largest(math.ceil(samples / (size or max(samples, 1))))
-        for _ in range(self.n_epochs):
-            batches = self.rollout_buffer.get(size)
-            for _ in range(num_batches):
-                for name, value in self._update(next(batches, None), clip_range, policy_share).items():
-                    logs.setdefault(name, []).append(value)
+        for batch in minibatches(self.rollout_buffer, self.n_epochs, self.batch_size):
+            facts = gradient_step(
+                self.policy.optimizer,
+                batch,
+                lambda piece: self._loss(piece, clip_range, policy_share),
+                self.max_grad_norm,
+                self.micro_batch_size,
+            )
+            for name, value in facts.items():
+                logs.setdefault(name, []).append(value)
         self._n_updates += self.n_epochs
         for name, values in logs.items():
             self.logger.record(f"train/{name}", float(np.mean(values)))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/clip_range", clip_range)
-
-    def _update(self, batch: GroupSamples | None, clip_range: float, policy_share: float) -> dict[str, float]:
-        """One step of the optimiser on a minibatch, of which this process may have no sample; what to log."""
-        own = 0 if batch is None else len(batch.actions)
-        (everyones,) = parallel.total(own)
-        facts: dict[str, float] = {}
-        self.policy.optimizer.zero_grad()
-        if batch is not None:
-            for piece in pieces(batch, self.micro_batch_size):
-                loss, found = self._loss(piece, clip_range, policy_share)
-                (loss * (len(piece.actions) / everyones)).backward()  # type: ignore[no-untyped-call]
-                for name, value in found.items():
-                    facts[name] = facts.get(name, 0.0) + float(value) * len(piece.actions) / own
-        parallel.sum_gradients(self.policy.parameters())
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
-        return facts
 
     def _loss(
         self, batch: GroupSamples, clip_range: float, policy_share: float
@@ -287,16 +250,8 @@ class GRPO(GroupedRollouts):
         new, old = log_prob, batch.old_log_prob
         if self._expert is not None:
             new, old = (steered_log_prob(each, batch.expert, policy_share) for each in (new, old))
-        log_ratio = new - old
-        ratio = log_ratio.exp()
-        weights = batch.weights if self.loss_average == "sequence" else torch.ones_like(batch.weights)
-        surrogate = clipped_surrogate(ratio, batch.advantages, clip_range)
-        loss = -(weights * surrogate.view(len(weights), -1).mean(-1)).mean()
-        facts = {
-            "policy_gradient_loss": loss.detach(),
-            "clip_fraction": ((ratio.detach() - 1).abs() > clip_range).float().mean(),
-            "approx_kl": (ratio.detach() - 1 - log_ratio.detach()).mean(),
-        }
+        weights = step_weights(batch, self.loss_average)
+        loss, facts = clipped_loss(new, old, batch.advantages, weights, clip_range)
         if self.ent_coef:
             entropy = distribution.entropy()
             assert entropy is not None
