@@ -109,6 +109,9 @@ def test_judging_where_two_decodings_part():
     assert judge([start, first, full], [start, both, full], close, None) == "difference"
     assert judge([start, first, full], [start, both, full], close, 0.5) == "tie"
     assert judge([start, first, full], [start, both, full], close, 0.4) == "difference"
+    three = [np.array([0.5, 0.5, 0.5])] * 2
+    assert judge([start, first, full], [start, full, full], three, 0.4) == "difference"
+    assert judge([start, first, second], [start, first, first], three, None) == "tie"  # one goes back
 
 
 def test_a_checkouts_file_finds_its_neighbours_and_leaves_nothing_behind(tmp_path):
@@ -217,7 +220,8 @@ def test_results_of_peers_that_are_not_named_stay(monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("sys.argv", ["peers", f"other={tmp_path}", "--output", str(results)])
     peers.main()
     assert json.loads(results.read_text())["results"] == {"one": [], "other": []}
-    assert capsys.readouterr().out.count("same text") == 2
+    assert capsys.readouterr().out.startswith("| other's loop as |")
+    assert results.with_suffix(".md").read_text().count("'s loop as |") == 2
     monkeypatch.setattr("sys.argv", ["peers", "one"])
     with pytest.raises(SystemExit):
         peers.main()

@@ -197,8 +197,9 @@ def slow_adablock(row, memory, threshold, sureness, delimiter, block_length, sha
 def slow_slow_fast(row, memory, threshold, sureness, explore):
     window = [i for i in row["candidates"] if i < memory.get("end", 0)]
     if row["block_step"] == 0 or ("end" in memory and not window):
+        begin = row["candidates"][0] if row["block_step"] == 0 else memory["end"]
         memory.clear()
-        memory.update(begin=row["candidates"][0], estimates=[])
+        memory.update(begin=begin, estimates=[])
     if "end" not in memory:
         window = row["candidates"]
         likely = reaching(row, window, sureness)
@@ -551,6 +552,15 @@ def test_ascending_steps_are_powers_and_then_the_rest():
 def test_thresholds_are_those_of_float32():
     observation = one_row(confidence=np.array([0.95, 0.9, 0.75, 0.7], np.float32))
     assert make_strategy("local-leap", radius=1).act(observation).tolist() == [1, 1, 1, 0]
+
+
+def test_the_damping_of_end_tokens_ends_with_the_last_step():
+    observation = one_row(
+        confidence=[1.0, 1.0, 0.9, 0.4, 0.42, 0.3], mask=[0, 0, 1, 1, 1, 1], ends=[0, 0, 1, 0, 0, 0]
+    )
+    observation["action_mask"] = np.array([0, 0, 1, 1, 1, 1])
+    # the second of three steps: half of 0.9 is more than 0.42
+    assert make_strategy("eoser", damping=0.0, k=2).act(observation).tolist() == [0, 0, 1, 0, 1, 0]
 
 
 def test_of_very_small_probabilities_the_logarithm_is_finite():

@@ -121,8 +121,8 @@ def judge(
             confidence, before = confidences[at], ours[at]
             only_one = confidence[(one != before) & (other == before)]
             only_other = confidence[(other != before) & (one == before)]
-            swapped = len(only_one) == len(only_other) > 0
-            decisive = np.concatenate([only_one, only_other])
+            decisive, mask = np.concatenate([only_one, only_other]), ours[0]
+            swapped = len(decisive) > 1 and (one == mask).sum() == (other == mask).sum()
             close = swapped and np.ptp(decisive) < CLOSE
             if threshold is not None:
                 close |= bool(len(decisive)) and np.abs(decisive - threshold).max() < CLOSE
