@@ -136,7 +136,7 @@ class WINO(RemaskingRule):
     **What differs.** The released loop asks for w without showing the dLLM the token itself: a second, masked
     copy of the block sees everything but its own position, in a forward that is longer by a block. Here w is
     the ``written`` of the ordinary forward, in which the dLLM sees the token that it judges. That is not what
-    it was trained for: with the published w ``tiny-arithmetic`` takes less back, and 0.6 to 0.9 times the
+    it was trained for: with the published w ``tiny-arithmetic`` as trained is done in 0.6 to 0.9 times the
     forwards (``docs/strategies.md``).
 
     Args:
