@@ -80,7 +80,8 @@ def test_a_peer_that_decodes_otherwise_is_told_apart(monkeypatch, tmp_path):
     speeds = same["problems_per_second"]
     assert [found["same_text"] for found in speeds.values()] == [1, 1]
     for found in speeds.values():
-        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"], rel=0.02)
+        rounded = sum(0.005 / found[name] for name in ("peer", "ours", "ratio"))  # much on a busy machine
+        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"], rel=1.1 * rounded + 1e-9)
     text = peers.table("llada", [same, other])
     assert "`left-to-right:k=1` | 48 | 2 rows, peer one by one |" in text
     assert "times as fast" not in peers.table("llada", [other])
