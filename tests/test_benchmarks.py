@@ -15,9 +15,12 @@ from typing import Any
 import family_checkpoints
 import numpy as np
 import pytest
+import torch
 from toy_backend import ToyBackend
 
 import dllm_gym
+from benchmarks.peers import __main__ as peers
+from benchmarks.peers import adapters, canvases, checkouts, loops, remasking, rules, timing
 from dllm_agents.posttraining.config import load_posttrain_config
 from dllm_gym.bench import Clock, measure_limit
 from dllm_gym.evaluation import compare, evaluate
@@ -60,20 +63,15 @@ def run_benchmark(benchmark, monkeypatch) -> Callable[..., None]:
     return run
 
 
-@pytest.fixture
-def peers(benchmark) -> Any:
-    return benchmark("peers")
-
-
-def test_a_peer_that_decodes_otherwise_is_told_apart(peers, monkeypatch, tmp_path):
-    monkeypatch.setattr(peers, "ROWS", 2)
+def test_a_peer_that_decodes_otherwise_is_told_apart(monkeypatch, tmp_path):
+    monkeypatch.setattr(timing, "ROWS", 2)
     (tmp_path / "llada").mkdir()
     (tmp_path / "llada" / "generate.py").write_text(WRONG_ORDER)
-    loop = peers.load_generate(tmp_path, batches=False)
+    loop = loops.load_generate(tmp_path, batches=False)
     assert "model.modeling_llada" not in sys.modules
-    right = peers.Case("left-to-right:k=1", 48, {"steps": 48})
-    wrong = peers.Case("confidence:k=1", 48, {"steps": 48})
-    peer = peers.Peer(None, False, (right, wrong))
+    right = canvases.Case("left-to-right:k=1", 48, {"steps": 48})
+    wrong = canvases.Case("confidence:k=1", 48, {"steps": 48})
+    peer = peers.Peer(None, (right, wrong))
     same = peers.compare(peer, loop, right, problems=1, rounds=1)
     other = peers.compare(peer, loop, wrong, problems=1, rounds=0)
     assert [found["same"] for found in same["canvases"].values()] == [1, 1]
@@ -83,29 +81,153 @@ def test_a_peer_that_decodes_otherwise_is_told_apart(peers, monkeypatch, tmp_pat
     speeds = same["problems_per_second"]
     assert [found["same_text"] for found in speeds.values()] == [1, 1]
     for found in speeds.values():
-        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"], rel=0.02)
+        rounded = sum(0.005 / found[name] for name in ("peer", "ours", "ratio"))  # much on a busy machine
+        assert found["ratio"] == pytest.approx(found["ours"] / found["peer"], rel=1.1 * rounded + 1e-9)
     text = peers.table("llada", [same, other])
     assert "`left-to-right:k=1` | 48 | 2 rows, peer one by one |" in text
+    assert "times as fast" not in peers.table("llada", [other])
 
 
-def test_a_checkout_without_a_loop_is_refused(peers, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no generate\.py"):
-        peers.load_generate(tmp_path, batches=False)
+def test_a_checkout_without_a_loop_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no generate\.py, llada/generate\.py or v1/llada"):
+        loops.load_generate(tmp_path, batches=False)
     with pytest.raises(FileNotFoundError, match=r"holds no common\.generation\.generation"):
-        peers.load_ml_rl_dllm(tmp_path)
+        loops.load_ml_rl_dllm(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no decoding\.py"):
+        remasking.load_saber(tmp_path)
 
 
-def test_judging_where_two_decodings_part(peers):
+def test_judging_where_two_decodings_part():
     start, first, second = np.array([9, 9, 9]), np.array([1, 9, 9]), np.array([9, 1, 9])
     full = np.array([1, 1, 1])
     sure, close = [np.array([0.9, 0.5, 0.1])] * 2, [np.array([0.5, 0.5 + 1e-7, 0.1])] * 2
-    assert peers.judge([start, first, full], [start, first, full], sure, None) == "same"
-    assert peers.judge([start, first, full], [start, second, full], sure, None) == "difference"
-    assert peers.judge([start, first, full], [start, second, full], close, None) == "tie"
-    assert peers.judge([start, first, full], [start, first], sure, None) == "difference"
+    judge = canvases.judge
+    assert judge([start, first, full], [start, first, full], sure, None) == "same"
+    assert judge([start, first, full], [start, second, full], sure, None) == "difference"
+    assert judge([start, first, full], [start, second, full], close, None) == "tie"
+    assert judge([start, first, full], [start, second, full], close, 0.9) == "tie"
+    assert judge([start, first, full], [start, first], sure, None) == "difference"
     both = np.array([1, 1, 9])
-    assert peers.judge([start, first, full], [start, both, full], close, 0.5) == "tie"
-    assert peers.judge([start, first, full], [start, both, full], close, 0.4) == "difference"
+    assert judge([start, first, full], [start, both, full], close, None) == "difference"
+    assert judge([start, first, full], [start, both, full], close, 0.5) == "tie"
+    assert judge([start, first, full], [start, both, full], close, 0.4) == "difference"
+    three = [np.array([0.5, 0.5, 0.5])] * 2
+    assert judge([start, first, full], [start, full, full], three, 0.4) == "difference"
+    assert judge([start, first, second], [start, first, first], three, None) == "tie"  # one goes back
+
+
+def test_a_checkouts_file_finds_its_neighbours_and_leaves_nothing_behind(tmp_path):
+    (tmp_path / "neighbour.py").write_text("VALUE = 3")
+    (tmp_path / "loop.py").write_text("import nowhere.at_all\nfrom neighbour import VALUE")
+    module = checkouts.load_file(tmp_path, "loop.py", without=("nowhere", "nowhere.at_all"))
+    assert module.VALUE == 3
+    assert not {"neighbour", "nowhere", "nowhere.at_all"} & set(sys.modules)
+    assert str(tmp_path) not in sys.path
+
+
+def counting_model(tokens, attention_mask=None, output_attentions=False):
+    """Logits ``(1, T, 7)`` that depend on position and token."""
+    scores = torch.arange(tokens.shape[1])[:, None] * 0.5 + torch.arange(7.0)
+    return SimpleNamespace(logits=(scores * (1 + tokens[0, :, None])).sin()[None])
+
+
+@pytest.fixture
+def shown(tmp_path) -> Callable[..., Any]:
+    """What a loop gets when it calls its model: of a published file that asks once and writes zeros."""
+
+    def call(load: Callable[[Path], Any], file: str, published: str, block_length: int = 48) -> Any:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(f"import torch\nSEEN = []\n{published}")
+        asked = []
+        model = Recorder(lambda tokens: asked.append(tokens) or counting_model(tokens))
+        loop = load(tmp_path)
+        case = canvases.Case("confidence", block_length, {})
+        completion = loop(model, [[1, 2]], case, SimpleNamespace(mask_token_id=0))
+        assert completion.shape == (1, 48)
+        return asked, loop
+
+    return call
+
+
+class Recorder:
+    device = dtype = config = None
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __call__(self, tokens, **_):
+        return self.answer(tokens)
+
+
+def test_klass_is_given_our_mask_token(shown):
+    (asked,), _ = shown(
+        rules.load_klass,
+        "src/model/llada_klass.py",
+        "def stable_confident_decode(model, tokenizer, prompt, gen_length, block_length, mask_id):\n"
+        "    x = torch.cat([prompt, torch.full((1, gen_length), 126336)], dim=1)\n"
+        "    model(x)\n"
+        "    return x, 1",
+    )
+    assert asked.tolist() == [[1, 2] + [0] * 48]
+
+
+def test_wino_finds_the_block_once_more_behind_the_text(shown):
+    (asked,), _ = shown(
+        remasking.load_wino,
+        "LLaDA/decoding.py",
+        "def decoding_wino(model, prompt, gen_length, block_length, mask_id):\n"
+        "    x = torch.cat([prompt, torch.zeros(1, gen_length + block_length, dtype=torch.long)], dim=1)\n"
+        "    positions = torch.cat([torch.arange(50), torch.arange(18, 34)])\n"
+        "    logits = model(x, attention_mask=None, position_ids=positions).logits\n"
+        "    assert (logits[:, 50:] == logits[:, 18:34]).all() and logits.shape[1] == 66\n"
+        "    return x[:, :50], 1",
+        block_length=16,
+    )
+    assert asked.shape == (1, 50)
+
+
+def test_dreams_loop_finds_predictions_where_it_shifts_them_to(shown):
+    shown(
+        rules.load_sched,
+        "dream_sampling/sched.py",
+        "def diffusion_generate_schedule(model, prompt, max_new_tokens, mask_token_id):\n"
+        "    x = torch.cat([prompt, torch.zeros(1, max_new_tokens, dtype=torch.long)], dim=1)\n"
+        "    logits = model(x, 'full', None).logits\n"
+        "    shifted = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)\n"
+        "    right = torch.arange(50)[:, None] * 0.5 + torch.arange(7.0)\n"
+        "    assert torch.equal(shifted[0, 2:], right[2:].sin())\n"
+        "    return x, [{}]",
+    )
+
+
+def test_a_model_believes_in_what_stands():
+    tokens = torch.tensor([[5, 0, 3]])  # 0 is the mask
+    before = counting_model(tokens).logits
+    output = counting_model(tokens)
+    adapters.believe(output, tokens, 0)
+    probabilities = output.logits.softmax(-1)
+    assert torch.equal(output.logits[0, 1], before[0, 1])
+    for position in (0, 2):
+        token = tokens[0, position]
+        written = before.softmax(-1)[0, position, token]
+        assert probabilities[0, position, token] == pytest.approx(float(written), rel=1e-5)
+        others = probabilities[0, position, torch.arange(7) != token]
+        assert float(others.max() - others.min()) < 1e-6
+
+
+def test_results_of_peers_that_are_not_named_stay(monkeypatch, tmp_path, capsys):
+    results = tmp_path / "peers.json"
+    results.write_text(json.dumps({"results": {"one": [], "other": [1]}}))
+    monkeypatch.setattr(peers, "PEERS", {"other": peers.Peer(lambda checkout: None, ())})
+    monkeypatch.setattr("sys.argv", ["peers", f"other={tmp_path}", "--output", str(results)])
+    peers.main()
+    assert json.loads(results.read_text())["results"] == {"one": [], "other": []}
+    assert capsys.readouterr().out.startswith("| other's loop as |")
+    assert results.with_suffix(".md").read_text().count("'s loop as |") == 2
+    monkeypatch.setattr("sys.argv", ["peers", "one"])
+    with pytest.raises(SystemExit):
+        peers.main()
+    assert "give NAME=PATH with a name out of other, got 'one'" in capsys.readouterr().err
 
 
 # A dLLM of LLaDA's shape ------------------------------------------------------------------------------------

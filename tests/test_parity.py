@@ -1,7 +1,7 @@
 """The published decoding loops, written down here from their description, against ours: token by token, in
 the same order and the same number of forwards, on random weights in LLaDA's layout.
 
-``benchmarks/peers.py`` does the same with the publishers' own files; its tests are in test_benchmarks.py.
+``benchmarks/peers`` does the same with the publishers' own files; its tests are in test_benchmarks.py.
 """
 
 from __future__ import annotations

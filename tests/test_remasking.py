@@ -85,12 +85,12 @@ def slow_remdm(row, memory, steps, schedule, eta):
 
 def slow_saber(row, memory, least):
     now = [c if m else w for c, w, m in zip(row["confidence"], row["written"], row["mask"], strict=True)]
-    accepted = memory.setdefault("accepted", [])
-    threshold = sum(accepted) / len(accepted) if accepted else 1.0
+    accepted = memory.setdefault("accepted", {})
+    threshold = sum(accepted.values()) / len(accepted) if accepted else 1.0
     new = [i for i in row["masked"] if now[i] > threshold]
     if len(new) < least:
         new = highest({i: now[i] for i in row["masked"]}, least)
-    accepted += [now[i] for i in new]
+    accepted |= {i: now[i] for i in new}
     before = memory.get("before", [0.0] * len(now))
     memory["before"] = now
     revealed = sorted(row["standing"] + new)

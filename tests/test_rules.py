@@ -50,7 +50,7 @@ def slow_ass(row, memory, growth):
 
 def slow_eoser(row, memory, damping, k):
     length = len(row["confidence"])
-    share = min(1.0, row["mask"].count(0) / (length - 1)) if length > 1 else 1.0 * row["mask"].count(0)
+    share = min(1.0, row["mask"].count(0) / (length - k)) if length > k else 1.0
     damped = [
         c * (damping + (1 - damping) * share) if end else c
         for c, end in zip(row["confidence"], row["ends"], strict=True)
@@ -73,11 +73,11 @@ def slow_pc_sampler(row, memory, decay, k, cap, frequencies=None):
 
 
 def slow_gap(row):
-    """Mean difference of the two largest logits over masked positions, and the share revealed."""
+    """Mean difference of the two largest logits over masked positions, and how many are revealed."""
     masked = [i for i, bit in enumerate(row["mask"]) if bit]
     tops = [[max(p, 2**-126) for p in row["top_k"][i][:2]] for i in masked]
     gap = statistics.fmean(math.log(first / second) for first, second in tops)
-    return gap, 1 - len(masked) / len(row["mask"])
+    return gap, len(row["mask"]) - len(masked)
 
 
 def slow_window(row, block_length):
@@ -86,13 +86,16 @@ def slow_window(row, block_length):
 
 
 def slow_prophet(row, memory, threshold, k, block_length=None):
-    gap, progress = slow_gap(row)
+    gap, revealed = slow_gap(row)
+    progress = (revealed + k) / len(row["mask"])  # as in the released code, which counts this step, too
     needed = threshold if progress < 0.33 else threshold * 2 / 3 if progress < 0.67 else threshold / 3
     return row["candidates"] if gap >= needed else surest(row, slow_window(row, block_length), k)
 
 
 def slow_sched(row, memory, high, low, schedule, k, rate=None, block_length=None):
-    gap, progress = slow_gap(row)
+    gap, revealed = slow_gap(row)
+    length = len(row["mask"])
+    progress = min(revealed / (length - k), 1.0) if length > k else 1.0
     needed = {
         "linear": lambda: high + (low - high) * progress,
         "cosine": lambda: low + (high - low) / 2 * (1 + math.cos(math.pi * progress)),
@@ -194,8 +197,9 @@ def slow_adablock(row, memory, threshold, sureness, delimiter, block_length, sha
 def slow_slow_fast(row, memory, threshold, sureness, explore):
     window = [i for i in row["candidates"] if i < memory.get("end", 0)]
     if row["block_step"] == 0 or ("end" in memory and not window):
+        begin = row["candidates"][0] if row["block_step"] == 0 else memory["end"]
         memory.clear()
-        memory.update(begin=row["candidates"][0], estimates=[])
+        memory.update(begin=begin, estimates=[])
     if "end" not in memory:
         window = row["candidates"]
         likely = reaching(row, window, sureness)
@@ -241,16 +245,23 @@ def slow_dawn(row, memory, threshold, anchored, apart, edge, sink):
         return i != j and j not in sinks and attention[i][j] >= edge
 
     anchors = [j for j in everywhere if not row["mask"][j] and row["written"][j] >= threshold]
-    chosen = reaching(row, row["candidates"], threshold)
-    chosen += [
+    sure = reaching(row, row["candidates"], threshold)
+    leaning = [
         i for i in reaching(row, row["candidates"], anchored) if any(leans(i, anchor) for anchor in anchors)
     ]
-    rest = [i for i in reaching(row, row["candidates"], apart) if i not in chosen]
+    chosen, both = sure + leaning, [i for i in sure if i in leaning]
+    rest = [
+        i
+        for i in reaching(row, row["candidates"], apart)
+        if i not in chosen and not any(leans(i, j) for j in both)
+    ]
     chosen += spread(surest(row, rest, len(rest)), lambda i, j: leans(i, j) or leans(j, i))
     return chosen or surest(row, row["candidates"])
 
 
 def slow_clad(row, memory, threshold, pair):
+    if row["block_step"] == 0:
+        memory["size"] = len(row["candidates"])
     chosen = sorted({*reaching(row, row["candidates"], threshold), *surest(row, row["candidates"])})
     clusters = []
     for i in chosen:
@@ -265,7 +276,7 @@ def slow_clad(row, memory, threshold, pair):
         )
 
     def score(one, other):
-        return (reached(one, other) + reached(other, one)) / 2
+        return max(reached(one, other), reached(other, one))
 
     def others(one):
         return [other for other in clusters if other is not one]
@@ -275,7 +286,7 @@ def slow_clad(row, memory, threshold, pair):
 
     def least(one):
         if len(clusters) == 2:
-            return pair / len(row["mask"])
+            return pair / memory["size"]
         return sum(score(one, other) for other in others(one)) / (len(clusters) - 1)
 
     waiting = []
@@ -541,6 +552,15 @@ def test_ascending_steps_are_powers_and_then_the_rest():
 def test_thresholds_are_those_of_float32():
     observation = one_row(confidence=np.array([0.95, 0.9, 0.75, 0.7], np.float32))
     assert make_strategy("local-leap", radius=1).act(observation).tolist() == [1, 1, 1, 0]
+
+
+def test_the_damping_of_end_tokens_ends_with_the_last_step():
+    observation = one_row(
+        confidence=[1.0, 1.0, 0.9, 0.4, 0.42, 0.3], mask=[0, 0, 1, 1, 1, 1], ends=[0, 0, 1, 0, 0, 0]
+    )
+    observation["action_mask"] = np.array([0, 0, 1, 1, 1, 1])
+    # the second of three steps: half of 0.9 is more than 0.42
+    assert make_strategy("eoser", damping=0.0, k=2).act(observation).tolist() == [0, 0, 1, 0, 1, 0]
 
 
 def test_of_very_small_probabilities_the_logarithm_is_finite():

@@ -129,12 +129,12 @@ class AdaBlock(Remembering):
 class SlowFast(Remembering):
     """Explores until it is stable how far the dLLM has something to say, then decodes that far in parallel.
 
-    SlowFast sampling (arXiv 2506.10848). A cycle begins at the first candidate. *Slow*: its end is estimated
-    behind the last candidate with c >= ``sureness``, or behind the first position of the cycle if there is
-    none. It is fixed when two estimates in a row differ by less than 2 (a standard deviation below 1), and
-    after ``explore`` steps at the mean of the last two, rounded down. *Fast*: the steps after that reveal in
-    the cycle only; when nothing in it is masked, the next one begins. In both phases all candidates with
-    c >= ``threshold`` are revealed, slow ones anywhere behind the beginning of the cycle, and the most
+    SlowFast sampling (arXiv 2506.10848). A cycle begins where the one before ended. *Slow*: its end is
+    estimated behind the last candidate with c >= ``sureness``, or behind the first position of the cycle if
+    there is none. It is fixed when two estimates in a row differ by less than 2 (a standard deviation below
+    1), and after ``explore`` steps at the mean of the last two, rounded down. *Fast*: the steps after that
+    reveal in the cycle only; when nothing in it is masked, the next one begins. In both phases all candidates
+    with c >= ``threshold`` are revealed, slow ones anywhere behind the beginning of the cycle, and the most
     confident one always.
 
     The released loop takes all ``explore`` slow steps even if the end was fixed before, keeps all rows of a
@@ -169,7 +169,8 @@ class SlowFast(Remembering):
         position, length = np.arange(candidates.shape[-1]), candidates.shape[-1]
         in_cycle = candidates & (position < kept["end"][:, None])
         anew = (kept["block_steps"] == 0) | (kept["end"] > 0) & ~in_cycle.any(axis=-1)
-        begin = np.where(anew, candidates.argmax(axis=-1), kept["begin"])
+        begin = np.where(anew, kept["end"], kept["begin"])
+        begin = np.where(kept["block_steps"] == 0, candidates.argmax(axis=-1), begin)
         end = np.where(anew, 0, kept["end"])
         slow = end == 0  # (B,)
         taken = np.where(anew, 0, kept["slow"]) + slow

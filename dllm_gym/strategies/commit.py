@@ -29,7 +29,7 @@ class EarlyCommit(Strategy):
 
     How clearly is told by the difference of the two largest logits, which is that of the logarithms of the
     two largest probabilities, as the mean over all masked positions. What it must reach depends on the
-    progress p, the share of positions revealed: for a rule of k per step the share of its steps. Equality
+    progress: of L / k steps, k positions each, as many are over as were needed for what is revealed. Equality
     passes.
 
     Several windows are the rule's own affair: in an environment with ``block_length`` it reveals the rest of
@@ -65,17 +65,18 @@ class EarlyCommit(Strategy):
             )
         logs = np.log(np.maximum(top[..., :2], _SMALLEST))
         gap = np.where(masked, logs[..., 0] - logs[..., 1], 0.0).sum(axis=-1) / np.maximum(left, 1)  # (B,)
-        known: BoolArray = gap >= self.least_gap(1 - left / max(masked.shape[-1], 1))
+        length, k = masked.shape[-1], self.parameters["k"]
+        known: BoolArray = gap >= self.least_gap((length - left) / k, length / k)
         if "block_length" in self.parameters:
             inside = candidates & first_block(candidates, self.parameters["block_length"])
         else:
             inside = candidates
-        few = top_k(self.cost(observation), inside, self.parameters["k"]) & inside
+        few = top_k(self.cost(observation), inside, k) & inside
         return np.where(known[:, None], candidates, few)
 
     @abstractmethod
-    def least_gap(self, progress: FloatArray) -> FloatArray:
-        """What the difference must reach at each row's progress ``(B,)``, in nats."""
+    def least_gap(self, step: FloatArray, steps: float) -> FloatArray:
+        """What the difference must reach at each row's ``step`` ``(B,)``, 0 to ``steps`` - 1, in nats."""
 
     @abstractmethod
     def cost(self, observation: Mapping[str, ArrayLike]) -> FloatArray:
@@ -85,10 +86,10 @@ class EarlyCommit(Strategy):
 class Prophet(EarlyCommit):
     """Takes the k most confident, and all as soon as two logits differ by ``threshold`` on average.
 
-    Prophet (arXiv 2508.19982): from a third of the progress on (0.33) two thirds of ``threshold`` are enough,
-    from two thirds on (0.67) one third; by default 7.5, 5 and 2.5. Prophet looks at a few positions of the
-    answer, whose place it fixes by writing "The answer is" there beforehand; here nothing is written
-    beforehand, and all masked positions count.
+    Prophet (arXiv 2508.19982): once a third of the steps is over, this one included (0.33), two thirds of
+    ``threshold`` are enough, after two thirds (0.67) one third; by default 7.5, 5 and 2.5. Prophet looks at a
+    few positions of the answer, whose place it fixes by writing "The answer is" there beforehand; here
+    nothing is written beforehand, and all masked positions count.
 
     Args:
         threshold: A number > 0, in nats.
@@ -105,8 +106,9 @@ class Prophet(EarlyCommit):
     def __init__(self, threshold: float = 7.5, k: int = 1, block_length: int | None = None) -> None:
         super().__init__(k, block_length, threshold=check_number("threshold", threshold, 0, exclusive=True))
 
-    def least_gap(self, progress: FloatArray) -> FloatArray:
+    def least_gap(self, step: FloatArray, steps: float) -> FloatArray:
         """In three stairs."""
+        progress = (step + 1) / steps
         thirds = 3 - (progress >= 0.33).astype(np.int64) - (progress >= 0.67)
         threshold: float = self.parameters["threshold"]
         return threshold / 3 * thirds
@@ -119,10 +121,12 @@ class Prophet(EarlyCommit):
 class SchED(EarlyCommit):
     """Takes the k of lowest entropy, and all as soon as two logits differ by tau(p) on average.
 
-    SchED (arXiv 2512.02892): tau falls from ``high`` to ``low`` with the progress p. ``linear``:
+    SchED (arXiv 2512.02892): tau falls from ``high`` to ``low`` with the progress p, which is 0 at the first
+    step and 1 at the last. ``linear``:
     ``high + (low - high) p``; ``cosine``: ``low + (high - low) (1 + cos(pi p)) / 2``; ``exponential``:
-    ``low + (high - low) exp(-rate p)``. The released code has further conditions, which are off by default:
-    a smallest progress, some steps in a row, quantiles instead of the mean.
+    ``low + (high - low) exp(-rate p)``. The released code has further conditions: by default it also waits
+    for a step in which no best token of a masked position has changed (``max_change_ratio``), which the paper
+    does not ask for; a smallest progress, more such steps in a row and quantiles instead of the mean are off.
 
     Args:
         high: A number >= 0, in nats.
@@ -159,8 +163,9 @@ class SchED(EarlyCommit):
             raise ValueError(f"rate {rate!r} is for the schedule exponential, not for {schedule}")
         super().__init__(k, block_length, **own)
 
-    def least_gap(self, progress: FloatArray) -> FloatArray:
+    def least_gap(self, step: FloatArray, steps: float) -> FloatArray:
         """By the schedule."""
+        progress = np.clip(step / (steps - 1), 0, 1) if steps > 1 else np.ones_like(step)
         high, low, schedule = (self.parameters[name] for name in ("high", "low", "schedule"))
         if schedule == "linear":
             share = 1 - progress

@@ -80,8 +80,8 @@ class DAWN(Strategy):
 
     - candidates with c >= ``threshold``;
     - those with c >= ``anchored`` that lean on a revealed token whose probability is now >= ``threshold``;
-    - of the remaining ones with c >= ``apart``, by descending c, each unless it leans on one taken here, or
-      that on it;
+    - of the remaining ones with c >= ``apart`` that lean on no candidate of both kinds, by descending c, each
+      unless it leans on one taken here, or that on it;
 
     or else the most confident candidate. Here the mean is over the positions of the completion, and no
     position leans on the prompt.
@@ -126,22 +126,25 @@ class DAWN(Strategy):
         leans &= (attention.mean(axis=1, dtype=np.float64) <= sink)[:, None, :]
         revealed = self.read(observation, "mask") == 0
         anchors = revealed & (self.read(observation, "written") >= threshold)
-        selected = candidates & (confidence >= threshold)
-        selected |= candidates & (confidence >= anchored) & (leans & anchors[:, None, :]).any(axis=-1)
+        sure = candidates & (confidence >= threshold)
+        leaning = candidates & (confidence >= anchored) & (leans & anchors[:, None, :]).any(axis=-1)
+        selected = sure | leaning
         rest = candidates & ~selected & (confidence >= apart)
+        rest &= ~(leans & (sure & leaning)[:, None, :]).any(axis=-1)
         selected |= independent(rank(-confidence, rest), rest, leans | leans.swapaxes(1, 2))
         return or_else(selected, candidates, best(confidence, candidates))
 
 
-class CLAD(Strategy):
+class CLAD(Remembering):
     """Reveals runs of sure candidates, but of two runs that depend on each other only the longer one.
 
     CLAD (arXiv 2605.29607). The candidates with c >= ``threshold`` and the most confident one fall into
     clusters, runs of neighbours. How much cluster A has to do with B is the largest mean over j in B of
-    max(a(i, j), a(j, i)) of any i in A, and their score is the mean of that from A to B and from B to A. Two
-    clusters conflict if each has its best score with the other, and that is at least the mean of each one's
-    scores; if there are two clusters only, if it is at least ``pair`` / L. Of clusters in conflict the
-    shorter one waits, of equal ones the right one; of equal scores the leftmost cluster is the best.
+    max(a(i, j), a(j, i)) of any i in A, and their score is the larger one of that from A to B and from B to
+    A. Two clusters conflict if each has its best score with the other, and that is at least the mean of each
+    one's scores; if there are two clusters only, if it is at least ``pair`` / the length of the block. Of
+    clusters in conflict the shorter one waits, of equal ones the right one; of equal scores the leftmost
+    cluster is the best.
 
     Args:
         threshold: A number in [0, 1].
@@ -160,17 +163,18 @@ class CLAD(Strategy):
             threshold=check_number("threshold", threshold, 0, 1), pair=check_number("pair", pair, 0)
         )
 
-    def select(self, observation: Mapping[str, ArrayLike], candidates: BoolArray) -> BoolArray:
+    def choose(self, observation: Mapping[str, ArrayLike], candidates: BoolArray, kept: Kept) -> BoolArray:
         """Sure candidates and top 1, without the clusters that wait."""
         confidence = self.read(observation, "confidence")  # (B, L)
         attention = self.read(observation, "attention", axes=1, dtype=np.float64)  # (B, L, L)
         selected = candidates & (confidence >= np.float32(self.parameters["threshold"]))
         selected |= best(confidence, candidates) & candidates
-        for row, mutual in zip(selected, np.maximum(attention, attention.swapaxes(1, 2)), strict=True):
-            row &= ~self._waiting(np.flatnonzero(row), mutual)
+        mutual = np.maximum(attention, attention.swapaxes(1, 2))
+        for row, own, size in zip(selected, mutual, kept["block_size"], strict=True):
+            row &= ~self._waiting(np.flatnonzero(row), own, size)
         return selected
 
-    def _waiting(self, chosen: IntArray, mutual: FloatArray) -> BoolArray:
+    def _waiting(self, chosen: IntArray, mutual: FloatArray, block_size: int) -> BoolArray:
         """Positions of one row ``(L,)`` that must wait, of the ``chosen`` ones in ascending order."""
         waiting = np.zeros(len(mutual), dtype=np.bool_)
         begins = np.flatnonzero(np.diff(chosen, prepend=-2) > 1)
@@ -179,10 +183,10 @@ class CLAD(Strategy):
         sizes = np.diff(begins, append=len(chosen))
         means = np.add.reduceat(mutual[np.ix_(chosen, chosen)], begins, axis=1) / sizes
         reached = np.maximum.reduceat(means, begins, axis=0)  # (C, C)
-        score = (reached + reached.T) / 2
+        score = np.maximum(reached, reached.T)
         np.fill_diagonal(score, 0.0)
         if len(begins) == 2:
-            least = np.full(2, self.parameters["pair"] / len(mutual))
+            least = np.full(2, self.parameters["pair"] / block_size)
         else:
             least = score.sum(axis=1) / (len(begins) - 1)
         np.fill_diagonal(score, -np.inf)

@@ -26,9 +26,10 @@ class EosDamping(TopK):
     confidence of a position that would become an end token is multiplied by a factor that rises evenly from
     ``damping`` at the first step to 1 at the last.
 
-    The factor is ``damping + (1 - damping) * revealed / (L - 1)``, ``revealed`` the number of positions
-    revealed so far: for k = 1 the paper's ``step / (steps - 1)``. The released loop counts ``step`` anew in
-    every block and ``steps`` over all of them, so that the damping never ends where there are several.
+    The factor is ``damping + (1 - damping) * revealed / (L - k)``, ``revealed`` the number of positions
+    revealed so far: the paper's ``step / (steps - 1)``; ``steps_per_block`` counts as k = 1. The released
+    loop counts ``step`` anew in every block and ``steps`` over all of them, so that the damping never ends
+    where there are several.
 
     Args:
         damping: A number in [0, 1]; 1 is ``confidence``.
@@ -53,7 +54,8 @@ class EosDamping(TopK):
         """-c, damped, in float64."""
         damping = self.parameters["damping"]
         revealed = (self.read(observation, "mask") == 0).sum(axis=-1, keepdims=True)  # (B, 1)
-        share = np.minimum(revealed / max(candidates.shape[-1] - 1, 1), 1.0)
+        before_last = candidates.shape[-1] - self.parameters.get("k", 1)
+        share = np.minimum(revealed / before_last, 1.0) if before_last > 0 else 1.0
         ends = self.read(observation, "ends") != 0
         factor = np.where(ends, damping + (1 - damping) * share, 1.0)
         cost: FloatArray = -self.read(observation, "confidence", dtype=np.float64) * factor

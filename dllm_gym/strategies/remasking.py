@@ -149,8 +149,9 @@ class WINO(RemaskingRule):
 
     **What differs.** The released loop asks for w without showing the dLLM the token itself: a second, masked
     copy of the block sees everything but its own position, in a forward that is longer by a block. Here w is
-    the ``written`` of the ordinary forward, in which the dLLM sees the token that it judges, and believes in
-    it more.
+    the ``written`` of the ordinary forward, in which the dLLM sees the token that it judges. That is not what
+    it was trained for: with the published w ``tiny-arithmetic`` as trained is done in 0.6 to 0.9 times the
+    forwards (``docs/strategies.md``).
 
     Args:
         threshold: A number in [0, 1] (tau 1; the paper takes 0.6 for GSM8K).
@@ -282,13 +283,13 @@ class ReMDM(RemaskingRule):
 class Saber(RemaskingRule):
     """Reveals what is surer than what was revealed so far, and takes back what lost most.
 
-    Saber (arXiv 2510.18165). All masked positions whose c is above the mean of the confidences with which
-    tokens were revealed in this episode are revealed; where those are fewer than ``least`` (in the first
-    step, that is), the ``least`` surest. Of all tokens then revealed in the block, the r whose probability
-    changed least since the step before go back, that is fell most, with
-    r = min(max(``least`` // 2, ceil(k / 8)), k - 1), k the number revealed in this step. In the first step
-    the change is the probability itself. Once everything is revealed nothing goes back. Every step reveals
-    at least one more.
+    Saber (arXiv 2510.18165). All masked positions are revealed whose c is above the mean of the confidences
+    with which positions were revealed in this episode, each as it was the last time, also if its token went
+    back since. Where those are fewer than ``least`` (in the first step, that is), the ``least`` surest. Of
+    all tokens then revealed in the block, the r whose probability changed least since the step before go
+    back, that is fell most, with r = min(max(``least`` // 2, ceil(k / 8)), k - 1), k the number revealed in
+    this step. In the first step the change is the probability itself. Once everything is revealed nothing
+    goes back. Every step reveals at least one more.
 
     **What differs.** The probability at a token is w; the released code takes the largest one there, which is
     another where the dLLM would now write another token. What stands in finished blocks does not go back.
@@ -308,24 +309,22 @@ class Saber(RemaskingRule):
         super().__init__(least=check_integer("least", least, minimum=1))
 
     def fresh(self, rows: int, length: int) -> Kept:
-        """``sum`` and ``count`` ``(B,)`` of revealed tokens; ``before`` ``(B, L)``, their probabilities."""
-        return {
-            "sum": np.zeros(rows),
-            "count": np.zeros(rows, dtype=np.int64),
-            "before": np.zeros((rows, length), dtype=np.float32),
-        }
+        """``accepted`` ``(B, L)``: c when it was revealed last, -1 if never; ``before``: the step before."""
+        zeros = np.zeros((rows, length), dtype=np.float32)
+        return {"accepted": zeros - 1, "before": zeros}
 
     def choose(self, observation: Mapping[str, ArrayLike], candidates: BoolArray, kept: Kept) -> BoolArray:
         """What is surer than usual, without what lost most."""
         sure, least = self.now(observation), self.parameters["least"]  # (B, L)
         masked = candidates & self.masks(observation)
-        usual = np.where(kept["count"] > 0, kept["sum"] / np.maximum(kept["count"], 1), 1.0)
+        ever = kept["accepted"] >= 0
+        total = np.where(ever, kept["accepted"], 0).sum(axis=-1, dtype=np.float64)
+        usual = np.where(ever.any(axis=-1), total / np.maximum(ever.sum(axis=-1), 1), 1.0)
         passing = masked & (sure > usual[:, None])
         enough = passing.sum(axis=-1, keepdims=True) >= least
         new = masked & np.where(enough, passing, top_k(-sure, masked, least))
         number = new.sum(axis=-1)
-        kept["sum"] = kept["sum"] + np.where(new, sure, 0).sum(axis=-1, dtype=np.float64)
-        kept["count"] = kept["count"] + number
+        kept["accepted"] = np.where(new, sure, kept["accepted"])
         revealed = new | (candidates & ~masked)
         many = np.minimum(np.maximum(least // 2, -(-number // 8)), number - 1)
         many = np.where((revealed == candidates).all(axis=-1), 0, many)
