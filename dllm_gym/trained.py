@@ -40,11 +40,15 @@ def embedded_for(task: Any, size: Any = None) -> str:
     return next((dllm for key, dllm in _EMBEDDED.items() if key == (name, size)), f"tiny-{name}")
 
 
-def trained_tasks(dllm: str | Path) -> list[Task]:
+def trained_tasks(dllm: str | Path, split: str = "test") -> list[Task]:
     """The tasks that a dLLM, by its name or directory, was trained on, several of them if it was a mixture.
 
     None where there is no record, and where its task is not registered or is none that a dLLM can be trained
     on here.
+
+    Args:
+        dllm: The dLLM.
+        split: Of the tasks' problems.
 
     Raises:
         ValueError: For a record that does not tell, or parameters that the task does not take.
@@ -59,7 +63,7 @@ def trained_tasks(dllm: str | Path) -> list[Task]:
     # the record may be a stranger's: it must not get at tasks that look for their data elsewhere
     if task not in task_names() or not hasattr(task_factory(task), "write"):
         return []
-    return [load_task(task, **variant) for variant in variants(task_kwargs)]
+    return [load_task(task, split, **variant) for variant in variants(task_kwargs)]
 
 
 def trained_length(dllm: str | Path) -> int | None:

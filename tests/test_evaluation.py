@@ -21,6 +21,7 @@ from toy_backend import ToyBackend, ToyTask
 
 import dllm_gym
 from dllm_gym.backends import load_backend
+from dllm_gym.backends.quality import QualityHead, write_quality_head
 from dllm_gym.evaluation import (
     Comparison,
     EpisodeRecords,
@@ -59,7 +60,9 @@ class Coins(ArithmeticTask):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return str(write_checkpoint(tmp_path_factory.mktemp("llada"), seed=1))
+    directory = write_checkpoint(tmp_path_factory.mktemp("llada"), seed=1)
+    write_quality_head(directory, QualityHead(load_backend(directory).hidden_width))
+    return str(directory)
 
 
 @pytest.fixture
@@ -831,7 +834,7 @@ def test_results_come_one_by_one(where):
     assert seen == list(found.results)
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 98)])
+@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 100)])
 def test_sweeps_have_names(where, name, count):
     found = compare([leftmost], 1, strategies=name, **where)
     assert len(found.results) == count + 1
