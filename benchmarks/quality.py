@@ -136,8 +136,9 @@ def report(rows: Sequence[dict[str, Any]], command: str) -> str:
     lines = [
         f"`{command}`",
         "",
-        "Area under the ROC curve with which right tokens are told from wrong ones on the canvases of rules that",
-        "only reveal: by the quality head, by the dLLM that sees the token, and by the dLLM that does not see it.",
+        "Area under the ROC curve with which right tokens are told from wrong ones on the canvases of rules",
+        "that only reveal: by the quality head, by the dLLM that sees the token, and by the dLLM that does",
+        "not see it.",
         "",
         "| dLLM | canvases of | canvases (left out) | tokens | wrong | `quality` | `written` | unseen |",
         "|---|---|---|---|---|---|---|---|",

@@ -55,7 +55,7 @@ class QualityConfig:
     dllm: str
     reveal: int = 4
     steps: int = 1000
-    batch_size: int = 64
+    batch_size: int = 32
     learning_rate: float = 3e-3
     warmup: int = 50
     decay: float = 0.6

@@ -90,7 +90,7 @@ class Training(ABC):
         return float(loss.detach())
 
     def _rate_scale(self) -> float:
-        left = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
+        left: float = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
         return min(1.0, (self.step + 1) / max(self.config.warmup, 1), left)
 
     @property

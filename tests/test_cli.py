@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
 COMMANDS = (
-    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "serve", "pretrain", "quality-head",
-    "bench", "train", "posttrain",
+    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "serve", "pretrain",
+    "quality-head", "bench", "train", "posttrain",
 )  # fmt: skip
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",

@@ -124,7 +124,7 @@ def quality_head(
     ],
     reveal: Annotated[int, typer.Option(min=1, help="Masks of a canvas that the dLLM writes.")] = 4,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 32,
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
     seed: Annotated[int, typer.Option()] = 0,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
