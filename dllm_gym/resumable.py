@@ -90,8 +90,9 @@ class Training(ABC):
         return float(loss.detach())
 
     def _rate_scale(self) -> float:
-        left: float = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
-        return min(1.0, (self.step + 1) / max(self.config.warmup, 1), left)
+        steps, warmup = self.config.steps, self.config.warmup
+        left = (steps - self.step) / (steps * self.config.decay)
+        return float(min(1.0, (self.step + 1) / max(warmup, 1), left))
 
     @property
     def _fields(self) -> dict[str, Field]:

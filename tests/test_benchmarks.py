@@ -333,7 +333,7 @@ def test_all_right_answers_are_known(benchmark):
     assert len(quality.squares(4)) == 576
     for name in ("lists", "latin-square"):
         task = dllm_gym.load_task(name)
-        for index in range(20):
+        for index in range(12):
             problem = task.problem(index)
             found = quality.answers(task, problem)
             assert problem.reference in found
