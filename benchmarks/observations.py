@@ -23,7 +23,8 @@ from dllm_gym.envs.statistics import STATISTICS
 from dllm_gym.files import write_json, write_text
 
 RESULTS = Path(__file__).parent / "results"
-OBSERVED = tuple(name for name in STATISTICS if name not in ALWAYS_OBSERVED)
+# the dLLM has no quality head
+OBSERVED = tuple(name for name in STATISTICS if name not in (*ALWAYS_OBSERVED, "quality"))
 FORWARDS = {"plain": False, "compiled": "auto"}
 
 

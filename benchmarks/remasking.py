@@ -21,6 +21,7 @@ import numpy as np
 
 from dllm_agents.config import find_config, load_config
 from dllm_agents.training import train
+from dllm_gym.backends import load_backend
 from dllm_gym.evaluation import EvaluationResult, compare, evaluate, sweep
 from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.kept import digest
@@ -78,6 +79,11 @@ def rewritten(agent: Any, episodes: int, keep: Path, **env: Any) -> dict[str, fl
     return values
 
 
+def can_play(rule: Strategy, env: dict[str, Any]) -> bool:
+    """Whether the dLLM shows what a rule reads: some want a quality head."""
+    return "quality" not in rule.requires or hasattr(load_backend(env["backend"]), "quality_head")
+
+
 def gap(result: EvaluationResult, others: Sequence[EvaluationResult]) -> dict[str, Any]:
     """How far a result's accuracy is above the hull of others at its own number of forwards."""
     correct = np.stack([other.records.success for other in others])
@@ -99,7 +105,7 @@ def counterfactual(result: EvaluationResult, without: EvaluationResult) -> dict[
 def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """All there is to say about one dLLM; what is kept of it is taken."""
     keep = given.directory / name / "kept"
-    back = [rule for rule in sweep("full") if rule.plays]
+    back = [rule for rule in sweep("full") if rule.plays and can_play(rule, env)]
     only = [rule for rule in sweep(given.strategies) if not rule.plays]
 
     def results(agents: Iterable[Any], **more: Any) -> list[EvaluationResult]:

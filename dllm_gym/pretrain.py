@@ -15,8 +15,7 @@ from __future__ import annotations
 import copy
 import json
 import shlex
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,28 +30,11 @@ from dllm_gym.backends.families import family_named
 from dllm_gym.backends.memory import residual_context
 from dllm_gym.backends.saving import write_weights
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
-from dllm_gym.fields import ANYTHING, OBJECT, Field, check, check_fields, number, whole
-from dllm_gym.files import (
-    read_json,
-    read_state,
-    remove_unfinished,
-    write_json,
-    write_state,
-    write_text,
-)
-from dllm_gym.states import check_like, check_optimizer, restoring
+from dllm_gym.files import read_json, write_json, write_text
+from dllm_gym.resumable import Training
 from dllm_gym.tasks import GenerativeTask, load_task
 from dllm_gym.trained import RECORD, variants
 
-_STATE = "training_state.pt"
-_STATE_FIELDS = {
-    "config": OBJECT,
-    "step": whole(),
-    "seconds": number(0),
-    "model": ANYTHING,
-    "optimizers": Field("a list of two", lambda value: isinstance(value, list) and len(value) == 2),
-    "generator": ANYTHING,
-}
 _MIN_T = 1e-3  # LLaDA's epsilon: t is drawn from [1e-3, 1], so that 1/t stays bounded
 
 
@@ -156,8 +138,15 @@ def complementary_masks(batch: int, length: int, generator: torch.Generator) -> 
     return torch.cat([mask, ~mask]), torch.cat([t, 1 - t])
 
 
-class _Examples:
-    """Random access to tokenised (prompt, completion) pairs of the tasks' training splits."""
+class Examples:
+    """Random access to tokenised (prompt, completion) pairs.
+
+    Args:
+        tasks: Whose problems; batches take turns between them.
+        tokenizer: The dLLM's.
+        seed: Of what the completions leave open.
+        size: Problems per batch.
+    """
 
     def __init__(self, tasks: Sequence[GenerativeTask], tokenizer: Any, seed: int, size: int) -> None:
         self.tasks, self.tokenizer, self.seed, self.size = tasks, tokenizer, seed, size
@@ -183,7 +172,7 @@ class _Examples:
         )
 
 
-class Pretrainer:
+class Pretrainer(Training):
     """One resumable pretraining run in a directory.
 
     Args:
@@ -194,10 +183,12 @@ class Pretrainer:
         ValueError: If the task cannot write completions, or the directory holds another run's state.
     """
 
+    state_name = "training_state.pt"
+    config: PretrainConfig
+
     def __init__(self, config: PretrainConfig, directory: str | Path) -> None:
         import transformers
 
-        self.config, self.directory = config, Path(directory)
         self.tasks = [_generative_task(config.task, variant) for variant in config.variants]
         self.family = family_named(config.layout)
         special = self.family.special_tokens
@@ -226,41 +217,17 @@ class Pretrainer:
         if config.residual_context:
             self.model_config["residual_context"] = True
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.examples = _Examples(self.tasks, self.tokenizer, config.seed, config.batch_size)
+        self.examples = Examples(self.tasks, self.tokenizer, config.seed, config.batch_size)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
         others = [p for n, p in self.model.named_parameters() if p.ndim != 2 or ".layers." not in n]
-        self.optimizers = [
+        optimizers = [
             torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.0),
             torch.optim.AdamW(others, lr=config.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self.base_rates = [config.learning_rate, config.adam_learning_rate]
-        self.step = 0
-        self.seconds = 0.0
-        if (self.directory / _STATE).exists():
-            self._resume()
+        super().__init__(config, directory, self.model, optimizers)
 
-    def train(self, save_every: float = 60.0) -> Iterator[tuple[int, float]]:
-        """Trains to the end, saving the state every ``save_every`` seconds; yields (step, loss)."""
-        self.model.train()
-        saved = started = time.monotonic()
-        while self.step < self.config.steps:
-            loss = self._step()
-            self.step += 1
-            now = time.monotonic()
-            if now - saved > save_every:
-                self.seconds, started = self.seconds + now - started, now
-                self._save_state()
-                saved = time.monotonic()
-            yield self.step, loss
-        self.seconds += time.monotonic() - started
-        self._save_state()
-
-    def _step(self) -> float:
-        scale = self._rate_scale()
-        for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * scale
+    def loss(self) -> Tensor:
+        """The objective, for the problems of the next step."""
         prompts, answers = self.examples.batch(self.step)
         masked, probability = complementary_masks(len(answers), answers.shape[1], self.generator)
         prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
@@ -273,13 +240,7 @@ class Pretrainer:
             if self.reference is not None:
                 embedded = self._with_context(embedded, tokens, attention, masked)
             logits = self._logits(self.model, embedded, attention, masked)
-        loss = masked_cross_entropy(logits, answers, masked, probability)
-        self.model.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        return float(loss.detach())
+        return masked_cross_entropy(logits, answers, masked, probability)
 
     def _logits(self, model: Any, embedded: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
         """Logits ``(M, V)`` where ``masked`` ``(B, L)``; ``embedded`` ``(B, T, H)`` ends with these L."""
@@ -301,46 +262,6 @@ class Pretrainer:
         context = residual_context(probabilities, table, table[self.mask_token_id])
         where = F.pad(masked, (tokens.shape[1] - masked.shape[1], 0))  # (B, T)
         return embedded.masked_scatter(where[..., None], context.to(embedded))
-
-    def _rate_scale(self) -> float:
-        left = (self.config.steps - self.step) / (self.config.steps * self.config.decay)
-        return min(1.0, (self.step + 1) / max(self.config.warmup, 1), left)
-
-    def _save_state(self) -> None:
-        state = {
-            "config": asdict(self.config),
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "generator": self.generator.get_state(),
-        }
-        write_state(self.directory / _STATE, state)
-
-    def _resume(self) -> None:
-        remove_unfinished(self.directory)
-        path = self.directory / _STATE
-        state = read_state(path, _STATE_FIELDS)
-        check_fields(state, _STATE_FIELDS, str(path))
-        try:
-            before = asdict(PretrainConfig(**state["config"]))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: config is none of this version: {error}") from None
-        different = [name for name, value in asdict(self.config).items() if before[name] != value]
-        if different:
-            raise ValueError(
-                f"{self.directory} holds a run with another configuration ({', '.join(different)}); "
-                "choose another directory or the same configuration"
-            )
-        check(state["step"], whole(below=self.config.steps + 1), f"{path}: step")
-        check_like(state["model"], self.model.state_dict(), f"{path}, model")
-        for at, (optimizer, saved) in enumerate(zip(self.optimizers, state["optimizers"], strict=True)):
-            check_optimizer(saved, optimizer, f"{path}, optimizers, {at}")
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.model.load_state_dict(state["model"])
-        with restoring(f"{path}, generator"):
-            self.generator.set_state(state["generator"])
 
     def save_checkpoint(self) -> Path:
         """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""

@@ -173,7 +173,7 @@ def pull(
 
 
 def _kinds() -> list[Kind]:
-    return [_DLLM, *(kind for plugin in plugins() for kind in plugin.shared_kinds())]
+    return [DLLM, *(kind for plugin in plugins() for kind in plugin.shared_kinds())]
 
 
 def _kind_among(names: Collection[str]) -> Kind | None:
@@ -240,6 +240,7 @@ def _clear_errors(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _check_dllm(directory: Path) -> None:
+    from dllm_gym.backends.quality import HEAD
     from dllm_gym.backends.tokenizing import failures_of
     from dllm_gym.backends.transformers_backend import TransformersBackend
     from dllm_gym.trained import trained_length
@@ -251,6 +252,8 @@ def _check_dllm(directory: Path) -> None:
     with failures_of(f"the tokenizer of {directory}"):
         backend.decode(backend.tokenizer.encode(" ".join(backend.tokenizer.get_vocab())))
     backend.encode_prompt("")
+    if (directory / HEAD).is_file():
+        _ = backend.quality_head  # reads it
 
 
 def _check_claimed_size(directory: Path) -> None:
@@ -278,9 +281,9 @@ def _check_claimed_size(directory: Path) -> None:
         raise ValueError(f"{directory}: config.json asks for {claimed} weights, there are {sum(held)}")
 
 
-_DLLM = Kind(
+DLLM = Kind(
     "dLLM",
     ("config.json", "model.safetensors", "pretraining.json", "tokenizer.json", "tokenizer_config.json"),
-    ("special_tokens_map.json", "posttraining.json"),
+    ("special_tokens_map.json", "posttraining.json", "quality_head.safetensors", "quality_head.json"),
     _check_dllm,
 )

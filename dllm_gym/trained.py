@@ -9,7 +9,7 @@ from typing import Any
 from dllm_gym.backends import ASSETS, embedded_names
 from dllm_gym.fields import OBJECT, TEXT, Field, check, check_fields, list_of
 from dllm_gym.files import read_json
-from dllm_gym.tasks import Task, load_task, task_factory, task_names
+from dllm_gym.tasks import GenerativeTask, Task, load_task, task_factory, task_names
 
 RECORD = "pretraining.json"
 # What the dLLM for a task and its parameter size is called, where it is not tiny- and the task.
@@ -40,11 +40,15 @@ def embedded_for(task: Any, size: Any = None) -> str:
     return next((dllm for key, dllm in _EMBEDDED.items() if key == (name, size)), f"tiny-{name}")
 
 
-def trained_tasks(dllm: str | Path) -> list[Task]:
+def trained_tasks(dllm: str | Path, split: str = "test") -> list[GenerativeTask]:
     """The tasks that a dLLM, by its name or directory, was trained on, several of them if it was a mixture.
 
     None where there is no record, and where its task is not registered or is none that a dLLM can be trained
     on here.
+
+    Args:
+        dllm: The dLLM.
+        split: Of the tasks' problems.
 
     Raises:
         ValueError: For a record that does not tell, or parameters that the task does not take.
@@ -59,7 +63,8 @@ def trained_tasks(dllm: str | Path) -> list[Task]:
     # the record may be a stranger's: it must not get at tasks that look for their data elsewhere
     if task not in task_names() or not hasattr(task_factory(task), "write"):
         return []
-    return [load_task(task, **variant) for variant in variants(task_kwargs)]
+    tasks: list[Any] = [load_task(task, split, **variant) for variant in variants(task_kwargs)]
+    return tasks
 
 
 def trained_length(dllm: str | Path) -> int | None:

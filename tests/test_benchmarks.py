@@ -16,6 +16,8 @@ import family_checkpoints
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from toy_backend import ToyBackend
 
 import dllm_gym
@@ -424,6 +426,50 @@ def test_block_lengths_compare_rules_and_policies(run_benchmark, tmp_path):
     assert found["lost"]["rule"]["reward"] == pytest.approx(first["reward"] - last["reward"])
     assert "| Lists | B4 | B8 | full | lost |" in output.with_suffix(".md").read_text()
     assert output.with_suffix(".png").stat().st_size > 1000
+
+
+# Judging tokens ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_a_token_is_wrong_if_it_alone_stands_between_the_canvas_and_a_right_answer(benchmark, data):
+    length, tokens = 4, st.integers(0, 3)
+    answers = data.draw(st.lists(st.tuples(*[tokens] * length), min_size=1, max_size=4))
+    canvas = data.draw(st.tuples(*[st.integers(0, 4)] * length))  # 4 is the mask
+    found = benchmark("quality").faults(np.array(canvas), np.array(answers), 4)
+
+    def fits(ids):
+        return any(all(a in (b, 4) for a, b in zip(ids, answer, strict=True)) for answer in answers)
+
+    without = [(*canvas[:i], 4, *canvas[i + 1 :]) for i in range(length)]
+    if fits(canvas):
+        assert not found.any()
+    elif any(map(fits, without)):
+        assert found.tolist() == [fits(ids) for ids in without]
+    else:
+        assert found is None
+
+
+def test_all_right_answers_are_known(benchmark):
+    quality = benchmark("quality")
+    assert len(quality.squares(4)) == 576
+    for name in ("lists", "latin-square"):
+        task = dllm_gym.load_task(name)
+        for index in range(12):
+            problem = task.problem(index)
+            found = quality.answers(task, problem)
+            assert problem.reference in found
+            assert all(task.score(answer, problem) == 1 for answer in list(found)[:20])
+
+
+def test_judges_are_compared(run_benchmark, tmp_path):
+    run_benchmark("quality", "--episodes", 4, "--dllms", "tiny-latin", "--output", tmp_path / "quality")
+    rows = json.loads((tmp_path / "quality.json").read_text())["rows"]
+    assert [row["rule"] for row in rows] == ["confidence:k=2", "confidence:k=4", "random:k=2"]
+    for row in rows:
+        assert row["canvases"] + row["left_out"] == 4 * (4 if row["rule"] == "confidence:k=4" else 8)
+    assert "| tiny-latin | `random:k=2` |" in (tmp_path / "quality.md").read_text()
 
 
 # Growth and training ----------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("toys")
 
 TOY = ("--task", "toy", "--backend", "toy")
 COMMANDS = (
-    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "serve", "pretrain", "bench",
-    "train", "posttrain",
+    "list", "evaluate", "compare", "analyze", "play", "report", "generate", "serve", "pretrain",
+    "quality-head", "bench", "train", "posttrain",
 )  # fmt: skip
 RESULT_KEYS = {
     "agent", "parameters", "label", "backend", "task", "split", "completion_length", "block_length", "alpha",
@@ -188,6 +188,21 @@ def test_pretrain_a_dream_on_a_mixture(run, tmp_path):
         ({"size": 6}, 36, 8),
         ({"size": 6}, 36, 36),
     ]
+
+
+def test_a_quality_head_beside_its_dllm(run, tmp_path):
+    directory = tmp_path / "tiny"
+    small = "--layers 1 --width 16 --task sudoku --steps 2 --batch-size 2 --episodes 2"
+    assert run("pretrain", "--output", directory, *small.split()).code == 0
+    play = ("evaluate", "--agent", "prism", "--backend", directory, "--task", "sudoku", "--episodes", 2)
+    assert "tiny has no quality_head.safetensors, which dllm-gym quality-head trains" in run(*play).words
+    few = "--steps 3 --batch-size 2 --reveal 2 --episodes 4"
+    done = run("quality-head", "--backend", directory, "--output", directory, *few.split())
+    assert done.code == 0, done.err
+    assert done.out.split()[:4] == ["quality", "written", "unseen", "right"]
+    record = json.loads((directory / "quality_head.json").read_text())
+    assert record["config"] | {"steps": 3, "batch_size": 2, "reveal": 2} == record["config"]
+    assert run(*play).code == 0
 
 
 # Generate ---------------------------------------------------------------------------------------------------
@@ -476,7 +491,7 @@ def test_names_that_look_like_formulas(run, tmp_path, name):
     assert run("analyze", *TOY, "--episodes", 2, *agent, "--output", tmp_path / "out").code == 0
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 99)])
+@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 101)])
 def test_compare_with_as_many_heuristics_as_wanted(run, name, count):
     done = run("compare", *TOY, "--episodes", 1, "--strategies", name, "--agent", "random:k=3", "--json", "-")
     assert (done.code, len(done.json)) == (0, count)

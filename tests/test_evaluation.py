@@ -21,6 +21,7 @@ from toy_backend import ToyBackend, ToyTask
 
 import dllm_gym
 from dllm_gym.backends import load_backend
+from dllm_gym.backends.quality import QualityHead, write_quality_head
 from dllm_gym.evaluation import (
     Comparison,
     EpisodeRecords,
@@ -59,7 +60,9 @@ class Coins(ArithmeticTask):
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return str(write_checkpoint(tmp_path_factory.mktemp("llada"), seed=1))
+    directory = write_checkpoint(tmp_path_factory.mktemp("llada"), seed=1)
+    write_quality_head(directory, QualityHead(load_backend(directory).hidden_width))
+    return str(directory)
 
 
 @pytest.fixture

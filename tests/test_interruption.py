@@ -622,7 +622,7 @@ def stopped(tmp_path_factory, toys):
         ("config is none of this version", {"config": {"widths": 3}}),
         ("config is none of this version", {"config": {"width": "a"}}),
         ("model must hold", {"model": {}}),
-        ("optimizers must be a list of two", {"optimizers": []}),
+        ("optimizers must be a list of 2", {"optimizers": []}),
         ("optimizers, 0 must hold state, param_groups", {"optimizers": [{}, {}]}),
         ("generator is no state of a random generator", {"generator": [0]}),
     ],

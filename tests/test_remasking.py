@@ -13,7 +13,7 @@ from dllm_gym.evaluation import evaluate
 from dllm_gym.strategies import make_strategy
 
 quick = settings(max_examples=12, deadline=None)
-RULES = ("rcr", "remedi", "wino", "remdm", "saber", "t2m", "joint-threshold")
+RULES = ("rcr", "remedi", "wino", "remdm", "saber", "t2m", "joint-threshold")  # prism needs a head
 
 
 # Brute force: what stands after a step, of one row ----------------------------------------------------------
@@ -33,6 +33,17 @@ def slow_rcr(row, memory, k):
 def slow_remedi(row, memory, k):
     scores = {i: row["confidence" if i in row["masked"] else "written"][i] for i in row["allowed"]}
     return highest(scores, k * (row["block_step"] + 1) - row["fixed"])
+
+
+def slow_prism(row, memory, k, back):
+    standing, masked = row["standing"], row["masked"]
+    worst = []
+    if len(standing) > back and len(masked) > back:
+        worst = highest({i: -row["quality"][i] for i in standing}, back)
+    kept = [i for i in standing if i not in worst]
+    wanted = k * (row["block_step"] + 1) - row["fixed"] - len(kept)
+    new = highest({i: row["confidence"][i] for i in masked}, wanted)
+    return kept + new + highest({i: row["quality"][i] for i in worst}, wanted - len(new))
 
 
 def slow_wino(row, memory, threshold, doubt):
@@ -137,6 +148,10 @@ CASES = [
     ("rcr", slow_rcr, {"k": 3}),
     ("remedi", slow_remedi, {"k": 1}),
     ("remedi", slow_remedi, {"k": 2}),
+    ("prism", slow_prism, {"k": 1, "back": 1}),
+    ("prism", slow_prism, {"k": 2, "back": 1}),
+    ("prism", slow_prism, {"k": 1, "back": 3}),
+    ("prism", slow_prism, {"k": 3, "back": 0}),
     ("wino", slow_wino, {"threshold": 0.25, "doubt": 0.75}),
     ("wino", slow_wino, {"threshold": 0.5, "doubt": 1.0}),
     ("remdm", slow_remdm, {"steps": 5, "schedule": "cap", "eta": 0.4}),
@@ -181,7 +196,8 @@ class Episodes:
     def observe(self):
         rows, length = self.mask.shape
         grain = self.rng.choice([2, 4, 16])  # few distinct values, so that ties abound; all are exact
-        confidence, written = (self.rng.integers(0, grain + 1, (2, rows, length)) / grain).astype(np.float32)
+        drawn = (self.rng.integers(0, grain + 1, (3, rows, length)) / grain).astype(np.float32)
+        confidence, written, quality = drawn
         inside = self.block == self.at[:, None]
         tokens, predicted = self.rng.integers(0, 3, (2, rows, length))
         return {
@@ -190,6 +206,7 @@ class Episodes:
             "predicted_confidence": confidence,
             "confidence": np.where(self.mask, confidence, np.float32(1)),
             "written": np.where(self.mask, np.float32(0), written),
+            "quality": np.where(self.mask, np.float32(0), quality),
             "mask": self.mask.astype(np.int8),
             "remasks": self.remasks.astype(np.float32),
             "action_mask": (inside & (self.mask | (self.remasks < self.most))).astype(np.int8),
@@ -283,7 +300,7 @@ def test_what_is_full_stands_unless_it_is_doubted(name, slow, parameters):
     assert rule.act({key: value[:0] for key, value in observation.items()}).shape == (0, 6)
 
 
-@pytest.mark.parametrize("name", ["rcr", "remedi", "wino", "saber"])
+@pytest.mark.parametrize("name", ["rcr", "remedi", "prism", "wino", "saber"])
 @quick
 @given(sizes)
 def test_a_step_per_position_is_enough(name, size):
@@ -322,6 +339,8 @@ def test_steps_per_block_are_the_forwards():
     [
         ("rcr", {"k": 0}, "k must be an integer >= 1, got 0"),
         ("remedi", {"k": 1.5}, "k must be an integer >= 1, got 1.5"),
+        ("prism", {"k": 0}, "k must be an integer >= 1, got 0"),
+        ("prism", {"back": -1}, "back must be an integer >= 0, got -1"),
         ("wino", {"doubt": 2}, r"doubt must be a finite number in \[0, 1\], got 2"),
         ("remdm", {"schedule": "square"}, "one of cap, rescale, conf, loop, got 'square'"),
         ("remdm", {"eta": -1}, r"eta must be a finite number in \[0, 1\], got -1"),

@@ -24,7 +24,7 @@ class ToyBackend:
     """
 
     mask_token_id, eos_token_id, pad_token_id, vocab_size = MASK, EOS, PAD, 13
-    hidden_width, attention_layers = 3, (0,)
+    hidden_width, attention_layers, quality_head = 3, (0,), None
     device = torch.device("cpu")
 
     def __init__(self) -> None:
@@ -78,6 +78,7 @@ class ToyBackend:
             "best": np.array([*range(10), EOS])[_mix(cells) % np.uint64(11)],
             "probabilities": (every := _distribution(cells)),
             "written": np.take_along_axis(every, tokens[:, positions, None].numpy(), -1)[..., 0],
+            "quality": _unit(_mix(cells + np.uint64(7))) * (tokens[:, positions].numpy() != MASK),
             "hidden": np.stack([1 - 2 * _unit(_mix(cells + np.uint64(3 + h))) for h in range(3)], axis=-1),
             "attention": _unit(_mix(cells[:, :, None] + _mix(place[positions]))) / np.float32(cells.shape[1]),
         }

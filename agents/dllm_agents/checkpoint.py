@@ -17,8 +17,8 @@ from dllm_agents.agent import KNOBS, LearnedPolicy
 from dllm_agents.harm import HarmScale
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
 from dllm_agents.released import read_released_policy
-from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
 from dllm_gym.files import is_finite, read_json, write_bytes, write_json
+from dllm_gym.tensors import check_tensors, read_tensors, shapes_of
 
 FORMAT = "dllm_agents.policy"
 FORMAT_VERSION = 1

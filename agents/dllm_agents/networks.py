@@ -38,6 +38,7 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
     "entropy": ("entropy", lambda observation: observation["entropy"].float()),
     "margin": ("margin", lambda observation: observation["margin"].float()),
     "written": ("written", lambda observation: observation["written"].float()),
+    "quality": ("quality", lambda observation: observation["quality"].float()),
     "remasks": ("remasks", lambda observation: observation["remasks"].float()),
     "top_k": ("top_k", lambda observation: observation["top_k"].float()),
 }

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dllm_agents.networks import UnmaskTransformer, UnmaskTransformerConfig
-from dllm_agents.tensors import check_tensors, read_tensors, shapes_of
 from dllm_gym.backends.loading import INDEX, WEIGHTS, instead_of, shard_names
+from dllm_gym.tensors import check_tensors, read_tensors, shapes_of
 
 # Of the whole model, of training on several GPUs and of torch.compile; some files have none.
 _PREFIXES = ("base_policy.", "module.", "_orig_mod.")

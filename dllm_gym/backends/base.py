@@ -15,7 +15,7 @@ Message = Mapping[str, str]
 
 # What ``Backend.predict`` can compute besides token and confidence: of the logits alone, and at all.
 FROM_LOGITS = ("entropy", "margin", "top_k", "best", "probabilities")
-_GIVEN = ("hidden", "attention")  # by the model
+_GIVEN = ("hidden", "attention", "quality")  # by the model
 STATISTICS = (*FROM_LOGITS, "written", *_GIVEN)
 
 # So many logits are looked at together on a CPU. What they take as float32 has to stay below 32 MiB: larger
@@ -38,7 +38,9 @@ class Prediction:
             ``(B, K)`` float32, the probability of the token that stands there, 0 where it is the mask token;
             ``hidden`` ``(B, K, H)`` float32, the state that the output head reads, after the last
             normalisation; ``attention`` ``(B, K, K)`` float32, how much of what predicts the first position
-            is read at the second, a mean over heads and layers. A row sums to what is not read in the prompt.
+            is read at the second, a mean over heads and layers. A row sums to what is not read in the prompt;
+            ``quality`` ``(B, K)`` float32, how likely the token that stands there is right, 0 where it is the
+            mask token.
     """
 
     tokens: Tensor
@@ -52,6 +54,7 @@ class Backend(Protocol):
 
     A backend that can give the statistic ``hidden`` has the further attribute ``hidden_width``, its size H.
     One that can give ``attention`` has ``attention_layers``, the numbers of the layers it is the mean of.
+    One that can give ``quality`` has ``quality_head``, whatever computes it.
     One whose predictions depend on earlier steps of an episode has the method ``memory``, called once per
     environment with the number of rows and positions; if it gives a ``Memory``, that predicts.
     One that attends in blocks has ``attention_block``, their length, and ``blocks_from``: ``sequence`` if

@@ -7,7 +7,7 @@ here trades that for speed or quality: a prediction then depends on the steps be
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import Cache
 
 from dllm_gym.backends.attention import block_causal_mask
-from dllm_gym.backends.base import Prediction, predict_from_logits
+from dllm_gym.backends.base import Prediction
 from dllm_gym.backends.families import Family
 
 STARTS = ("cold", "warm")
@@ -62,6 +62,18 @@ class Computing(Protocol):
     def forward_rows(
         self, rows: Tensor, read: Tensor | None = None, **inputs: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """See there."""
+        ...
+
+    def prediction(
+        self,
+        logits: Tensor,
+        given: Mapping[str, Tensor],
+        standing: Tensor,
+        *,
+        statistics: Sequence[str] = (),
+        **options: Any,
+    ) -> Prediction:
         """See there."""
         ...
 
@@ -163,12 +175,11 @@ class KeyValueMemory:
                 past_key_values=self._store,
                 use_cache=True,
             )
-            prediction = predict_from_logits(
+            prediction = backend.prediction(
                 logits,
-                backend.mask_token_id,
+                given,
+                tokens[at].gather(1, positions),
                 statistics=statistics,
-                standing=tokens[at].gather(1, positions),
-                given=given,
                 generators=None if generators is None else [generators[i] for i in group.tolist()],
                 **options,
             )
@@ -313,14 +324,7 @@ class ResidualMemory:
             self._forward(rows[new], tokens[new], attention_mask[new])
         self._begun[rows] = True
         logits, given = self._forward(rows, tokens, attention_mask, attention="attention" in statistics)
-        return predict_from_logits(
-            logits,
-            backend.mask_token_id,
-            statistics=statistics,
-            standing=tokens[:, -self.length :],
-            given=given,
-            **options,
-        )
+        return backend.prediction(logits, given, tokens[:, -self.length :], statistics=statistics, **options)
 
     def _forward(
         self, rows: NDArray[np.int64], tokens: Tensor, attention_mask: Tensor, *, attention: bool = False

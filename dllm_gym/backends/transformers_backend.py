@@ -34,6 +34,7 @@ from dllm_gym.backends.loading import (
     resolve_dtype,
 )
 from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
+from dllm_gym.backends.quality import QualityHead, read_quality_head
 from dllm_gym.backends.token_ids import read_token_ids
 from dllm_gym.backends.tokenizing import failures_of, load_tokenizer
 
@@ -202,6 +203,16 @@ class TransformersBackend:
         return self._attention_layers
 
     @cached_property
+    def quality_head(self) -> QualityHead:
+        """What computes the statistic ``quality``; read when it is needed.
+
+        Raises:
+            AttributeError: If the checkpoint has none.
+            ValueError: If what it has is damaged, or a head for other hidden states.
+        """
+        return read_quality_head(self.source, self.hidden_width).to(self.device)
+
+    @cached_property
     def _fast_showing(self) -> CompiledForward | None:
         """The fast forward that shows attention, too, where the fast one serves; made when it is needed."""
         if self.fast_forward is None:
@@ -289,15 +300,42 @@ class TransformersBackend:
         columns = torch.arange(-padding, tokens.shape[1] - padding)[positions].to(self.device)  # (K,)
         tokens, attention_mask = (part[:, padding:].to(self.device) for part in (tokens, attention_mask))
         logits, given = self.forward(tokens, attention_mask, columns, attention="attention" in statistics)
-        return predict_from_logits(
+        return self.prediction(
             logits,
-            self.mask_token_id,
+            given,
+            tokens[:, columns],
             statistics=statistics,
             top_k=top_k,
             temperature=temperature,
             generators=generators,
-            standing=tokens[:, columns],
-            given=given,
+        )
+
+    def prediction(
+        self,
+        logits: Tensor,
+        given: Mapping[str, Tensor],
+        standing: Tensor,
+        *,
+        statistics: Sequence[str] = (),
+        **options: Any,
+    ) -> Prediction:
+        """What a forward's results say.
+
+        Args:
+            logits: ``(B, K, V)``, of ``forward`` or ``forward_rows``, like ``given``.
+            given: By name, the statistics that they do not tell.
+            standing: ``(B, K)``, the tokens that stand there.
+            statistics: As in ``predict``.
+            **options: Further arguments of ``predict``.
+
+        Raises:
+            ValueError: For what ``predict_from_logits`` refuses.
+        """
+        if "quality" in statistics:
+            quality = self.quality_head(given["hidden"]).sigmoid()
+            given = {**given, "quality": quality.masked_fill(standing == self.mask_token_id, 0.0)}
+        return predict_from_logits(
+            logits, self.mask_token_id, statistics=statistics, standing=standing, given=given, **options
         )
 
     def memory(self, num_rows: int, length: int) -> Memory | None:

@@ -1,4 +1,4 @@
-"""dLLMs themselves: ``pretrain`` and ``bench``."""
+"""dLLMs themselves: ``pretrain``, ``quality-head`` and ``bench``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dllm_gym.cli.options import (
     ImportOption,
     JsonOption,
     TaskKwargsOption,
+    complete_dllm,
     complete_task,
     how_to_compile,
     read_block_length,
@@ -28,8 +29,10 @@ from dllm_gym.cli.program import command
 from dllm_gym.cli.screen import progress, results_table, show, write_json
 
 if TYPE_CHECKING:
+    from dllm_gym.resumable import Training
     from dllm_gym.speeds import Speed
 
+_SaveEvery = Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")]
 _Task = Annotated[str, typer.Option(help="Registered task.", autocompletion=complete_task)]
 
 
@@ -61,7 +64,7 @@ def pretrain(
     ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
     imports: ImportOption = None,
-    save_every: Annotated[float, typer.Option(min=0.0, help="Seconds between two saved states.")] = 60.0,
+    save_every: _SaveEvery = 60.0,
 ) -> None:
     """Train a small dLLM from scratch on a task."""
     from dllm_gym.evaluation import evaluate as run_evaluation
@@ -85,12 +88,7 @@ def pretrain(
         residual_context=residual_context,
     )
     pretrainer = Pretrainer(config, output)
-    average = None
-    with progress("pretraining", steps - pretrainer.step) as bar:
-        for _, loss in pretrainer.train(save_every):
-            average = loss if average is None else 0.98 * average + 0.02 * loss
-            bar.describe(f"loss {average:.4f}")
-            bar.advance()
+    _train(pretrainer, "pretraining", save_every)
     pretrainer.save_checkpoint()
     rows = [
         run_evaluation(
@@ -108,6 +106,62 @@ def pretrain(
     ]
     pretrainer.write_model_card(rows)
     show(None, results_table(rows))
+
+
+@command("quality-head")
+def quality_head(
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Directory for the checkpoint with its head, or its own; an interrupted run goes on."
+        ),
+    ],
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="Embedded dLLM, or directory of one made by pretrain.", autocompletion=complete_dllm
+        ),
+    ],
+    reveal: Annotated[int, typer.Option(min=1, help="Masks of a canvas that the dLLM writes.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(min=1, help="Problems per step.")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0.0)] = 3e-3,
+    seed: Annotated[int, typer.Option()] = 0,
+    episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
+    imports: ImportOption = None,
+    save_every: _SaveEvery = 60.0,
+) -> None:
+    """Train a head that tells a dLLM's right tokens from wrong ones (PRISM); the dLLM stays as it is."""
+    from dllm_gym.quality import QualityConfig, QualityTrainer
+
+    run_files(imports)
+    trainer = QualityTrainer(
+        QualityConfig(
+            dllm=backend,
+            reveal=reveal,
+            steps=steps,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            seed=seed,
+        ),
+        output,
+    )
+    _train(trainer, "quality head", save_every)
+    areas = trainer.measure(episodes)
+    trainer.save(areas)
+    table = Table(*areas, box=None)
+    table.add_row(*(f"{area:.3f}" for area in areas.values()))
+    show(None, table)
+
+
+def _train(training: Training, what: str, save_every: float) -> None:
+    """Trains to the end, and shows how the loss falls."""
+    average = None
+    with progress(what, training.config.steps - training.step) as bar:
+        for _, loss in training.train(save_every):
+            average = loss if average is None else 0.98 * average + 0.02 * loss
+            bar.describe(f"loss {average:.4f}")
+            bar.advance()
 
 
 @command("bench")

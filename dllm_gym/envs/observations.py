@@ -41,11 +41,12 @@ def check_shown(keys: Sequence[str], backend: Backend) -> None:
     """Refuses what a dLLM cannot show.
 
     Raises:
-        NotShown: If one of the keys is ``hidden`` or ``attention``, and the dLLM has none.
+        NotShown: If one of the keys is ``hidden``, ``attention`` or ``quality``, and the dLLM has none.
     """
     for key, attribute, what in (
         ("hidden", "hidden_width", "hidden states"),
         ("attention", "attention_layers", "attention"),
+        ("quality", "quality_head", "judgement of tokens"),
     ):
         if key in keys:
             try:

@@ -140,6 +140,12 @@ _TABLE = (
         of_revealed=True,
     ),
     Statistic(
+        **_asked("quality"),
+        space=lambda sizes: _box(0.0, 1.0, sizes.length),
+        looks=lambda sizes: 1.0,
+        of_revealed=True,
+    ),
+    Statistic(
         name="divergence",
         space=lambda sizes: _box(0.0, 0.1 - math.log(_IMPOSSIBLE), sizes.length),
         looks=lambda sizes: 0.0,

@@ -80,6 +80,7 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     | `predicted`   | `Box(0, V - 1, (L,), int64)`   | the token it would write, at every position          |
     | `predicted_confidence` | `Box(0, 1, (L,), float32)` | its probability of that, at every position      |
     | `written`     | `Box(0, 1, (L,), float32)`     | its probability of what stands there; 0 where masked |
+    | `quality`     | `Box(0, 1, (L,), float32)`     | how likely what stands there is right; 0 where masked |
     | `divergence`  | `Box(0, 27.7, (L,), float32)`  | KL from the step before, in nats; 0 where revealed   |
     | `persistence` | `Box(0, L, (L,), float32)`     | steps its best token has stayed; L where revealed    |
     | `ends`        | `MultiBinary(L)`               | 1 = masked, and what it would write is an end token  |
@@ -99,7 +100,9 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
 
     `predicted`, `predicted_confidence` and `written` are about revealed positions too, whatever
     `revealed_confidence` says; outside of `view="block"` they are the mask token, 1 and 1. Where a mask
-    token stands `written` is 0: the dLLM never writes it. `divergence` is KLASS's (arXiv 2511.05664),
+    token stands `written` is 0: the dLLM never writes it. `quality` is like `written`, but what a head on the
+    hidden state says that was trained to tell right tokens from wrong ones (PRISM, arXiv 2510.01384;
+    `dllm-gym quality-head`). dLLMs without one are refused. `divergence` is KLASS's (arXiv 2511.05664),
     `KL(p now || p before)`, with 1e-12 added to every probability that a logarithm is taken of. In the
     first step p before is 0, as in KLASS's code: the divergence is 27.6 minus the entropy, and nothing
     looks settled. `persistence` is 0 in the first step and whenever the most probable token is another
@@ -116,11 +119,12 @@ class UnmaskEnv(Shell, gym.Env[Observation, Action]):
     are refused otherwise.
 
     What each costs: `hidden`, `predicted` and `ends` are there anyway; `entropy`, `margin`, `top_k` and
-    `persistence` are a pass over the logits; `written` looks up one of them; `divergence` needs `4 L V`
-    bytes of probabilities per row, and keeps them from step to step where the dLLM computes (a gigabyte for
-    8 rows of 256 positions of LLaDA-8B); `attention` keeps that of all heads and layers until the forward
-    ends, squares of prompt and completion. None takes a further forward, and all are as exact, and as
-    independent of the other rows, as `confidence` is.
+    `persistence` are a pass over the logits; `written` looks up one of them; `quality` is two
+    layers on the hidden state; `divergence` needs `4 L V` bytes of probabilities per row, and keeps them
+    from step to step where the dLLM computes (a gigabyte for 8 rows of 256 positions of LLaDA-8B);
+    `attention` keeps that of all heads and layers until the forward ends, squares of prompt and completion.
+    None takes a further forward, and all are as exact, and as independent of the other rows, as `confidence`
+    is.
     [What a step takes with each](../benchmarks/results/observations.md).
 
     With `backend_kwargs={"cache": "prefix"}` or `"dual"` observations are exact when a block begins and

@@ -39,6 +39,7 @@ FULL: Sweep = {
     "lookum": ("size", (2, 6)),
     "rcr": ("k", (2, 4)),
     "remedi": ("k", (2, 4)),
+    "prism": ("k", (2, 4)),
     "wino": ("threshold", (0.7, 0.9)),
     "remdm": ("steps", (8, 16)),
     "saber": ("least", (2, 4)),

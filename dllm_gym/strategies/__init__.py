@@ -11,9 +11,10 @@ from dllm_gym.strategies.blocks import AdaBlock, MultiBlock, SlowFast
 from dllm_gym.strategies.commit import Prophet, SchED
 from dllm_gym.strategies.dependence import CLAD, DAPD, DAWN
 from dllm_gym.strategies.editing import JointThreshold
+from dllm_gym.strategies.growing import PRISM, RCR, RemeDi
 from dllm_gym.strategies.memory import Remembering
 from dllm_gym.strategies.priors import EosDamping, PCSampler
-from dllm_gym.strategies.remasking import RCR, T2M, WINO, ReMDM, RemeDi, Saber
+from dllm_gym.strategies.remasking import T2M, WINO, ReMDM, Saber
 from dllm_gym.strategies.search import LookUM, LoPA
 from dllm_gym.strategies.temporal import KLASS, LESS, Credit
 from dllm_gym.strategies.thresholds import (
@@ -43,7 +44,7 @@ _RULES = (
     *(DAPD, DAWN, CLAD),
     *(MultiBlock, AdaBlock, SlowFast),
     *(LoPA, LookUM),
-    *(RCR, RemeDi, WINO, ReMDM, Saber, T2M, JointThreshold),
+    *(RCR, RemeDi, PRISM, WINO, ReMDM, Saber, T2M, JointThreshold),
 )
 _STRATEGIES: dict[str, Callable[..., Strategy]] = {rule.name: rule for rule in _RULES}
 
