@@ -491,7 +491,7 @@ def test_names_that_look_like_formulas(run, tmp_path, name):
     assert run("analyze", *TOY, "--episodes", 2, *agent, "--output", tmp_path / "out").code == 0
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 101)])
+@pytest.mark.parametrize(("name", "count"), [("none", 1), ("short", 9), ("full", 103)])
 def test_compare_with_as_many_heuristics_as_wanted(run, name, count):
     done = run("compare", *TOY, "--episodes", 1, "--strategies", name, "--agent", "random:k=3", "--json", "-")
     assert (done.code, len(done.json)) == (0, count)

@@ -834,7 +834,7 @@ def test_results_come_one_by_one(where):
     assert seen == list(found.results)
 
 
-@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 100)])
+@pytest.mark.parametrize(("name", "count"), [("none", 0), ("short", 8), ("full", 102)])
 def test_sweeps_have_names(where, name, count):
     found = compare([leftmost], 1, strategies=name, **where)
     assert len(found.results) == count + 1
