@@ -95,10 +95,10 @@ def how(recipe: PosttrainConfig) -> dict[str, Any]:
 
 def place(who: str, seed: int, given: argparse.Namespace) -> Path:
     """The checkpoint directory of a training."""
-    rates = f"{given.learning_rate}-{given.policy_rate}"
-    directory: Path = (
-        given.directory / f"{who.replace(' ', '-')}-{given.rounds}x{given.groups}-{rates}-{seed}"
-    )
+    rates = {DLLM: (given.learning_rate,), BOTH: (given.learning_rate, given.policy_rate)}
+    of = "-".join(map(str, rates.get(who, (given.policy_rate,))))
+    name = f"{who.replace(' ', '-')}-{given.rounds}x{given.groups}-{of}-{seed}"
+    directory: Path = given.directory / name
     return directory
 
 
