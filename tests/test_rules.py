@@ -642,7 +642,8 @@ def test_every_rule_says_where_it_comes_from():
 
 @pytest.mark.parametrize("name", strategy_names())
 def test_every_rule_decodes_the_embedded_tasks(name):
-    for task in ("arithmetic", "sudoku", "lists"):
+    # prism asks a head that two of the dLLMs have
+    for task in ("lists", "latin-square") if name == "prism" else ("arithmetic", "sudoku", "lists"):
         records = evaluate(name, 1, task=task).records
         assert (records.nfe >= 1).all()
         assert "[MASK]" not in "".join(records.completion)
