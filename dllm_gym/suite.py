@@ -148,7 +148,7 @@ SUITE: tuple[Member, ...] = (
     Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}, trained="policy:lists-full"),
     Member("LatinSquare4", "latin-square", "tiny-latin", {"size": 4}),
     Member("LatinSquare5", "latin-square", "tiny-latin", {"size": 5}),
-    Member("Records", "records", "tiny-records"),
+    Member("Records", "records", "tiny-records", trained="policy:records-full"),
     Member("Overconfident", "arithmetic", "tiny-overconfident", _OVERCONFIDENT),
 )
 
