@@ -40,7 +40,7 @@ from dllm_gym.files import read_json, write_json, write_text
 START = "arithmetic-full"
 BOTH, DLLM, POLICY_ONLY, BY_TRAIN = "both", "dLLM alone", "policy alone", "policy by train"
 WHO = (BOTH, DLLM, POLICY_ONLY, BY_TRAIN)
-POLICY_RATE = 1e-3
+POLICY_RATE = 3e-4
 NEVER = 10**9  # steps
 SHOWN = ("accuracy", "nfe", "reward")
 
