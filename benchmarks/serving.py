@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import local
@@ -53,14 +53,14 @@ def ask_all(
 
     def ask(prompt: str) -> str:
         if not hasattr(own, "connection"):
-            own.connection = HTTPConnection(*place, timeout=600)
+            own.connection = connections.enter_context(closing(HTTPConnection(*place, timeout=600)))
         body = json.dumps({"model": model, "prompt": prompt, "seed": 0})
         own.connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         answer = json.loads(own.connection.getresponse().read())
         text: str = answer["choices"][0]["text"]
         return text
 
-    with ThreadPoolExecutor(clients) as pool:
+    with ExitStack() as connections, ThreadPoolExecutor(clients) as pool:
         started = time.perf_counter()
         texts = list(pool.map(ask, prompts))
         return time.perf_counter() - started, texts
