@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from suite import COMPILED
+from suite import COMPILED, add_members, chosen_members
 
 from dllm_agents import study
 from dllm_agents.config import find_config, load_config
@@ -29,7 +29,7 @@ from dllm_gym.evaluation.figures import COLOURS, new_figure, save_figure
 from dllm_gym.evaluation.statistics import mean_interval
 from dllm_gym.evaluation.tuning import agent_text, tuned
 from dllm_gym.files import write_json, write_text
-from dllm_gym.suite import SUITE, Member
+from dllm_gym.suite import Member
 
 OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "results" / "block_lengths.json"
 BLOCKS = (4, 8, 16, 32)  # and full diffusion
@@ -160,11 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [member.name for member in SUITE]
-    parser.add_argument(
-        "members", nargs="*", default=MEMBERS, metavar="MEMBER", help=f"of {', '.join(names)}; "
-        f"default: {', '.join(MEMBERS)}",
-    )  # fmt: skip
+    add_members(parser, MEMBERS)
     parser.add_argument("--episodes", type=int, default=1000, help="test problems")
     parser.add_argument("--tuning-episodes", type=int, default=200, help="validation problems for rules")
     parser.add_argument("--strategies", default="full", help="short, or full: every setting of every rule")
@@ -174,9 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/block_lengths"), help="to go on with")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     given = parser.parse_args(arguments)
-    unknown = set(given.members) - set(names)
-    if unknown:
-        parser.error(f"unknown members {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    chosen = chosen_members(parser, given.members)
     command = (
         f"python benchmarks/block_lengths.py {' '.join(given.members)} --episodes {given.episodes} "
         f"--tuning-episodes {given.tuning_episodes} --strategies {given.strategies} --seeds {given.seeds} "
@@ -185,12 +179,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {
         "command": command, "episodes": given.episodes, "machine": machine(), "members": {},
     }  # fmt: skip
-    for member in SUITE:
-        if member.name in given.members:
-            found["members"][member.name] = measure(member, given)
-            write_json(given.output, found)
-            write_text(given.output.with_suffix(".md"), report(found))
-            save_figure(plot(found), given.output.with_suffix(".png"))
+    for member in chosen:
+        found["members"][member.name] = measure(member, given)
+        write_json(given.output, found)
+        write_text(given.output.with_suffix(".md"), report(found))
+        save_figure(plot(found), given.output.with_suffix(".png"))
     print(report(found))
 
 

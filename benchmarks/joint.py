@@ -19,7 +19,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -145,17 +145,12 @@ def measured(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "test": _summary(after[who][seed]),
             }
         )
-        here = [name for name in given.who if after[name]]
-        found["gains"] = {name: _paired(after[name], dict.fromkeys(after[name], before)) for name in here}
-        found["duels"] = {
-            f"{first} - {second}": _paired(after[first], after[second])
-            for first, second in combinations(here, 2)
-            if after[first].keys() & after[second].keys()
-        }
-        yield found
+        yield {**found, **posttraining.paired(after, before, _differences)}
 
 
-def _paired(first: Mapping[int, EvaluationResult], second: Mapping[int, EvaluationResult]) -> dict[str, Any]:
+def _differences(
+    first: Mapping[int, EvaluationResult], second: Mapping[int, EvaluationResult]
+) -> dict[str, Any]:
     """Over the seeds that both have."""
     seeds = [seed for seed in first if seed in second]
     return against([first[seed] for seed in seeds], [second[seed] for seed in seeds])

@@ -152,16 +152,28 @@ def measured(methods: Sequence[str], given: argparse.Namespace) -> Iterator[dict
                 "test": [_summary(result) for result in after[method][seed]],
             }
         )
-        here = [name for name in methods if after[name]]
-        found["gains"] = {
-            name: _differences(after[name], dict.fromkeys(after[name], before)) for name in here
-        }
-        found["duels"] = {
-            f"{first} - {second}": _differences(after[first], after[second])
+        yield {**found, **paired(after, before, _differences)}
+
+
+def paired(
+    after: Mapping[str, Mapping[int, Any]], before: Any, differences: Callable[[Any, Any], Any]
+) -> dict[str, Any]:
+    """``gains`` over what was before, and ``duels`` of every two that have seeds in common.
+
+    Args:
+        after: Results by name and seed.
+        before: The one that all began with.
+        differences: Of the results of two, each by seed.
+    """
+    here = [name for name in after if after[name]]
+    return {
+        "gains": {name: differences(after[name], dict.fromkeys(after[name], before)) for name in here},
+        "duels": {
+            f"{first} - {second}": differences(after[first], after[second])
             for first, second in combinations(here, 2)
             if after[first].keys() & after[second].keys()
-        }
-        yield found
+        },
+    }
 
 
 def _differences(

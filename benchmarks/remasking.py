@@ -21,7 +21,6 @@ import numpy as np
 
 from dllm_agents.config import find_config, load_config
 from dllm_agents.training import train
-from dllm_gym.backends import load_backend
 from dllm_gym.evaluation import EvaluationResult, compare, evaluate, sweep
 from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.kept import digest
@@ -29,7 +28,7 @@ from dllm_gym.evaluation.plots import pareto_figure
 from dllm_gym.evaluation.statistics import envelope_gap, paired_share_interval
 from dllm_gym.files import read_json, write_json, write_text
 from dllm_gym.pretrain import PretrainConfig, Pretrainer
-from dllm_gym.strategies import Strategy
+from dllm_gym.strategies import Strategy, make_strategy
 
 TASKS = {"tiny-arithmetic": "arithmetic", "tiny-lists": "lists", "tiny-latin": "latin-square"}
 WEAK = "weak"
@@ -79,11 +78,6 @@ def rewritten(agent: Any, episodes: int, keep: Path, **env: Any) -> dict[str, fl
     return values
 
 
-def can_play(rule: Strategy, env: dict[str, Any]) -> bool:
-    """Whether the dLLM shows what a rule reads: some want a quality head."""
-    return "quality" not in rule.requires or hasattr(load_backend(env["backend"]), "quality_head")
-
-
 def gap(result: EvaluationResult, others: Sequence[EvaluationResult]) -> dict[str, Any]:
     """How far a result's accuracy is above the hull of others at its own number of forwards."""
     correct = np.stack([other.records.success for other in others])
@@ -105,7 +99,10 @@ def counterfactual(result: EvaluationResult, without: EvaluationResult) -> dict[
 def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[str, Any]:
     """All there is to say about one dLLM; what is kept of it is taken."""
     keep = given.directory / name / "kept"
-    back = [rule for rule in sweep("full") if rule.plays and can_play(rule, env)]
+    repairing = [rule for rule in sweep("full") if rule.plays]
+    # without those that read what this dLLM does not show
+    repaired = compare([], given.episodes, strategies=repairing, keep=keep, **env).results
+    back = [make_strategy(result.agent, **result.parameters) for result in repaired]
     only = [rule for rule in sweep(given.strategies) if not rule.plays]
 
     def results(agents: Iterable[Any], **more: Any) -> list[EvaluationResult]:
@@ -118,7 +115,7 @@ def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[s
     rows = []
     hull = [*revealing, *learned["reveal"]]
     for kind, agents, played in (
-        ("rule", back, results(back) if back else []),
+        ("rule", back, repaired),
         ("policy", trained["remask"], learned["remask"]),
     ):
         for agent, result in zip(agents, played, strict=True):
@@ -137,7 +134,7 @@ def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[s
         row = {"kind": "policy, reveals only", "label": result.label, "accuracy": result.accuracy}
         rows.append({**row, "nfe": result.nfe_mean, **gap(result, revealing)})
     figure = pareto_figure(
-        [*revealing, *results(back), *learned["reveal"], *learned["remask"]],
+        [*revealing, *repaired, *learned["reveal"], *learned["remask"]],
         [*[False] * (len(revealing) + len(back)), *[True] * sum(map(len, learned.values()))],
     )
     save_figure(figure, given.output.with_name(f"{given.output.name}_{name}.png"))

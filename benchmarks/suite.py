@@ -55,23 +55,36 @@ def measure(member: Member, episodes: int, strategies: str, keep: Path) -> dict[
     }
 
 
+def add_members(parser: argparse.ArgumentParser, default: Sequence[str] = ()) -> None:
+    """The argument ``members``; by default it is ``default``, or all of them if that is empty."""
+    every = ", ".join(member.name for member in SUITE)
+    told = f"of {every}; default: {', '.join(default) or 'all'}"
+    parser.add_argument("members", nargs="*", default=list(default), metavar="MEMBER", help=told)
+
+
+def chosen_members(parser: argparse.ArgumentParser, given: Sequence[str]) -> list[Member]:
+    """Members of these names, all if there are none, in the suite's order; unknown ones are an error."""
+    names = [member.name for member in SUITE]
+    unknown = set(given) - set(names)
+    if unknown:
+        parser.error(f"unknown members {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    return [member for member in SUITE if not given or member.name in given]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = [member.name for member in SUITE]
-    parser.add_argument("members", nargs="*", metavar="MEMBER", help=f"of {', '.join(names)}; default: all")
+    add_members(parser)
     parser.add_argument("--episodes", type=int, default=1000, help="validation problems, and test problems")
     parser.add_argument("--strategies", default="full", help="short, or full: every setting of every rule")
     parser.add_argument("--keep", type=Path, default=Path("runs/suite"), help="results, to go on with")
     parser.add_argument("--output", type=Path, default=FIGURES)
     given = parser.parse_args(arguments)
-    unknown = set(given.members) - set(names)
-    if unknown:
-        parser.error(f"unknown members {', '.join(sorted(unknown))}; known: {', '.join(names)}")
+    chosen = chosen_members(parser, given.members)
     known = read_json(given.output)["members"] if given.output.is_file() else {}
     for member in SUITE:
-        if not given.members or member.name in given.members:
+        if member in chosen:
             known[member.id] = measure(member, given.episodes, given.strategies, given.keep)
         print(member.id, known.get(member.id))
         ordered = {one.id: known[one.id] for one in SUITE if one.id in known}

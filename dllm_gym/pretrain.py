@@ -138,6 +138,25 @@ def complementary_masks(batch: int, length: int, generator: torch.Generator) -> 
     return torch.cat([mask, ~mask]), torch.cat([t, 1 - t])
 
 
+@dataclass(frozen=True)
+class MaskedAnswers:
+    """Right answers behind their prompts, each twice, with complementary masks.
+
+    Attributes:
+        tokens: ``(2 B, P + L)`` int64, the mask token where answers are masked.
+        attention_mask: ``(2 B, P + L)`` int64, 0 at padding.
+        answers: ``(2 B, L)`` int64, nothing masked.
+        masked: ``(2 B, L)`` bool.
+        probability: ``(2 B,)``, with which each token was masked.
+    """
+
+    tokens: Tensor
+    attention_mask: Tensor
+    answers: Tensor
+    masked: Tensor
+    probability: Tensor
+
+
 class Examples:
     """Random access to tokenised (prompt, completion) pairs.
 
@@ -170,6 +189,15 @@ class Examples:
             torch.tensor([[-1] * (width - len(ids)) + ids for ids in prompts]),
             torch.tensor([ids + [eos] * (length - len(ids)) for ids in answers["input_ids"]]),
         )
+
+    def masked(self, number: int, mask_token_id: int, generator: torch.Generator) -> MaskedAnswers:
+        """Batch ``number`` as dLLMs are trained on it; ``generator`` draws the masks."""
+        prompts, answers = self.batch(number)
+        masked, probability = complementary_masks(len(answers), answers.shape[1], generator)
+        prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
+        real = torch.cat([prompts >= 0, torch.ones_like(answers, dtype=torch.bool)], dim=1)
+        tokens = torch.cat([prompts.clamp(min=0), answers.masked_fill(masked, mask_token_id)], dim=1)
+        return MaskedAnswers(tokens, real.long(), answers, masked, probability)
 
 
 class Pretrainer(Training):
@@ -228,19 +256,14 @@ class Pretrainer(Training):
 
     def loss(self) -> Tensor:
         """The objective, for the problems of the next step."""
-        prompts, answers = self.examples.batch(self.step)
-        masked, probability = complementary_masks(len(answers), answers.shape[1], self.generator)
-        prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
-        noisy = answers.masked_fill(masked, self.mask_token_id)
-        real = prompts >= 0
-        tokens = torch.cat([prompts.clamp(min=0), noisy], dim=1)
-        attention = torch.cat([real, torch.ones_like(answers, dtype=torch.bool)], dim=1).long()
+        batch = self.examples.masked(self.step, self.mask_token_id, self.generator)
+        attention, masked = batch.attention_mask, batch.masked
         with torch.autocast("cpu", torch.bfloat16):
-            embedded = self.model.get_input_embeddings()(tokens)
+            embedded = self.model.get_input_embeddings()(batch.tokens)
             if self.reference is not None:
-                embedded = self._with_context(embedded, tokens, attention, masked)
+                embedded = self._with_context(embedded, batch.tokens, attention, masked)
             logits = self._logits(self.model, embedded, attention, masked)
-        return masked_cross_entropy(logits, answers, masked, probability)
+        return masked_cross_entropy(logits, batch.answers, masked, batch.probability)
 
     def _logits(self, model: Any, embedded: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
         """Logits ``(M, V)`` where ``masked`` ``(B, L)``; ``embedded`` ``(B, T, H)`` ends with these L."""

@@ -28,7 +28,7 @@ from dllm_gym.backends.quality import QualityHead, write_quality_head
 from dllm_gym.backends.transformers_backend import TransformersBackend
 from dllm_gym.evaluation.statistics import separation
 from dllm_gym.files import write_atomically, write_json, write_text
-from dllm_gym.pretrain import Examples, complementary_masks
+from dllm_gym.pretrain import Examples
 from dllm_gym.resumable import Training
 from dllm_gym.sharing import CARD, DLLM
 from dllm_gym.trained import trained_tasks
@@ -102,13 +102,9 @@ def judged_canvases(
         reveal: Most tokens to write on one canvas.
         generator: What masks, positions and tokens are drawn from.
     """
-    prompts, answers = examples.batch(number)
-    masked, _ = complementary_masks(len(answers), answers.shape[1], generator)
-    prompts, answers = prompts.repeat(2, 1), answers.repeat(2, 1)
-    real = torch.cat([prompts >= 0, torch.ones_like(answers, dtype=torch.bool)], dim=1)
-    tokens = torch.cat([prompts.clamp(min=0), answers.masked_fill(masked, backend.mask_token_id)], dim=1)
-    attention_mask = real.long()
-    written = drawn_among(masked, reveal, generator)
+    batch = examples.masked(number, backend.mask_token_id, generator)
+    tokens, attention_mask, answers = batch.tokens, batch.attention_mask, batch.answers
+    written = drawn_among(batch.masked, reveal, generator)
     (probabilities,) = _asked(backend, tokens, attention_mask, answers.shape[1], "probabilities")
     drawn = torch.multinomial(probabilities[written], 1, generator=generator)[:, 0]  # (M,)
     tokens[:, -answers.shape[1] :][written] = drawn

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deaths import posttrain_until
 from safetensors.torch import load_file
 from tiny_dllm import Ones, write_tiny_dllm
 
@@ -195,20 +196,10 @@ def test_episodes_of_a_problem_are_told_the_same(dllm, policy):
 
 
 @pytest.mark.parametrize("sampler", ["bernoulli", "bits"])
-def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch, dllm, policy, sampler):
+def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, dllm, policy, sampler):
     config = config_of(dllm, policy, joint={"learning_rate": 1e-2, "batch_size": 5, "sampler": sampler})
     whole = posttrain(config, tmp_path / "whole")
-    original = running._Run._one_round
-
-    def interrupted(run: Any, done: float) -> None:
-        if run.round == 3:
-            raise KeyboardInterrupt
-        original(run, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running._Run, "_one_round", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(config, tmp_path / "cut", save_every=0.0)
+    posttrain_until(3, config, tmp_path / "cut")
     torch.manual_seed(99)  # another process draws from elsewhere
     cut = posttrain(config, tmp_path / "cut", resume=True)
     one, other = (torch.load(run / "training_state.pt", weights_only=True) for run in (whole, cut))

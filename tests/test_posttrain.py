@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from deaths import posttrain_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llada_reference import ReferenceLLaDA
@@ -504,20 +505,10 @@ def config_of(dllm: Path, method: str = "agrpo", **changes: Any) -> PosttrainCon
 
 
 @pytest.mark.parametrize("method", list(METHODS))
-def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, monkeypatch, dllm, method):
+def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, dllm, method):
     config = config_of(dllm, method)
     whole = posttrain(config, tmp_path / "whole")
-    original = running._Run._one_round
-
-    def interrupted(run: Any, done: float) -> None:
-        if run.round == 3:
-            raise KeyboardInterrupt
-        original(run, done)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(running._Run, "_one_round", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            posttrain(config, tmp_path / "cut", save_every=0.0)
+    posttrain_until(3, config, tmp_path / "cut")
     cut = posttrain(config, tmp_path / "cut", resume=True)
     one, other = (torch.load(run / "training_state.pt", weights_only=True) for run in (whole, cut))
     assert one["round"] == other["round"] == 4

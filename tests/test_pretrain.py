@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from deaths import check_lost_work_is_done_again
 from dream_reference import ReferenceDream
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -389,17 +390,7 @@ def test_a_run_can_go_on_from_a_checkpoint(tmp_path):
 
 
 def test_work_after_the_last_save_is_done_again(tmp_path):
-    losses = dict(pretrainer(tmp_path / "whole").train())
-    part = pretrainer(tmp_path / "parts")
-    for step, _ in part.train(save_every=-1.0):
-        if step == 2:
-            break
-    for step, _ in part.train(save_every=1e9):  # goes on without saving, then dies
-        if step == 4:
-            break
-    last = pretrainer(tmp_path / "parts")
-    assert last.step == 2
-    assert dict(last.train()) == {step: loss for step, loss in losses.items() if step > 2}
+    check_lost_work_is_done_again(pretrainer, tmp_path)
 
 
 def test_seeds_differ(tmp_path):

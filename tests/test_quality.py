@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from deaths import check_lost_work_is_done_again
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -20,7 +21,7 @@ from dllm_gym.backends import ASSETS, load_backend
 from dllm_gym.backends.quality import HEAD, QualityHead, write_quality_head
 from dllm_gym.envs.observations import NotShown
 from dllm_gym.evaluation.statistics import separation
-from dllm_gym.pretrain import PretrainConfig, Pretrainer
+from dllm_gym.pretrain import Examples, PretrainConfig, Pretrainer
 from dllm_gym.quality import QualityConfig, QualityTrainer, drawn_among, judged_canvases
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "mlp_width": 32, "batch_size": 4, "warmup": 3, "steps": 3}
@@ -228,7 +229,10 @@ def test_tokens_are_drawn_as_the_dllm_thinks_of_them(dllm, tmp_path):
     run = trainer(dllm, tmp_path)
     generator = torch.Generator().manual_seed(0)
 
-    class Same:
+    class Same(Examples):
+        def __init__(self):
+            pass
+
         def batch(self, number):
             prompts, answers = run.examples.batch(0)
             return prompts[:1].repeat(3000, 1), answers[:1, :1].repeat(3000, 1)
@@ -272,17 +276,7 @@ def test_a_short_run_learns_and_leaves_the_dllm_as_it_is(dllm, tmp_path):
 
 
 def test_work_after_the_last_save_is_done_again(dllm, tmp_path):
-    losses = dict(trainer(dllm, tmp_path / "whole").train())
-    part = trainer(dllm, tmp_path / "parts")
-    for step, _ in part.train(save_every=-1.0):
-        if step == 2:
-            break
-    for step, _ in part.train(save_every=1e9):  # goes on without saving, then dies
-        if step == 4:
-            break
-    last = trainer(dllm, tmp_path / "parts")
-    assert last.step == 2
-    assert dict(last.train()) == {step: loss for step, loss in losses.items() if step > 2}
+    check_lost_work_is_done_again(lambda directory: trainer(dllm, directory), tmp_path)
     with pytest.raises(ValueError, match=r"another configuration \(reveal, seed\)"):
         trainer(dllm, tmp_path / "parts", reveal=2, seed=3)
 
