@@ -2,8 +2,9 @@
 
 For every dLLM: what there is to repair (commit drift), the published rules that take back against the hull of
 all rules that only reveal, at equal forwards, how many tokens that went back came back as others, and what
-``ppo-remask`` learns against ``ppo-full``, which is the same training without the right. Whoever takes back
-also plays without it (``forbid_remask``), on the same problems.
+``ppo-remask`` learns against ``ppo-full``, which is the same training without the right; where the dLLM has a
+quality head, also what ``ppo-remask`` learns that sees ``quality``. Whoever takes back also plays without it
+(``forbid_remask``), on the same problems.
 
 Run: ``python benchmarks/remasking.py``. An interrupted run goes on. Several dLLMs at a time:
 ``python benchmarks/remasking.py tiny-lists weak --steps 0``. ``weak`` is an arithmetic dLLM that is
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from dllm_agents.config import find_config, load_config
+from dllm_agents.config import TrainConfig, find_config, load_config
 from dllm_agents.training import train
+from dllm_gym.backends import load_backend
 from dllm_gym.evaluation import EvaluationResult, compare, evaluate, sweep
 from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.kept import digest
@@ -33,7 +35,18 @@ from dllm_gym.strategies import Strategy, make_strategy
 TASKS = {"tiny-arithmetic": "arithmetic", "tiny-lists": "lists", "tiny-latin": "latin-square"}
 WEAK = "weak"
 FAST = {"dtype": "auto", "compile": "auto"}
-ARMS = {"reveal": "ppo-full", "remask": "ppo-remask"}
+QUALITY = "remask-quality"
+ARMS = {"reveal": "ppo-full", "remask": "ppo-remask", QUALITY: "ppo-remask"}
+# How all arms begin where a success model of single reveals is no beginning (docs/training_notes.md).
+BEGINNINGS: dict[str, dict[str, Any]] = {
+    "tiny-latin": {
+        "warm_start": None,
+        "expert": "eb-sampler:gamma=0.01",
+        "imitation_steps": 40_000,
+        "learning_rate": 0.002,
+        "policy": {"layers": 2},
+    }
+}
 
 
 def weak_dllm(directory: Path, steps: int) -> str:
@@ -46,18 +59,29 @@ def weak_dllm(directory: Path, steps: int) -> str:
     return str(output)
 
 
-def policies(directory: Path, env: dict[str, Any], arm: str, given: argparse.Namespace) -> list[str]:
+def configuration(name: str, env: dict[str, Any], arm: str, steps: int) -> TrainConfig:
+    """What one arm of the experiment trains on one dLLM."""
+    begins = BEGINNINGS.get(name, {"warm_start_steps": 3 * steps // 10})
+    config = load_config(find_config(ARMS[arm])).merged({"env": env}, begins)
+    if arm == QUALITY:
+        return config.merged({"policy": {"features": [*config.policy["features"], "quality"]}})
+    return config
+
+
+def policies(
+    name: str, directory: Path, env: dict[str, Any], arm: str, given: argparse.Namespace
+) -> list[str]:
     """The trained policies of one arm of the experiment, one per seed; none for 0 steps."""
     found, steps = [], given.steps
     for seed in range(given.seeds if steps else 0):
         output = directory / f"{arm}-{steps}-{seed}"
         costs = {
             "total_timesteps": steps,
-            "warm_start_steps": 3 * steps // 10,
-            "eval_every": steps,
+            "eval_every": max(steps // 4, 1),
             "eval_episodes": min(256, given.episodes),
+            "seed": seed,
         }
-        config = load_config(find_config(ARMS[arm])).merged({"env": env, "seed": seed}, costs)
+        config = configuration(name, env, arm, steps).merged(costs)
         if not (output / "metrics.json").is_file():
             train(config, output, resume=(output / "config.yaml").is_file())
         found.append(str(output))
@@ -110,13 +134,14 @@ def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[s
         return list(compared.results)
 
     revealing = results(only, commit_drift=True)
-    trained = {arm: policies(given.directory / name, env, arm, given) for arm in ARMS}
+    arms = [arm for arm in ARMS if arm != QUALITY or hasattr(load_backend(env["backend"]), "quality_head")]
+    trained = {arm: policies(name, given.directory / name, env, arm, given) for arm in arms}
     learned = {arm: [results([agent])[0] for agent in agents] for arm, agents in trained.items()}
     rows = []
     hull = [*revealing, *learned["reveal"]]
     for kind, agents, played in (
         ("rule", back, repaired),
-        ("policy", trained["remask"], learned["remask"]),
+        *(("policy", trained[arm], learned[arm]) for arm in arms if arm != "reveal"),
     ):
         for agent, result in zip(agents, played, strict=True):
             row = {
@@ -134,7 +159,7 @@ def measure(name: str, env: dict[str, Any], given: argparse.Namespace) -> dict[s
         row = {"kind": "policy, reveals only", "label": result.label, "accuracy": result.accuracy}
         rows.append({**row, "nfe": result.nfe_mean, **gap(result, revealing)})
     figure = pareto_figure(
-        [*revealing, *repaired, *learned["reveal"], *learned["remask"]],
+        [*revealing, *repaired, *(result for arm in arms for result in learned[arm])],
         [*[False] * (len(revealing) + len(back)), *[True] * sum(map(len, learned.values()))],
     )
     save_figure(figure, given.output.with_name(f"{given.output.name}_{name}.png"))
