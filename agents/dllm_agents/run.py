@@ -104,7 +104,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     Args:
         network: May read more than the policy does, as the last of its features: ``SETTINGS``, pairs
             and what is a column per position, such as ``written``; they begin without effect. It may also
-            have a critic where the policy has none, and take tokens back.
+            have a critic where the policy has none or the other way round, and take tokens back.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -117,7 +117,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
         name for name in network.config.features if name in silent and name not in saved.config.features
     )
     theirs["features"] = (*saved.config.features, *added)
-    theirs["value_head"] |= network.config.value_head
+    theirs["value_head"] = network.config.value_head  # an algorithm's own affair: PPO has one, GRPO none
     if saved.config.keep_prior is None:
         theirs["keep_prior"] = network.config.keep_prior
     differing = [
@@ -127,7 +127,8 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     ]
     if differing:
         raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
-    tensors = {**network.state_dict(), **saved.state_dict()}
+    own = network.state_dict()
+    tensors = {**own, **{name: tensor for name, tensor in saved.state_dict().items() if name in own}}
     columns = network.config.num_columns - saved.config.num_columns
     if columns:
         of_columns = tensors["input_proj.weight"]
