@@ -13,10 +13,12 @@ from stable_baselines3.common.utils import obs_as_tensor
 
 import dllm_gym
 from dllm_agents.agent import LearnedPolicy
+from dllm_agents.checkpoint import load_policy
+from dllm_agents.run import begin_with
 from dllm_agents.sb3 import UnmaskPolicy
 from dllm_agents.sb3.env import make_sb3_env
 from dllm_agents.sb3.grpo import GRPO
-from dllm_agents.sb3.imitation import imitate
+from dllm_agents.sb3.imitation import hindsight, imitate
 from dllm_gym.strategies import InBlocks, make_strategy
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -113,3 +115,57 @@ def test_learning_begins_with_new_episodes():
 def test_ordered_draws_are_refused():
     with pytest.raises(ValueError, match="imitation needs sampler 'bernoulli'"):
         imitate(make_model(sampler="dpls"), make_strategy("confidence"), 10)
+
+
+def told_steps(rows: int, told: tuple[int, int]) -> Any:
+    """``sudoku-full`` as a model that is told how many steps to take, without effect so far."""
+    env = make_sb3_env(rows, group_size=4, task="sudoku", target_steps=told, observe=("target_steps",))
+    features = [*load_policy("sudoku-full").network.config.features, "target_steps"]
+    model = make_model(env=env, width=32, features=features)
+    begin_with(model.policy.network, "sudoku-full")
+    return model
+
+
+def test_hindsight_makes_one_speed_all_speeds():
+    """``sudoku-full`` takes 2 steps, whatever it is told; afterwards it takes about as many as it is told."""
+    model = told_steps(64, (1, 16))
+
+    def steps(told: float) -> float:
+        policy = LearnedPolicy(
+            model.policy.network.eval(), decoding="deterministic", knobs={"target_steps": told}
+        )
+        return dllm_gym.evaluate(policy, 50, task="sudoku").nfe_mean
+
+    assert steps(2) == steps(10)
+    hindsight(model, 6000)
+    assert 6000 <= model.num_timesteps < 6064
+    assert steps(2) < 3 < steps(5) < steps(10)
+    assert steps(10) > 6
+
+
+def test_hindsight_learns_from_right_answers_in_its_own_numbers_of_steps(monkeypatch):
+    """What is learned from: whole right episodes, each told its own length."""
+    batches: list[Any] = []
+    monkeypatch.setattr("dllm_agents.sb3.imitation._follow", lambda _, given: batches.extend(given) or 0.0)
+    model = told_steps(16, (2, 8))
+    hindsight(model, 1600, n_epochs=1)
+    told = np.concatenate([batch["target_steps"][:, 0] for batch in batches])
+    revealed = np.concatenate([(batch["mask"] == 0).sum(axis=1) for batch in batches])
+    lengths, counts = np.unique(told, return_counts=True)
+    assert lengths.min() >= 2
+    assert lengths.max() <= 8
+    assert (counts % lengths == 0).all()  # whole episodes
+    assert (revealed == 0).sum() == (counts / lengths).sum()  # each with its first step
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"least_caution": 2.0, "most_caution": 2.0}, "least_caution 2.0 must be below most_caution 2.0"),
+        ({"total_timesteps": 16}, "nothing to teach: no answer was right within 16 steps"),
+    ],
+)
+def test_hindsight_that_cannot_be(kwargs, message):
+    model = told_steps(16, (2, 8))
+    with pytest.raises(ValueError, match=message):
+        hindsight(model, **{"total_timesteps": 64, **kwargs})

@@ -94,8 +94,11 @@ def test_several_processes_need_accelerate(monkeypatch):
     [
         ({"num_envs": 16}, "num_envs 16 must be a multiple of the 3 processes, at least 12 for groups of 4"),
         ({"num_envs": 9}, "num_envs 9 must be a multiple of the 3 processes, at least 12"),
-        ({"algorithm": "ppo"}, "several processes train grpo, without imitation_steps; got ppo with 0 in 3"),
-        ({"imitation_steps": 5, "expert": "confidence"}, "got grpo with 5 in 3 processes"),
+        ({"algorithm": "ppo"}, "several processes train grpo, without imitation_steps or hindsight; got ppo"),
+        (
+            {"imitation_steps": 5, "expert": "confidence"},
+            "got grpo with imitation_steps 5 and warm_start None in 3",
+        ),
     ],
 )
 def test_what_several_processes_cannot_do(monkeypatch, tmp_path, toys, changes, message):

@@ -227,9 +227,14 @@ def test_resuming_a_success_model_gives_the_same_to_the_bit(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warm_start": "luck"}, "unknown warm_start 'luck'; choose success or null"),
+        ({"warm_start": "luck"}, "unknown warm_start 'luck'; choose success, hindsight or null"),
         ({"warm_start_steps": 0}, "warm_start_steps must be a whole number of at least 1, got 0"),
         ({"init_from": "arithmetic-full"}, "begins in one way: give warm_start or init_from, not both"),
+        ({"warm_start": "hindsight", "init_from": "any"}, "needs init_from and a range env.target_steps"),
+        (
+            {"warm_start": "hindsight", "init_from": "any", "env": {"target_steps": [2, 24]}},
+            "hindsight needs target_steps in policy.features",
+        ),
         ({"algorithm": "success"}, "warm_start is for grpo, ppo and a2c"),
         ({"policy": {"sampler": "dpls"}}, "warm_start is for grpo, ppo and a2c with sampler bernoulli"),
         ({"warm_start": None}, "warm_start_kwargs go with a warm_start"),

@@ -18,7 +18,7 @@ from dllm_gym.files import is_finite
 from dllm_gym.suggestions import did_you_mean
 
 ALGORITHMS = ("grpo", "ppo", "a2c", "success", "rllib-ppo")
-WARM_STARTS = ("success",)
+WARM_STARTS = ("success", "hindsight")
 DECAYS = ("linear", "cosine")
 WORKERS = (
     "num_env_runners", "num_cpus_per_env_runner", "num_gpus_per_env_runner",
@@ -69,9 +69,11 @@ class TrainConfig:
         num_experts: Expert steering (grpo): so many further episodes of every group are the expert's.
         imitation_steps: Warm start: so many of ``total_timesteps`` go to imitating the expert first.
         warm_start: ``success``: a success model is trained first, and its policy is what the algorithm begins
-            with; ``None``: the algorithm begins with random weights, or those of ``init_from``.
+            with; ``hindsight``: the policy of ``init_from``, which knows one speed, is first taught to take
+            as many steps as ``target_steps`` tells it; ``None``: the algorithm begins with random weights,
+            or those of ``init_from``.
         warm_start_steps: So many of ``total_timesteps`` go to that, at most half of them.
-        warm_start_kwargs: Arguments of ``SuccessModel``.
+        warm_start_kwargs: Arguments of ``SuccessModel``, or of ``hindsight``.
         dataset: The id of a Minari dataset (``docs/offline.md``). ``success`` is fitted to its episodes and
             decodes none itself, which counts as all of ``total_timesteps``; before other algorithms
             ``imitation_steps`` imitate its best episodes, in the place of the expert.
@@ -185,7 +187,11 @@ class TrainConfig:
             known = ", ".join(WARM_STARTS)
             raise ValueError(f"unknown warm_start {self.warm_start!r}; choose {known} or null")
         check_whole("warm_start_steps", self.warm_start_steps, 1)
-        others = {"init_from": self.init_from, "imitation_steps": self.imitation_steps or None}
+        others: dict[str, Any] = {"imitation_steps": self.imitation_steps or None}
+        if self.warm_start == "hindsight":
+            self._check_hindsight()
+        else:
+            others["init_from"] = self.init_from
         for name, value in others.items():
             if value is not None:
                 raise ValueError(f"a training begins in one way: give warm_start or {name}, not both")
@@ -194,6 +200,17 @@ class TrainConfig:
                 f"warm_start is for grpo, ppo and a2c with sampler bernoulli or bits, "
                 f"got {self.algorithm} with {self.policy.get('sampler', 'bernoulli')}"
             )
+
+    def _check_hindsight(self) -> None:
+        told = self.env.get("target_steps")
+        if self.init_from is None or not isinstance(told, Sequence):
+            raise ValueError(
+                "warm_start hindsight needs init_from and a range env.target_steps, such as [2, 24]; "
+                f"got {self.init_from!r} and {told!r}"
+            )
+        if "target_steps" not in self.policy.get("features", ()):
+            given = self.policy.get("features")
+            raise ValueError(f"warm_start hindsight needs target_steps in policy.features, got {given}")
 
     def _check_workers(self) -> None:
         if self.algorithm != "rllib-ppo":

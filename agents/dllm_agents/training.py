@@ -29,7 +29,7 @@ from dllm_agents.sb3.flight import episodes_in_flight, random_state, restore_epi
 from dllm_agents.sb3.given import check_fits
 from dllm_agents.sb3.grouped import GroupA2C, GroupedRollouts, GroupPPO
 from dllm_agents.sb3.grpo import GRPO, expert_agent
-from dllm_agents.sb3.imitation import clone, imitate
+from dllm_agents.sb3.imitation import clone, hindsight, imitate
 from dllm_agents.sb3.policy import UnmaskPolicy
 from dllm_agents.sb3.success import SuccessModel
 from dllm_agents.schedules import Pace, learning_rate
@@ -118,7 +118,9 @@ def train(
 
 # Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
 _OWN_OF_ENV = ("group_size", "num_experts", "render_mode")
-_OWN_OF_WARM_START = ("policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
+_OWN_OF_WARM_START = (
+    "policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model", "model", "total_timesteps",
+)  # fmt: skip
 _OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
 _OWN_OF_ALGORITHM = (
     "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
@@ -220,11 +222,15 @@ class _Run(Run):
     @property
     def _given_steps(self) -> int:
         """How many of the steps are others', before the algorithm's own."""
+        if self.config.warm_start == "hindsight":
+            return self.config.warm_steps
         fitted = self.config.dataset is not None and self.config.algorithm == "success"
         return self.config.total_timesteps if fitted else self.config.imitation_steps
 
     def _learn_from_others(self) -> None:
-        if self._episodes is None:
+        if self.config.warm_start == "hindsight":
+            hindsight(self.model, self._given_steps, **self.config.warm_start_kwargs)
+        elif self._episodes is None:
             imitate(self.model, self._expert, self._given_steps)
         elif isinstance(self.model, SuccessModel):
             self.model.set_logger(self._logger)
@@ -277,7 +283,7 @@ class _Run(Run):
 
     def _build_warm_start(self) -> SuccessModel | None:
         config = self.config
-        if config.warm_start is None:
+        if config.warm_start != "success":
             return None
         policy = {**config.policy_arguments, "sampler": "bernoulli", "optimizer_class": "AdamW"}
         return SuccessModel(
@@ -385,15 +391,18 @@ def check_arguments(config: TrainConfig) -> None:
     refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
     refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
     refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
-    refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [SuccessModel], _OWN_OF_WARM_START)
+    warming = hindsight if config.warm_start == "hindsight" else SuccessModel
+    refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [warming], _OWN_OF_WARM_START)
 
 
 def _rows_of_one_process(config: TrainConfig) -> int:
     processes = parallel.count()
-    if processes > 1 and (config.algorithm != "grpo" or config.imitation_steps):
+    alone = config.imitation_steps or config.warm_start == "hindsight"
+    if processes > 1 and (config.algorithm != "grpo" or alone):
         raise ValueError(
-            f"several processes train grpo, without imitation_steps; "
-            f"got {config.algorithm} with {config.imitation_steps} in {processes} processes"
+            "several processes train grpo, without imitation_steps or hindsight; "
+            f"got {config.algorithm} with imitation_steps {config.imitation_steps} "
+            f"and warm_start {config.warm_start} in {processes} processes"
         )
     rows, rest = divmod(config.num_envs, processes)
     if rest or rows < config.group_size:

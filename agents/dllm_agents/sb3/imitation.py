@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.utils import obs_as_tensor
 
+from dllm_agents.distributions import bernoulli_mode
 from dllm_agents.sb3.policy import DPLSDistribution
 from dllm_gym.offline import Episodes, best_episodes
 
@@ -63,6 +64,77 @@ def clone(model: OnPolicyAlgorithm, episodes: Episodes, total_timesteps: int) ->
     return _follow(
         model, _drawing({key: array[chosen] for key, array in recorded.items()}, size, total_timesteps)
     )
+
+
+def hindsight(
+    model: OnPolicyAlgorithm,
+    total_timesteps: int,
+    least_caution: float = -4.0,
+    most_caution: float = 7.0,
+    n_epochs: int = 4,
+) -> float:
+    """Teaches a policy to take as many steps as it is told by what it does already, more or less carefully.
+
+    The policy decodes deterministically with a number of nats taken off all its logits, its caution, drawn
+    uniformly for every episode. It then learns from its right episodes as if ``target_steps`` had been what
+    they took (hindsight, arXiv 1707.01495). So a policy that knows one speed begins at all of them.
+
+    Args:
+        model: As for ``imitate``; its policy reads ``target_steps``.
+        total_timesteps: Environment steps, summed over rows; they count into ``model.num_timesteps``.
+        least_caution: Lower end of that range, in nats; negative ones are bold.
+        most_caution: Upper end.
+        n_epochs: How often every step is learned from.
+
+    Returns:
+        As ``imitate``.
+
+    Raises:
+        ValueError: See ``imitate``; if the range is empty; and if no answer was right in a number of steps
+            that the environment tells.
+    """
+    if not least_caution < most_caution:
+        raise ValueError(f"least_caution {least_caution} must be below most_caution {most_caution}")
+    episodes = _right_episodes(model, total_timesteps, least_caution, most_caution)
+    done = model.num_timesteps
+    if not episodes:
+        raise ValueError(
+            f"hindsight has nothing to teach: no answer was right within {total_timesteps} steps"
+        )
+    steps = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
+    size = _STEPS_PER_UPDATE * model.n_envs
+    loss = _follow(model, _drawing(steps, size, n_epochs * len(steps["actions"])))
+    model.num_timesteps = done  # what is learned from again is no step
+    return loss
+
+
+def _right_episodes(model: OnPolicyAlgorithm, total: int, least: float, most: float) -> list[Steps]:
+    """Right episodes of ``model.policy`` at several cautions, told how many steps they took."""
+    env: Any = model.get_env()
+    network: Any = model.policy.network
+    low, high = env.get_attr("target_steps", 0)[0]
+    cautions = torch.empty(env.num_envs, 1).uniform_(least, most)
+    under_way: list[list[Steps]] = [[] for _ in range(env.num_envs)]
+    right: list[Steps] = []
+    observation: dict[str, NDArray[Any]] = env.reset()
+    for _ in range(0, total, env.num_envs):
+        tensors: Any = obs_as_tensor(observation, model.device)
+        with torch.inference_mode():
+            logits = network(tensors) - cautions.to(model.device)  # (B, L)
+            actions = bernoulli_mode(logits, tensors["action_mask"], tensors["mask"]).cpu().numpy()
+        seen = {**observation, "actions": actions}
+        for row, steps in enumerate(under_way):
+            steps.append({key: array[row] for key, array in seen.items()})
+        observation, _, dones, infos = env.step(actions)
+        model.num_timesteps += env.num_envs
+        for row in np.flatnonzero(dones).tolist():
+            episode = {key: np.stack([step[key] for step in under_way[row]]) for key in seen}
+            taken = len(under_way[row])
+            if infos[row]["is_success"] and low <= taken <= high:
+                right.append({**episode, "target_steps": np.full((taken, 1), taken, dtype=np.float32)})
+            under_way[row] = []
+            cautions[row].uniform_(least, most)
+    return right
 
 
 def _acting(env: Any, expert: Any, total: int) -> Iterator[Steps]:
