@@ -203,17 +203,23 @@ def test_others_can_be_recorded_beside_an_unpacked_one(minari):
         record_dataset(ARITHMETIC, ["confidence:k=1"], 2, task="toy", backend="toy")
 
 
-def test_a_training_needs_no_recording(minari, tmp_path, monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [
+        ("success", ("algorithm_kwargs.n_epochs=1",)),
+        ("ppo", ("imitation_steps=64", "total_timesteps=64", "algorithm_kwargs.n_steps=1")),
+    ],
+)
+def test_a_training_needs_no_recording(algorithm, settings, minari, tmp_path, monkeypatch):
     monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", lambda *_: {})
-    command = f"train success --dataset {ARITHMETIC} --env DLLMUnmask/Arithmetic-v0"
-    settings = (
-        *("policy.features=[confidence, mask]", "policy.width=8"),
-        *("algorithm_kwargs.n_epochs=1", "eval_episodes=4", "env.backend_kwargs={}"),
-    )
-    chosen = [part for one in settings for part in ("--set", one)]
+    quick = "policy.features=[confidence, mask]", "policy.width=8", "eval_episodes=4", "env.backend_kwargs={}"
+    chosen = [part for one in (*quick, *settings) for part in ("--set", one)]
+    where = ("--dataset", ARITHMETIC, "--env", "DLLMUnmask/Arithmetic-v0")
     run = tmp_path / "run"
-    monkeypatch.setattr("sys.argv", ["dllm-gym", *command.split(), *chosen, "--output", str(run)])
+    monkeypatch.setattr("sys.argv", ["dllm-gym", "train", algorithm, *where, *chosen, "--output", str(run)])
     with pytest.raises(SystemExit) as done:
         main()
     assert not done.value.code
-    assert load_policy(run / "last").harm is not None
+    assert load_policy(run / "last").label
+    assert ARITHMETIC in minari.list_local_datasets()
