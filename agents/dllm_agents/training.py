@@ -224,14 +224,15 @@ class _Run(Run):
         return self.config.total_timesteps if fitted else self.config.imitation_steps
 
     def _learn_from_others(self) -> None:
+        rate = self.config.learning_rate  # not where the schedule begins: that may be a rise from 0
         if self._episodes is None:
-            imitate(self.model, self._expert, self._given_steps)
+            imitate(self.model, self._expert, self._given_steps, rate)
         elif isinstance(self.model, SuccessModel):
             self.model.set_logger(self._logger)
             self.model.fit(self._episodes)
             self.model.num_timesteps = self._given_steps
         else:
-            clone(self.model, self._episodes, self._given_steps)
+            clone(self.model, self._episodes, self._given_steps, rate)
 
     def _go_on(self, until: int, callbacks: list[BaseCallback]) -> None:
         """Trains the model of this phase to so many environment steps in all, or to the deadline."""
