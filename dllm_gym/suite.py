@@ -102,6 +102,11 @@ class Member:
         }
 
     @property
+    def dataset(self) -> str:
+        """The id of the small dataset that comes with the package (``dllm_gym.offline.read_dataset``)."""
+        return f"dllm-gym/{self.name.lower()}-mixed-v0"
+
+    @property
     def figures(self) -> Figures | None:
         """What was measured; ``None`` if nothing was yet, or with other arguments."""
         found = read_figures().get(self.id)

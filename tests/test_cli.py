@@ -127,7 +127,7 @@ def test_list(run, tmp_path, monkeypatch):
     }
     for rule in strategies.values():
         assert f"{rule['label']}: {rule['paper']}" in done.words
-    assert content.keys() == {"backends", "tasks", "policies"}
+    assert content.keys() == {"backends", "datasets", "tasks", "policies"}
     assert "toy" in content["backends"]
     assert {"arithmetic", "sudoku", "toy"} <= set(content["tasks"])
     assert content["policies"] == ["policy:quick"]

@@ -12,8 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import obs_as_tensor
 
 import dllm_gym
+from dllm_agents import load_policy, train
 from dllm_agents.agent import LearnedPolicy
-from dllm_agents.checkpoint import load_policy
+from dllm_agents.config import TrainConfig
 from dllm_agents.run import begin_with
 from dllm_agents.sb3 import UnmaskPolicy
 from dllm_agents.sb3.env import make_sb3_env
@@ -67,6 +68,20 @@ def test_what_the_expert_does_becomes_likely(expert):
     after = unlikelihood(model, expert)
     assert after < before - 1
     assert 0 < final < before - 1
+
+
+def test_a_schedule_that_rises_from_zero_does_not_hold_it_up(tmp_path, monkeypatch):
+    """As that of the default configurations does."""
+    monkeypatch.setattr("dllm_agents.sb3.callbacks.evaluation_figures", lambda *_: {})
+    expert = "fast-dllm:threshold=0.5"
+    config = TrainConfig(
+        algorithm="ppo", env=dict(TOY), expert=expert, imitation_steps=4000, total_timesteps=4000, warmup=0.5,
+        learning_rate=1e-2, num_envs=16, eval_episodes=4, policy={"width": 16},
+        algorithm_kwargs={"n_steps": 8, "batch_size": 64},
+    )  # fmt: skip
+    policy = load_policy(train(config, tmp_path / "run") / "last", decoding="deterministic")
+    own, model_of = (dllm_gym.evaluate(agent, 50, **TOY).nfe_mean for agent in (policy, expert))
+    assert own == pytest.approx(model_of, rel=0.25)
 
 
 def test_it_decodes_like_the_expert():
@@ -146,7 +161,9 @@ def test_hindsight_makes_one_speed_all_speeds():
 def test_hindsight_learns_from_right_answers_in_its_own_numbers_of_steps(monkeypatch):
     """What is learned from: whole right episodes, each told its own length."""
     batches: list[Any] = []
-    monkeypatch.setattr("dllm_agents.sb3.imitation._follow", lambda _, given: batches.extend(given) or 0.0)
+    monkeypatch.setattr(
+        "dllm_agents.sb3.imitation._follow", lambda _, given, rate: batches.extend(given) or 0.0
+    )
     model = told_steps(16, (2, 8))
     hindsight(model, 1600, n_epochs=1)
     told = np.concatenate([batch["target_steps"][:, 0] for batch in batches])

@@ -249,7 +249,7 @@ def test_cloning_makes_the_best_episodes_likely(episodes, tmp_path):
     def unlikelihood(steps):
         run = train(
             offline(
-                algorithm="ppo", imitation_steps=steps, total_timesteps=steps, learning_rate=1e-2,
+                algorithm="ppo", imitation_steps=steps, total_timesteps=steps, learning_rate=1e-2, warmup=0.5,
                 algorithm_kwargs={"n_steps": 4, "batch_size": 16},
             ),
             tmp_path / str(steps),

@@ -519,9 +519,9 @@ def test_imitation_comes_first_and_counts(tmp_path, monkeypatch):
     calls = []
     imitate = dllm_agents.training.imitate
 
-    def watch(model: Any, expert: Any, steps: int) -> float:
+    def watch(model: Any, expert: Any, steps: int, rate: float) -> float:
         calls.append((model.num_timesteps, expert.label, steps))
-        return imitate(model, expert, steps)
+        return imitate(model, expert, steps, rate)
 
     monkeypatch.setattr(dllm_agents.training, "imitate", watch)
     config = grpo(num_experts=0, imitation_steps=64, total_timesteps=128)

@@ -178,7 +178,7 @@ def _train(
         raise FileNotFoundError(f"nothing to resume in {directory}: {missing}")
     changes = {
         "seed": seed, "total_timesteps": total_timesteps, "max_minutes": max_minutes, "num_envs": num_envs,
-        "eval_every": eval_every, "dataset": dataset,
+        "eval_every": eval_every,
     }  # fmt: skip
     changes = {name: value for name, value in changes.items() if value is not None}
     workers = {"num_env_runners": num_env_runners, "num_learners": num_learners}
@@ -187,7 +187,9 @@ def _train(
     resolved = load_config(path).merged(changes, {"env": price, "workers": workers})
     if place["task"] is not None:
         resolved = resolved.moved(place)
-    resolved = resolved.with_settings(settings or ())
+    # a dataset makes sense only together with the settings that say what is done with it
+    recorded = [] if dataset is None else [f"dataset={dataset}"]
+    resolved = resolved.with_settings([*recorded, *(settings or ())])
     if resolved.algorithm != algorithm:
         raise ValueError(f"{path} configures {resolved.algorithm}, not {algorithm}")
     command = " ".join(["dllm-gym", *sys.argv[1:]])

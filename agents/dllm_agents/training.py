@@ -118,9 +118,8 @@ def train(
 
 # Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
 _OWN_OF_ENV = ("group_size", "num_experts", "render_mode")
-_OWN_OF_WARM_START = (
-    "policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model", "model", "total_timesteps",
-)  # fmt: skip
+_OWN_OF_WARM_START = ("policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
+_OWN_OF_HINDSIGHT = ("model", "total_timesteps", "learning_rate")
 _OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
 _OWN_OF_ALGORITHM = (
     "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
@@ -228,16 +227,17 @@ class _Run(Run):
         return self.config.total_timesteps if fitted else self.config.imitation_steps
 
     def _learn_from_others(self) -> None:
+        rate = self.config.learning_rate  # not where the schedule begins: that may be a rise from 0
         if self.config.warm_start == "hindsight":
-            hindsight(self.model, self._given_steps, **self.config.warm_start_kwargs)
+            hindsight(self.model, self._given_steps, rate, **self.config.warm_start_kwargs)
         elif self._episodes is None:
-            imitate(self.model, self._expert, self._given_steps)
+            imitate(self.model, self._expert, self._given_steps, rate)
         elif isinstance(self.model, SuccessModel):
             self.model.set_logger(self._logger)
             self.model.fit(self._episodes)
             self.model.num_timesteps = self._given_steps
         else:
-            clone(self.model, self._episodes, self._given_steps)
+            clone(self.model, self._episodes, self._given_steps, rate)
 
     def _go_on(self, until: int, callbacks: list[BaseCallback]) -> None:
         """Trains the model of this phase to so many environment steps in all, or to the deadline."""
@@ -391,8 +391,10 @@ def check_arguments(config: TrainConfig) -> None:
     refuse_unknown("env", config.env, [UnmaskEnv], _OWN_OF_ENV)
     refuse_unknown("policy", config.policy, [UnmaskPolicy, ActorCriticPolicy], _OWN_OF_POLICY)
     refuse_unknown("algorithm_kwargs", config.algorithm_kwargs, takers, _OWN_OF_ALGORITHM)
-    warming = hindsight if config.warm_start == "hindsight" else SuccessModel
-    refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [warming], _OWN_OF_WARM_START)
+    if config.warm_start == "hindsight":
+        refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [hindsight], _OWN_OF_HINDSIGHT)
+    else:
+        refuse_unknown("warm_start_kwargs", config.warm_start_kwargs, [SuccessModel], _OWN_OF_WARM_START)
 
 
 def _rows_of_one_process(config: TrainConfig) -> int:

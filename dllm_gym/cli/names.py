@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 @command("list")
 def list_(json_file: JsonOption = None) -> None:
-    """List the suite, embedded dLLMs, tasks, strategies, learned policies and families of checkpoints."""
+    """List the suite, embedded dLLMs, datasets, tasks, strategies, policies and families of checkpoints."""
     from dllm_gym.backends import backend_names
     from dllm_gym.backends.families import FAMILIES
+    from dllm_gym.offline import shipped_datasets
     from dllm_gym.plugins import plugins
     from dllm_gym.strategies import make_strategy, strategy_names
     from dllm_gym.suite import SUITE
@@ -28,6 +29,7 @@ def list_(json_file: JsonOption = None) -> None:
 
     content: dict[str, list[str]] = {
         "backends": backend_names(),
+        "datasets": [*shipped_datasets()],
         "tasks": task_names(),
         "policies": [name for plugin in plugins() for name in plugin.agent_names()],
     }

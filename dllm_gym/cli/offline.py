@@ -44,12 +44,12 @@ def record(
     policy of that member of the suite.
     """
     from dllm_gym.evaluation import as_agent
-    from dllm_gym.offline import MIXED, record_dataset
+    from dllm_gym.offline import mixed_agents, record_dataset
     from dllm_gym.suite import member
 
     told = place.arguments()
     trained = member(place.env).trained if place.env is not None else None
-    team = [as_agent(text) for text in agent or [*MIXED, *([trained] if trained else [])]]
+    team = [as_agent(text) for text in agent or mixed_agents(trained)]
     with progress("decoding") as bar:
         made = record_dataset(
             dataset,

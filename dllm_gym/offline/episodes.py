@@ -15,6 +15,7 @@ from dllm_gym.envs.observations import ALWAYS_OBSERVED
 from dllm_gym.fields import OBJECT, SHARE, TEXT, Field, check_fields, whole
 from dllm_gym.files import parse_json, read_json
 from dllm_gym.offline.home import folder_of
+from dllm_gym.offline.shipped import shipped_datasets, unpack
 
 _DATASET = {
     "data_format": Field("'hdf5', the format that is read here", lambda value: value == "hdf5"),
@@ -76,15 +77,22 @@ def read_dataset(id: str) -> Episodes:
     The file is checked before Minari reads it: no code that it names is run, no other file that it links to
     is opened. Every array has the shape, the dtype and the range that its space says.
 
+    One of ``shipped_datasets()`` is unpacked into Minari's folder first, unless something of that name lies
+    there.
+
     Args:
         id: Such as ``dllm-gym/sudoku-mixed-v0``; ``minari download ID`` gets one from Minari's servers.
 
     Raises:
         FileNotFoundError: If there is none here.
         ImportError: Without Minari.
+        OSError: If one that comes with the package cannot be unpacked there.
         ValueError: If it is no dataset of this environment, and says why.
     """
     folder = folder_of(id)
+    packed = shipped_datasets().get(id)
+    if packed is not None and not folder.parent.exists():
+        unpack(packed, folder.parent)
     if not (folder / "metadata.json").is_file():
         raise FileNotFoundError(f"there is no dataset {id} in {folder.parent}")
     content = read_json(folder / "metadata.json")

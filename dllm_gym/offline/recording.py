@@ -25,6 +25,11 @@ MIXED = ("random:k=2", "confidence:k=2", "fast-dllm:threshold=0.9", "fast-dllm:t
 """Rules that are slow and right, fast and wrong, and in between: what a dataset is to show."""
 
 
+def mixed_agents(trained: str | None) -> list[str]:
+    """``MIXED`` and a trained agent, such as ``member.trained``, where there is one."""
+    return [*MIXED] if trained is None else [*MIXED, trained]
+
+
 def record_dataset(
     id: str,
     agents: Sequence[Any],

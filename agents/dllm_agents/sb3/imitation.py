@@ -20,7 +20,9 @@ Steps = dict[str, NDArray[Any]]  # ``(B, ...)`` by observation, and ``actions`` 
 _STEPS_PER_UPDATE = 4  # steps of all rows between two gradient steps
 
 
-def imitate(model: OnPolicyAlgorithm, expert: Any, total_timesteps: int) -> float:
+def imitate(
+    model: OnPolicyAlgorithm, expert: Any, total_timesteps: int, learning_rate: float | None = None
+) -> float:
     """Trains ``model.policy`` to act like ``expert`` on the states the expert visits.
 
     The steps count into ``model.num_timesteps``. The environment is reset before and, by ``learn``, after.
@@ -29,6 +31,8 @@ def imitate(model: OnPolicyAlgorithm, expert: Any, total_timesteps: int) -> floa
         model: Any algorithm with an ``UnmaskPolicy`` whose sampler is ``bernoulli``.
         expert: A strategy, or anything with ``act``.
         total_timesteps: Environment steps, summed over rows.
+        learning_rate: Of every update; ``None`` is what the model begins with, which is 0 where a schedule
+            rises first.
 
     Returns:
         The mean negative log-likelihood per step, in nats, over the last tenth of the updates.
@@ -36,10 +40,12 @@ def imitate(model: OnPolicyAlgorithm, expert: Any, total_timesteps: int) -> floa
     Raises:
         ValueError: If the policy draws ordered selections: a rule's bits have no order.
     """
-    return _follow(model, _acting(model.get_env(), expert, total_timesteps))
+    return _follow(model, _acting(model.get_env(), expert, total_timesteps), learning_rate)
 
 
-def clone(model: OnPolicyAlgorithm, episodes: Episodes, total_timesteps: int) -> float:
+def clone(
+    model: OnPolicyAlgorithm, episodes: Episodes, total_timesteps: int, learning_rate: float | None = None
+) -> float:
     """Behaviour cloning: trains ``model.policy`` to act like the best recorded episode of every problem.
 
     That is the right answer of the highest reward; a problem that nobody solved teaches nothing. The steps
@@ -49,6 +55,7 @@ def clone(model: OnPolicyAlgorithm, episodes: Episodes, total_timesteps: int) ->
         model: As for ``imitate``; its environment is not stepped.
         episodes: From ``read_dataset``.
         total_timesteps: Recorded steps, those seen again counted again.
+        learning_rate: As for ``imitate``.
 
     Returns:
         As ``imitate``.
@@ -61,14 +68,14 @@ def clone(model: OnPolicyAlgorithm, episodes: Episodes, total_timesteps: int) ->
         raise ValueError(f"there is nothing to imitate in {episodes.id}: none of its answers is right")
     recorded = {**episodes.observations, "actions": episodes.actions}
     size = _STEPS_PER_UPDATE * model.n_envs
-    return _follow(
-        model, _drawing({key: array[chosen] for key, array in recorded.items()}, size, total_timesteps)
-    )
+    steps = _drawing({key: array[chosen] for key, array in recorded.items()}, size, total_timesteps)
+    return _follow(model, steps, learning_rate)
 
 
 def hindsight(
     model: OnPolicyAlgorithm,
     total_timesteps: int,
+    learning_rate: float | None = None,
     least_caution: float = -4.0,
     most_caution: float = 7.0,
     n_epochs: int = 4,
@@ -82,6 +89,7 @@ def hindsight(
     Args:
         model: As for ``imitate``; its policy reads ``target_steps``.
         total_timesteps: Environment steps, summed over rows; they count into ``model.num_timesteps``.
+        learning_rate: As for ``imitate``.
         least_caution: Lower end of that range, in nats; negative ones are bold.
         most_caution: Upper end.
         n_epochs: How often every step is learned from.
@@ -103,7 +111,7 @@ def hindsight(
         )
     steps = {key: np.concatenate([episode[key] for episode in episodes]) for key in episodes[0]}
     size = _STEPS_PER_UPDATE * model.n_envs
-    loss = _follow(model, _drawing(steps, size, n_epochs * len(steps["actions"])))
+    loss = _follow(model, _drawing(steps, size, n_epochs * len(steps["actions"])), learning_rate)
     model.num_timesteps = done  # what is learned from again is no step
     return loss
 
@@ -162,13 +170,13 @@ def _drawing(steps: Steps, size: int, total: int) -> Iterator[Steps]:
         left -= len(order)
 
 
-def _follow(model: OnPolicyAlgorithm, batches: Iterable[Steps]) -> float:
+def _follow(model: OnPolicyAlgorithm, batches: Iterable[Steps], learning_rate: float | None) -> float:
     """A gradient step for every batch; see ``imitate`` for what is returned and raised."""
     if isinstance(model.policy.action_dist, DPLSDistribution):
         raise ValueError("imitation needs sampler 'bernoulli': a rule's bits have no draw order")
     optimizer = model.policy.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = model.lr_schedule(1.0)
+        group["lr"] = model.lr_schedule(1.0) if learning_rate is None else learning_rate
     model.policy.set_training_mode(True)
     losses: list[float] = []
     for batch in batches:
