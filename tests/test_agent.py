@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def repeated(observation: dict[str, np.ndarray], times: int) -> dict[str, np.nda
         ({"temperature": 0}, "temperature must be above 0, got 0"),
         ({"temperature": float("nan")}, "temperature must be above 0, got nan"),
         ({"beta": -1.0}, "beta must be above 0, got -1.0"),
+        ({"caution": math.nan}, "caution must be a finite number, got nan"),
         ({"decoding": "dpls", "beta": 2.0}, "beta scales reveal probabilities, which dpls has none of"),
         ({"knobs": {"alpha": 1.0}}, "mine has no knob 'alpha'; it has none"),
         ({"knobs": {"progress": 1.0}}, "mine has no knob 'progress'; it has none"),
@@ -117,7 +119,10 @@ def test_other_options_for_the_same_network():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bta": 2.0}, "mine has no option 'bta'; it has decoding, budget, temperature, beta, alpha, target"),
+        (
+            {"bta": 2.0},
+            "mine has no option 'bta'; it has decoding, budget, temperature, beta, caution, alpha",
+        ),
         ({"beta": "2"}, "beta must be a finite number, got '2'"),
         ({"temperature": float("inf")}, "temperature must be a finite number, got inf"),
         ({"beta": True}, "beta must be a finite number, got True"),
@@ -193,6 +198,19 @@ def test_bernoulli_draws_with_the_adjusted_probabilities(temperature, beta):
     sigmoid = torch.sigmoid(logits_of(network, observation)[0] / temperature).numpy()
     expected = (beta * sigmoid).clip(max=1) * observation["action_mask"][0]
     np.testing.assert_allclose(found, expected, atol=0.035)
+
+
+@pytest.mark.parametrize("caution", [2.0, -0.5])
+def test_caution_divides_the_odds(caution):
+    network, observation = make_network(), make_observation(100)
+    probability = torch.sigmoid(logits_of(network, observation)).numpy()
+    agent = LearnedPolicy(network, decoding="deterministic", caution=caution)
+    expected = (probability > 1 / (1 + np.exp(-caution))) & (observation["action_mask"] == 1)
+    decided = expected.any(axis=1)
+    actions = agent.act(observation)
+    assert np.array_equal(actions[decided], expected[decided])
+    assert (actions[~decided].sum(axis=1) == 1).all()
+    assert agent.label == f"policy (deterministic, caution={caution:g})"
 
 
 def test_deterministic_follows_beta_and_ignores_temperature():
@@ -304,7 +322,7 @@ def test_options_behind_a_path(run, options, label):
         ("greedy", "cannot read the option 'greedy' of a policy; write one of sample, deterministic, bernou"),
         (
             "speed=3",
-            "cannot read the option 'speed=3' of a policy; .* temperature=, beta=, budget=, alpha=, target",
+            "cannot read the option 'speed=3' of a policy; .* temperature=, beta=, caution=, budget=, alpha=",
         ),
         ("temperature", "cannot read the option 'temperature'"),
         ("temperature=hot", "cannot read the option 'temperature=hot'"),

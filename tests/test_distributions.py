@@ -147,14 +147,14 @@ def test_actions_and_masks_of_any_dtype(dtype):
 
 # Test-time knobs --------------------------------------------------------------------------------------------
 
-TEMPERATURES, BETAS = st.floats(0.05, 20), st.floats(0.01, 100)
+TEMPERATURES, BETAS, CAUTIONS = st.floats(0.05, 20), st.floats(0.01, 100), st.floats(-8, 8)
 
 
 @quick
-@given(LOGITS, TEMPERATURES, BETAS)
-def test_adjusted_logits_have_the_scaled_probability(logits, temperature, beta):
-    adjusted = adjust_logits(logits, temperature, beta)
-    expected = (beta / (1 + np.exp(-logits.double().numpy() / temperature))).clip(max=1)
+@given(LOGITS, TEMPERATURES, BETAS, CAUTIONS)
+def test_adjusted_logits_have_the_scaled_probability(logits, temperature, beta, caution):
+    adjusted = adjust_logits(logits, temperature, beta, caution=caution)
+    expected = (beta / (1 + np.exp(caution - logits.double().numpy() / temperature))).clip(max=1)
     np.testing.assert_allclose(torch.sigmoid(adjusted.double()), expected, rtol=1e-4, atol=2e-6)
 
 

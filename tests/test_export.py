@@ -50,7 +50,7 @@ def observe(batch, length, seed):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (FEATURES, {"beta": 2.0, "temperature": 0.5, "knobs": {"target_steps": 4.0}}),
+        (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
 def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
@@ -72,7 +72,7 @@ def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (FEATURES, {"beta": 2.0, "temperature": 0.5, "knobs": {"target_steps": 4.0}}),
+        (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
 def test_onnx_computes_what_the_policy_does_at_any_size(tmp_path, features, options):
@@ -95,13 +95,14 @@ def test_onnx_computes_what_the_policy_does_at_any_size(tmp_path, features, opti
 
 
 def reveal_probability(policy, observation):
-    """min(1, beta sigmoid(b / temperature)), from the network itself."""
+    """min(1, beta sigmoid(b / temperature - caution)), from the network itself."""
     inputs = {key: torch.from_numpy(value) for key, value in observation.items()}
     for key, value in policy.knobs.items():
         inputs[key] = torch.full((len(inputs["mask"]), 1), value)
     with torch.no_grad():
         logits = policy.network(inputs)
-    return (policy.beta * torch.sigmoid(logits / policy.temperature)).clamp(max=1).numpy()
+    odds = logits / policy.temperature - policy.caution
+    return (policy.beta * torch.sigmoid(odds)).clamp(max=1).numpy()
 
 
 def test_onnx_without_its_packages_names_the_extra(tmp_path, monkeypatch):

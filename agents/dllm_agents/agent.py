@@ -24,6 +24,7 @@ from dllm_gym.files import is_finite
 
 DECODINGS = ("sample", "deterministic", "bernoulli", "dpls")
 KNOBS = ("alpha", "target_steps")
+_NEUTRAL = {"temperature": 1, "beta": 1, "caution": 0}  # options that change nothing
 
 
 class LearnedPolicy:
@@ -41,6 +42,9 @@ class LearnedPolicy:
             Plackett-Luce, which always reveals something.
         temperature: The policy's own (not the dLLM's): logits are divided by it.
         beta: Reveal probabilities are multiplied by it, up to 1 (paper, "beta scaling"); 1 for ``dpls``.
+        caution: Taken off every logit of a reveal, in nats: the odds are divided by its exponential. A
+            deterministic policy then reveals what has probability > 1 / (1 + exp(-caution)), such as 0.88
+            for 2: slower, and up to a point more accurate. Below 0 it is bold.
         budget: For success models, instead of a decoding: each step reveals the largest set that costs at
             most so much of -log P(success) (``dllm_agents.harm``), such as 0.02.
         harm: How a success model's logits read as harm.
@@ -70,6 +74,7 @@ class LearnedPolicy:
         decoding: str = "sample",
         temperature: float = 1.0,
         beta: float = 1.0,
+        caution: float = 0.0,
         budget: float | None = None,
         harm: HarmScale | None = None,
         knobs: Mapping[str, float] | None = None,
@@ -83,10 +88,12 @@ class LearnedPolicy:
         for parameter, value in (("temperature", temperature), ("beta", beta)):
             if not value > 0:
                 raise ValueError(f"{parameter} must be above 0, got {value!r}")
-        options: dict[str, Any] = {"temperature": temperature, "beta": beta}
+        if not math.isfinite(caution):
+            raise ValueError(f"caution must be a finite number, got {caution!r}")
+        options: dict[str, Any] = {"temperature": temperature, "beta": beta, "caution": caution}
         self._options = {"decoding": decoding, "budget": budget, **options}
         if budget is not None:
-            _check_budget(name, budget, harm, temperature, beta)
+            _check_budget(name, budget, harm, options)
             decoding = "budget"
         self.budget, self.harm = budget, harm
         if decoding == "dpls" and beta != 1:
@@ -102,9 +109,9 @@ class LearnedPolicy:
         for knob, value in self.knobs.items():
             self._check_trained(knob, value, value)
         self.network = network
-        self.decoding, self.temperature, self.beta = decoding, temperature, beta
+        self.decoding, self.temperature, self.beta, self.caution = decoding, temperature, beta, caution
         self.parameters: dict[str, Any] = {"decoding": decoding}
-        self.parameters |= {key: value for key, value in options.items() if value != 1}
+        self.parameters |= {key: value for key, value in options.items() if value != _NEUTRAL[key]}
         self.parameters |= {} if budget is None else {"budget": budget}
         self.parameters |= self.knobs
         shown = [f"{key}={value:g}" for key, value in self.parameters.items() if key != "decoding"]
@@ -133,8 +140,8 @@ class LearnedPolicy:
         """The same network with other options.
 
         Args:
-            **options: ``decoding``, ``temperature``, ``beta``, ``budget`` and the knobs, see above. What is
-                not given stays as it is.
+            **options: ``decoding``, ``temperature``, ``beta``, ``caution``, ``budget`` and the knobs, see
+                above. What is not given stays as it is.
 
         Raises:
             ValueError: For others, for a value that is no finite number, and for what is refused above.
@@ -211,7 +218,7 @@ class LearnedPolicy:
         if self.budget is not None and self.harm is not None:
             actions = within_budget(harm_logits(logits, self.harm), candidates, self.budget)
         else:
-            logits = adjust_logits(logits, self.temperature, self.beta, mask)
+            logits = adjust_logits(logits, self.temperature, self.beta, mask, self.caution)
             actions = self._choose(logits, candidates, mask, rows)
         actions = torch.where((action_mask != 0) & (candidates == 0), 1, actions)
         array: NDArray[np.int8] = actions.cpu().numpy()
@@ -257,10 +264,11 @@ class LearnedPolicy:
         return uniforms
 
 
-def _check_budget(name: str, budget: float, harm: HarmScale | None, temperature: float, beta: float) -> None:
+def _check_budget(name: str, budget: float, harm: HarmScale | None, options: Mapping[str, float]) -> None:
     if harm is None:
         raise ValueError(f"{name} has no budget: it is no success model (dllm-gym train success)")
     if not (math.isfinite(budget) and budget > 0):
         raise ValueError(f"budget must be positive and finite, such as 0.02, got {budget!r}")
-    if temperature != 1 or beta != 1:
-        raise ValueError(f"a budget takes no temperature and no beta, got {temperature!r} and {beta!r}")
+    for option, value in options.items():
+        if value != _NEUTRAL[option]:
+            raise ValueError(f"a budget takes no {option}, got {value!r}")

@@ -90,7 +90,7 @@ def load_policy(
             the training run. None is 1, which all configurations shipped with that code have.
         decoding: See ``LearnedPolicy``; None is what the policy was trained to do.
         name: See there, like the arguments that follow.
-        **options: ``temperature``, ``beta``, ``budget`` and ``knobs``.
+        **options: ``temperature``, ``beta``, ``caution``, ``budget`` and ``knobs``.
         seed: See there.
 
     Raises:

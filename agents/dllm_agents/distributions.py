@@ -116,20 +116,24 @@ def bernoulli_mode(logits: Tensor, action_mask: Tensor, mask: Tensor | None = No
 
 
 def adjust_logits(
-    logits: Tensor, temperature: float = 1.0, beta: float = 1.0, mask: Tensor | None = None
+    logits: Tensor,
+    temperature: float = 1.0,
+    beta: float = 1.0,
+    mask: Tensor | None = None,
+    caution: float = 0.0,
 ) -> Tensor:
-    """Logits of the reveal probability s' = min(1, beta sigmoid(b / temperature)).
+    """Logits of the reveal probability s' = min(1, beta sigmoid(b / temperature - caution)).
 
     Policy temperature and beta scaling are test-time knobs (arXiv 2512.09106): a low temperature sharpens
-    decisions, beta above 1 reveals more per step, below 1 less. Where ``mask`` is 0 a token stands, of which
-    beta says nothing.
+    decisions, beta above 1 reveals more per step, below 1 less. Caution divides the odds of every reveal by
+    its exponential. Where ``mask`` is 0 a token stands, of which beta and caution say nothing.
     """
     logits = logits / temperature
-    if beta == 1.0:
-        return logits
-    log_p = (F.logsigmoid(logits) + math.log(beta)).clamp(max=-1e-6)
-    scaled = log_p - torch.log(-torch.expm1(log_p))
-    return scaled if mask is None else torch.where(mask != 0, scaled, logits)
+    adjusted = logits - caution if caution else logits
+    if beta != 1.0:
+        log_p = (F.logsigmoid(adjusted) + math.log(beta)).clamp(max=-1e-6)
+        adjusted = log_p - torch.log(-torch.expm1(log_p))
+    return adjusted if mask is None else torch.where(mask != 0, adjusted, logits)
 
 
 def sample_dpls(

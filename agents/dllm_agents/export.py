@@ -30,7 +30,7 @@ def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
     ``torch.export.load("policy.pt2").module()(observation)`` takes a dictionary of what ``policy.requires``
     names, for any B and L: ``(B, L)``, ``(B, L, k)``, ``(B, L, L)`` or ``(B, 1)`` as the environment has it,
     int8 for ``mask`` and ``action_mask``, float32 for all others, on the device the policy was on. It returns
-    logits ``(B, L)`` float32, with temperature, beta and knobs built in: position k is revealed with
+    logits ``(B, L)`` float32, with temperature, beta, caution and knobs built in: position k is revealed with
     probability sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then
     where the logit is largest. Positions that must not be revealed have -1e8.
 
@@ -89,7 +89,7 @@ class _Decision(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(policy.network).requires_grad_(False)  # users want numbers, not graphs
         self._knobs = policy.knobs
-        self._temperature, self._beta = policy.temperature, policy.beta
+        self._temperature, self._beta, self._caution = policy.temperature, policy.beta, policy.caution
 
     def forward(self, observation: Observation) -> Tensor:
         action_mask = observation["action_mask"]
@@ -99,7 +99,8 @@ class _Decision(nn.Module):
         }
         logits = self.network({**observation, **knobs})
         mask = observation["mask"] if self.network.keep_proj is not None else None
-        return masked_logits(adjust_logits(logits, self._temperature, self._beta, mask), action_mask)
+        adjusted = adjust_logits(logits, self._temperature, self._beta, mask, self._caution)
+        return masked_logits(adjusted, action_mask)
 
 
 def _example(key: str, policy: LearnedPolicy) -> Tensor:

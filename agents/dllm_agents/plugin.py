@@ -27,8 +27,8 @@ def load_agent(text: str) -> LearnedPolicy | None:
     """A shipped policy as ``policy:NAME``, or a saved one by the path of its directory or training run.
 
     Of a run it takes the best policy. Options may follow after a colon, separated by commas: a decoding
-    (``sample``, ``deterministic``, ``bernoulli``, ``dpls``), ``temperature=``, ``beta=``, ``budget=`` of a
-    success model, and the knobs of a conditioned policy, ``alpha=`` and ``target_steps=``:
+    (``sample``, ``deterministic``, ``bernoulli``, ``dpls``), ``temperature=``, ``beta=``, ``caution=``,
+    ``budget=`` of a success model, and the knobs of a conditioned policy, ``alpha=`` and ``target_steps=``:
     ``policy:arithmetic-any:target_steps=8``.
 
     Raises:
@@ -92,10 +92,10 @@ def policy_options(text: str) -> dict[str, Any]:
             number = float(value)
         except ValueError:
             number = float("nan")
-        if key not in ("temperature", "beta", "budget", *KNOBS) or number != number:
+        if key not in ("temperature", "beta", "caution", "budget", *KNOBS) or number != number:
             raise ValueError(
                 f"cannot read the option {part!r} of a policy; write one of {', '.join(DECODINGS)}, "
-                f"or a number for temperature=, beta=, budget=, {'=, '.join(KNOBS)}="
+                f"or a number for temperature=, beta=, caution=, budget=, {'=, '.join(KNOBS)}="
             )
         (options["knobs"] if key in KNOBS else options)[key] = number
     return options
