@@ -78,7 +78,11 @@ def test_a_command_to_paste_is_complete(sub_commands, page, words):
 @by_page(commands_in_lines)
 def test_a_command_that_is_named_exists(sub_commands, page, words):
     name, *rest = words
-    known = {option for parameter in sub_commands[name].params for option in parameter.opts}
+    known = {
+        option
+        for parameter in sub_commands[name].params
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
     assert {word for word in rest if word.startswith("--")} <= known
 
 

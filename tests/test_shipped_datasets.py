@@ -208,7 +208,10 @@ def test_others_can_be_recorded_beside_an_unpacked_one(minari):
     ("algorithm", "settings"),
     [
         ("success", ("algorithm_kwargs.n_epochs=1",)),
-        ("ppo", ("imitation_steps=64", "total_timesteps=64", "algorithm_kwargs.n_steps=1")),
+        (
+            "ppo",
+            ("warm_start=null", "imitation_steps=64", "total_timesteps=64"),
+        ),
     ],
 )
 def test_a_training_needs_no_recording(algorithm, settings, minari, tmp_path, monkeypatch):
