@@ -1,7 +1,7 @@
 """Makes package data of a trained policy: ``python -m benchmarks.ship RUN NAME``.
 
-The best policy of a training run is tested where it was trained, sampled and deterministic, on the first
-1,000 test problems; it is then ``policy:NAME``, and its file says how it was trained and what it came to.
+The best policy of a training run is tested where it was trained, sampled, deterministic and with a caution of 1,
+on the first 1,000 test problems; it is then ``policy:NAME``, and its file says how it was trained and what it came to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from dllm_agents.checkpoint import SHIPPED, load_policy, read_description, save_policy
 from dllm_gym.evaluation import EvaluationResult, compare
 
-DECODINGS = ("sample", "deterministic")
+DECODINGS = ("sample", "deterministic", "deterministic,caution=1")
 
 
 def ship(
