@@ -148,7 +148,12 @@ _LISTS = ("copy", "reverse", "sort", "insert-random", "remove-random", "replace-
 _OVERCONFIDENT = {"two_digit_share": 0.25, "direct_share": 0.2, "length": 128}
 
 SUITE: tuple[Member, ...] = (
-    Member("Arithmetic", "arithmetic", "tiny-arithmetic", trained="policy:arithmetic-full"),
+    Member(
+        "Arithmetic",
+        "arithmetic",
+        "tiny-arithmetic",
+        trained="policy:arithmetic-hidden:deterministic,caution=1",
+    ),
     Member("Sudoku", "sudoku", "tiny-sudoku", trained="policy:sudoku-full"),
     Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}, trained="policy:lists-full"),
     Member("LatinSquare4", "latin-square", "tiny-latin", {"size": 4}),
