@@ -119,7 +119,7 @@ def train(
 # Arguments that are set from other fields of the configuration, or by Stable-Baselines3.
 _OWN_OF_ENV = ("group_size", "num_experts", "render_mode")
 _OWN_OF_WARM_START = ("policy", "env", "policy_kwargs", "seed", "device", "_init_setup_model")
-_OWN_OF_HINDSIGHT = ("model", "total_timesteps", "learning_rate")
+_OWN_OF_HINDSIGHT = ("model", "total_timesteps")
 _OWN_OF_POLICY = ("observation_space", "action_space", "lr_schedule")
 _OWN_OF_ALGORITHM = (
     "policy", "env", "learning_rate", "policy_kwargs", "seed", "device", "_init_setup_model",
@@ -229,7 +229,7 @@ class _Run(Run):
     def _learn_from_others(self) -> None:
         rate = self.config.learning_rate  # not where the schedule begins: that may be a rise from 0
         if self.config.warm_start == "hindsight":
-            hindsight(self.model, self._given_steps, rate, **self.config.warm_start_kwargs)
+            hindsight(self.model, self._given_steps, **self.config.warm_start_kwargs)
         elif self._episodes is None:
             imitate(self.model, self._expert, self._given_steps, rate)
         elif isinstance(self.model, SuccessModel):

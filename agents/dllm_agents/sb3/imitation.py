@@ -75,7 +75,7 @@ def clone(
 def hindsight(
     model: OnPolicyAlgorithm,
     total_timesteps: int,
-    learning_rate: float | None = None,
+    learning_rate: float = 1e-3,
     least_caution: float = -4.0,
     most_caution: float = 7.0,
     n_epochs: int = 4,
@@ -89,7 +89,7 @@ def hindsight(
     Args:
         model: As for ``imitate``; its policy reads ``target_steps``.
         total_timesteps: Environment steps, summed over rows; they count into ``model.num_timesteps``.
-        learning_rate: As for ``imitate``.
+        learning_rate: Of every update. What comes after may want a lower one, not to forget it.
         least_caution: Lower end of that range, in nats; negative ones are bold.
         most_caution: Upper end.
         n_epochs: How often every step is learned from.
