@@ -152,7 +152,7 @@ def test_hindsight_makes_one_speed_all_speeds():
         return dllm_gym.evaluate(policy, 50, task="sudoku").nfe_mean
 
     assert steps(2) == steps(10)
-    hindsight(model, 6000)
+    hindsight(model, 6000, learning_rate=1e-2)
     assert 6000 <= model.num_timesteps < 6064
     assert steps(2) < 3 < steps(5) < steps(10)
     assert steps(10) > 6
