@@ -1,7 +1,8 @@
 """Makes package data of a trained policy: ``python -m benchmarks.ship RUN NAME``.
 
-The best policy of a training run is tested where it was trained, sampled, deterministic and with a caution of 1,
-on the first 1,000 test problems; it is then ``policy:NAME``, and its file says how it was trained and what it came to.
+The best policy of a training run is tested where it was trained, on the first 1,000 test problems, sampled,
+deterministic and with a caution of 1; it is then ``policy:NAME``, and its file says how it was trained and
+what it came to.
 """
 
 from __future__ import annotations
