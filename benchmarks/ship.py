@@ -1,8 +1,8 @@
 """Makes package data of a trained policy: ``python -m benchmarks.ship RUN NAME``.
 
 The best policy of a training run is tested where it was trained, on the first 1,000 test problems, sampled,
-deterministic and with a caution of 1; it is then ``policy:NAME``, and its file says how it was trained and
-what it came to.
+deterministic and with a caution of 1, or as asked; it is then ``policy:NAME``, and its file says how it was
+trained and what it came to.
 """
 
 from __future__ import annotations
@@ -48,13 +48,16 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="directory of a training run")
     parser.add_argument("name")
     parser.add_argument("--episodes", type=int, default=1000)
+    parser.add_argument("--decodings", nargs="+", default=DECODINGS, help="options of the policy to test")
     given = parser.parse_args()
     saved = given.run / "best"
     metadata = read_description(saved)["metadata"]
     where = {name: value for name, value in metadata["config"]["env"].items() if name != "split"}
-    results = compare([f"{saved}:{one}" for one in DECODINGS], given.episodes, strategies=[], **where).results
+    agents = [f"{saved}:{one}" for one in given.decodings]
+    results = compare(agents, given.episodes, strategies=[], **where).results
     command = re.sub(r" --output \S+", "", metadata["command"])  # wherever it lay
-    print(ship(given.name, saved, dict(zip(DECODINGS, results, strict=True)), command, metadata["config"]))
+    tested = dict(zip(given.decodings, results, strict=True))
+    print(ship(given.name, saved, tested, command, metadata["config"]))
 
 
 if __name__ == "__main__":

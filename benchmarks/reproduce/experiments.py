@@ -80,8 +80,10 @@ def _alpha(alpha: float) -> Run:
 # In the order they are trained: whatever another one begins with comes before it.
 RUNS: dict[str, Run] = {
     "full": Run("scratch/grpo", {}, "main_steps"),
-    "any-first": Run("grpo-any", {}, "any_steps", begins_with="full"),
-    "any": Run("grpo-any", {"env": {"target_steps": [1.5, 24]}}, "further_steps", begins_with="any-first"),
+    "any-first": Run("scratch/grpo-any", {}, "any_steps", begins_with="full"),
+    "any": Run(
+        "scratch/grpo-any", {"env": {"target_steps": [1.5, 24]}}, "further_steps", begins_with="any-first"
+    ),
     "semi": Run("grpo-semi", {}, "semi_steps"),
     "base": Run("scratch/grpo", {}),
     "additive": Run("scratch/grpo", {"env": {"reward": "additive"}}),
