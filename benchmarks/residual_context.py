@@ -58,8 +58,8 @@ def trained(kind: str, seed: int, given: argparse.Namespace) -> Path:
         task_kwargs=TASK,
         steps=given.steps,
         batch_size=given.batch_size,
-        learning_rate=2e-3,
-        adam_learning_rate=2e-3,
+        learning_rate=given.learning_rate,
+        adam_learning_rate=given.learning_rate,
         seed=seed,
         init_from=BASE,
         residual_context=None if kind == PLAIN else kind,
@@ -67,7 +67,7 @@ def trained(kind: str, seed: int, given: argparse.Namespace) -> Path:
     output: Path = given.directory / f"{kind}-{given.steps}-{seed}"
     if not (output / "config.json").is_file():
         run = Pretrainer(config, output)
-        for _ in track(run.train(), f"{output.name}, from step {run.step}", total=given.steps - run.step):
+        for _ in track(run.train(), output.name, total=given.steps - run.step):
             pass
         run.save_checkpoint()
     return output
@@ -91,8 +91,7 @@ def policies(kind: str, seed: int, given: argparse.Namespace) -> list[Evaluation
     """A success model, trained on a dLLM if that is not done, with every budget."""
     where = place(kind, seed, given)
     recipe = load_config(find_config("success-full"))
-    env = {**recipe.env, **where}
-    env["backend_kwargs"] = {**recipe.env["backend_kwargs"], **where.get("backend_kwargs", {})}
+    env = {**recipe.env, "backend_kwargs": {}, **where}  # not compiled: that would not serve both
     run = given.directory / f"policy-{given.policy_steps}-{kind}-{given.steps}-{seed}"
     costs = {"total_timesteps": given.policy_steps, "eval_every": given.policy_steps}
     if not (run / "metrics.json").is_file():
@@ -131,7 +130,7 @@ def equal_accuracy(
     with np.errstate(invalid="ignore"):
         ratios = after / before - 1
     for at, level in enumerate(LEVELS):
-        if math.isfinite(ratios[0, at]) and math.isfinite(after[0, at]):
+        if math.isfinite(before[0, at]) and math.isfinite(after[0, at]):
             low, high = np.nanquantile(ratios[1:, at], [0.025, 0.975], method="inverted_cdf")
             found.append(
                 {
@@ -146,7 +145,9 @@ def equal_accuracy(
 
 
 def compared(
-    plain: Sequence[Sequence[EvaluationResult]], fed: Sequence[Sequence[EvaluationResult]]
+    labels: Sequence[str],
+    plain: Sequence[Sequence[EvaluationResult]],
+    fed: Sequence[Sequence[EvaluationResult]],
 ) -> list[dict[str, Any]]:
     """The decoders of two dLLMs, each over all seeds: their means, and what the second has over the first."""
     return [
@@ -161,7 +162,7 @@ def compared(
             },
             **against(two, one),
         }
-        for one, two in zip(zip(*plain, strict=True), zip(*fed, strict=True), strict=True)
+        for label, one, two in zip(labels, zip(*plain, strict=True), zip(*fed, strict=True), strict=True)
     ]
 
 
@@ -181,6 +182,13 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         [decoded((*FIXED, *ADAPTIVE), place(arm, seed, given), given) for seed in given.seeds] for arm in arms
     )
     fixed = len(FIXED)
+    each = [
+        round(
+            float(np.mean([a.accuracy - b.accuracy for a, b in zip(two[:fixed], one[:fixed], strict=True)])),
+            4,
+        )
+        for one, two in zip(plain, fed, strict=True)
+    ]
     found: dict[str, Any] = {
         "kind": best,
         "validation": {
@@ -193,11 +201,12 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
             for kind in KINDS
             for seed in (given.seeds if kind == best else [first])
         },
-        "rules": compared(plain, fed),
+        "rules": compared((*FIXED, *ADAPTIVE), plain, fed),
         "equal_forwards": against(
             [one for results in fed for one in results[:fixed]],
             [one for results in plain for one in results[:fixed]],
-        ),
+        )
+        | {"trainings": len(given.seeds), "accuracy_of_seeds": each},
         "equal_accuracy": equal_accuracy(plain, fed),
     }
     seeds = given.seeds[: given.policy_seeds]
@@ -205,7 +214,7 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         plain, fed = ([policies(arm, seed, given) for seed in seeds] for arm in arms)
         found["policies"] = {
             "seeds": seeds,
-            "budgets": compared(plain, fed),
+            "budgets": compared([f"budget={budget}" for budget in BUDGETS], plain, fed),
             "equal_accuracy": equal_accuracy(plain, fed),
         }
     return found
@@ -217,9 +226,9 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
     lines = [
         f"`{found['command']}`, {found['machine']}",
         "",
-        f"{BASE} trained on for {given.steps} steps of {given.batch_size} problems, plain and with",
-        f"predictions fed back ({found['kind']}); seeds {', '.join(map(str, given.seeds))}; "
-        f"{given.episodes} test problems, full diffusion.",
+        f"{BASE} trained on, plain and with predictions fed back ({found['kind']}): {given.steps} steps of",
+        f"{given.batch_size} problems, learning rate {given.learning_rate:g}, seeds "
+        f"{', '.join(map(str, given.seeds))}; {given.episodes} test problems, full diffusion.",
         f"Mean accuracy of {', '.join(FIXED[1:])} on as many validation problems, seed {given.seeds[0]}:",
         f"{validation}.",
         "",
@@ -292,8 +301,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=400, help="optimiser steps of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="problems per step")
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of the dLLM's weights")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12], help="of the trainings")
     parser.add_argument("--episodes", type=int, default=500, help="test problems")
     parser.add_argument("--policy-steps", type=int, default=65_000, help="of each success model")
