@@ -152,9 +152,7 @@ def compared(
     """The decoders of two dLLMs, each over all seeds: their means, and what the second has over the first."""
     return [
         {
-            "label": one[0].label.removeprefix(f"{one[0].agent} ")
-            if "budget" in one[0].label
-            else one[0].label,
+            "label": label,
             **{
                 f"{name}_{what}": round(float(np.mean([getattr(result, what) for result in results])), 4)
                 for name, results in (("plain", one), ("fed_back", two))
@@ -182,13 +180,9 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         [decoded((*FIXED, *ADAPTIVE), place(arm, seed, given), given) for seed in given.seeds] for arm in arms
     )
     fixed = len(FIXED)
-    each = [
-        round(
-            float(np.mean([a.accuracy - b.accuracy for a, b in zip(two[:fixed], one[:fixed], strict=True)])),
-            4,
-        )
-        for one, two in zip(plain, fed, strict=True)
-    ]
+    together = [[one for results in arm for one in results[:fixed]] for arm in (fed, plain)]
+    differences = against(*together)
+    by_seed = np.reshape(differences["accuracy_of_seeds"], (len(given.seeds), fixed)).mean(axis=1)
     found: dict[str, Any] = {
         "kind": best,
         "validation": {
@@ -202,11 +196,11 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
             for seed in (given.seeds if kind == best else [first])
         },
         "rules": compared((*FIXED, *ADAPTIVE), plain, fed),
-        "equal_forwards": against(
-            [one for results in fed for one in results[:fixed]],
-            [one for results in plain for one in results[:fixed]],
-        )
-        | {"trainings": len(given.seeds), "accuracy_of_seeds": each},
+        "equal_forwards": {
+            **differences,
+            "trainings": len(given.seeds),
+            "accuracy_of_seeds": [round(one, 4) for one in by_seed.tolist()],
+        },
         "equal_accuracy": equal_accuracy(plain, fed),
     }
     seeds = given.seeds[: given.policy_seeds]
@@ -244,9 +238,9 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
         "",
         *_table(found["rules"]),
         "",
-        f"In a fixed number of steps, all four together: {_points(found['equal_forwards'])} points.",
+        f"In a fixed number of steps, all {len(FIXED)} together: {_points(found['equal_forwards'])} points.",
         "",
-        "Forwards at equal accuracy, on the hull of all nine rules:",
+        "Forwards at equal accuracy, on the hull of all rules:",
         "",
         *_forwards(found["equal_accuracy"]),
     ]
