@@ -308,7 +308,7 @@ SOFT = ("soft-mask", "soft-mask-uncertain")
 @every_layout
 def test_with_residual_context_masks_are_fed_with_what_is_thought(tmp_path, layout, kind, monkeypatch):
     """The loss of a second step, when model and reference differ, recomputed row by row without padding."""
-    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # in float32
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # in float32
     first = pretrainer(tmp_path / "first", layout=layout)
     first.model.load_state_dict({name: 6 * tensor for name, tensor in first.model.state_dict().items()})
     run = pretrainer(
@@ -357,6 +357,15 @@ def test_with_residual_context_masks_are_fed_with_what_is_thought(tmp_path, layo
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was trained for it
         load_backend(directory, residual_context=True)
+
+
+@pytest.mark.parametrize("kind", [None, "rcd", *SOFT])
+def test_every_weight_learns_from_every_batch(tmp_path, kind):
+    checkpoint = str(pretrainer(tmp_path / "first").save_checkpoint())
+    run = pretrainer(tmp_path / "second", init_from=checkpoint, residual_context=kind)
+    run._soft = lambda: True
+    run.loss().backward()
+    assert not [name for name, weight in run.model.named_parameters() if weight.grad is None]
 
 
 @pytest.mark.parametrize("kind", SOFT)
