@@ -295,9 +295,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=500, help="optimiser steps of each training")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each training")
     parser.add_argument("--batch-size", type=int, default=32, help="problems per step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of the dLLM's weights")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of the dLLM's weights")
     parser.add_argument("--seeds", nargs="+", type=int, default=[10, 11, 12], help="of the trainings")
     parser.add_argument("--episodes", type=int, default=500, help="test problems")
     parser.add_argument("--policy-steps", type=int, default=65_000, help="of each success model")

@@ -300,8 +300,7 @@ class Pretrainer(Training):
         """The objective, for the problems of the next step."""
         batch = self.examples.masked(self.step, self.mask_token_id, self.generator)
         attention, masked = batch.attention_mask, batch.masked
-        # without its cache: weights cast in a pass without gradients would get none in the next pass either
-        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        with torch.autocast("cpu", torch.bfloat16):
             embedded = self.model.get_input_embeddings()(batch.tokens)
             if self.reference is not None:
                 embedded = self._with_context(self.reference, residual_context, embedded, batch)

@@ -308,7 +308,7 @@ SOFT = ("soft-mask", "soft-mask-uncertain")
 @every_layout
 def test_with_residual_context_masks_are_fed_with_what_is_thought(tmp_path, layout, kind, monkeypatch):
     """The loss of a second step, when model and reference differ, recomputed row by row without padding."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # in float32
+    monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # in float32
     first = pretrainer(tmp_path / "first", layout=layout)
     first.model.load_state_dict({name: 6 * tensor for name, tensor in first.model.state_dict().items()})
     run = pretrainer(
