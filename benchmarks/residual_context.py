@@ -5,7 +5,8 @@ masks, seed and learning rates. Soft masks may begin to feed back where the dLLM
 not; both are tried with the first seed, and what then decodes validation problems best is trained with the
 other seeds.
 
-Then both of a pair decode the same test problems. At equal forwards: in a fixed number of steps
+Then both of a pair decode the same test problems, and so does the one with soft masks when nothing is fed
+back: trainings of the same dLLM differ by more than the seed of the problems tells. At equal forwards: in a fixed number of steps
 (``confidence:k``). At equal accuracy: the forwards that the hull of all rules needs for it. Policies: a
 success model is trained on each dLLM, and decodes it with several budgets. An episode begins with plain
 masks, so that no dLLM takes a forward more than the other.
@@ -73,10 +74,10 @@ def trained(kind: str, seed: int, given: argparse.Namespace) -> Path:
     return output
 
 
-def place(kind: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Where a dLLM decodes, and how."""
-    fed = {} if kind == PLAIN else {"backend_kwargs": {"residual_context": True}}
-    return {"backend": str(trained(kind, seed, given)), **fed}
+def place(kind: str, seed: int, given: argparse.Namespace, fed: bool = True) -> dict[str, Any]:
+    """Where a dLLM decodes, and how: with its predictions fed back, if it was trained so, or without."""
+    how = {} if kind == PLAIN or not fed else {"backend_kwargs": {"residual_context": True}}
+    return {"backend": str(trained(kind, seed, given)), **how}
 
 
 def decoded(
@@ -164,6 +165,24 @@ def compared(
     ]
 
 
+def differences(
+    plain: Sequence[Sequence[EvaluationResult]], fed: Sequence[Sequence[EvaluationResult]]
+) -> dict[str, Any]:
+    """All that rules tell of two dLLMs, by seed."""
+    fixed = len(FIXED)
+    together = against(*([one for results in arm for one in results[:fixed]] for arm in (fed, plain)))
+    by_seed = np.reshape(together["accuracy_of_seeds"], (len(fed), fixed)).mean(axis=1)
+    return {
+        "rules": compared((*FIXED, *ADAPTIVE), plain, fed),
+        "equal_forwards": {
+            **together,
+            "trainings": len(fed),
+            "accuracy_of_seeds": [round(one, 4) for one in by_seed.tolist()],
+        },
+        "equal_accuracy": equal_accuracy(plain, fed),
+    }
+
+
 def measured(given: argparse.Namespace) -> dict[str, Any]:
     """Everything there is to say."""
     first = given.seeds[0]
@@ -175,37 +194,26 @@ def measured(given: argparse.Namespace) -> dict[str, Any]:
         for kind, results in validation.items()
     }
     best = max(KINDS, key=accuracies.__getitem__)
-    arms = (PLAIN, best)
-    plain, fed = (
-        [decoded((*FIXED, *ADAPTIVE), place(arm, seed, given), given) for seed in given.seeds] for arm in arms
+    plain, without, fed = (
+        [decoded((*FIXED, *ADAPTIVE), place(kind, seed, given, how), given) for seed in given.seeds]
+        for kind, how in ((PLAIN, False), (best, False), (best, True))
     )
-    fixed = len(FIXED)
-    together = [[one for results in arm for one in results[:fixed]] for arm in (fed, plain)]
-    differences = against(*together)
-    by_seed = np.reshape(differences["accuracy_of_seeds"], (len(given.seeds), fixed)).mean(axis=1)
     found: dict[str, Any] = {
         "kind": best,
-        "validation": {
-            "agents": list(FIXED[1:]),
-            "accuracy": accuracies,
-            "seed": first,
-        },
+        "validation": {"agents": list(FIXED[1:]), "accuracy": accuracies, "seed": first},
         "numbers": {
             f"{kind}, seed {seed}": read_json(trained(kind, seed, given) / "config.json")[NUMBERS]
             for kind in KINDS
             for seed in (given.seeds if kind == best else [first])
         },
-        "rules": compared((*FIXED, *ADAPTIVE), plain, fed),
-        "equal_forwards": {
-            **differences,
-            "trainings": len(given.seeds),
-            "accuracy_of_seeds": [round(one, 4) for one in by_seed.tolist()],
+        "against": {
+            "trained plain": differences(plain, fed),
+            "the same dLLM, decoded plainly": differences(without, fed),
         },
-        "equal_accuracy": equal_accuracy(plain, fed),
     }
     seeds = given.seeds[: given.policy_seeds]
     if seeds:
-        plain, fed = ([policies(arm, seed, given) for seed in seeds] for arm in arms)
+        plain, fed = ([policies(kind, seed, given) for seed in seeds] for kind in (PLAIN, best))
         found["policies"] = {
             "seeds": seeds,
             "budgets": compared([f"budget={budget}" for budget in BUDGETS], plain, fed),
@@ -235,15 +243,19 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
         "",
         "Accuracy @ mean forwards, means over the seeds. Differences, fed back less plain, are in percentage",
         "points, with 95 % intervals over problems, and in brackets the seeds one by one.",
-        "",
-        *_table(found["rules"]),
-        "",
-        f"In a fixed number of steps, all {len(FIXED)} together: {_points(found['equal_forwards'])} points.",
-        "",
-        "Forwards at equal accuracy, on the hull of all rules:",
-        "",
-        *_forwards(found["equal_accuracy"]),
     ]
+    for name, one in found["against"].items():
+        lines += [
+            "",
+            f"Plain: {name}.",
+            "",
+            *_table(one["rules"]),
+            "",
+            f"In a fixed number of steps, all {len(FIXED)} together: {_points(one['equal_forwards'])} points. "
+            "Forwards at equal accuracy, on the hulls of all rules:",
+            "",
+            *_forwards(one["equal_accuracy"]),
+        ]
     if "policies" in found:
         seeds = ", ".join(map(str, found["policies"]["seeds"]))
         lines += [

@@ -730,10 +730,12 @@ def test_predictions_fed_back_are_compared_in_pairs_and_what_is_finished_is_kept
     assert found == first
     assert found["kind"] in residual.KINDS
     assert set(found["validation"]["accuracy"]) == {"plain", *residual.KINDS}
-    steps = {row["label"]: (row["plain_nfe_mean"], row["fed_back_nfe_mean"]) for row in found["rules"]}
-    assert steps["confidence:k=24"] == (2, 2)
-    assert steps["confidence:k=48"] == (1, 1)
-    assert len(found["equal_forwards"]["accuracy_of_seeds"]) == 2
+    assert len(found["against"]) == 2
+    for one in found["against"].values():
+        steps = {row["label"]: (row["plain_nfe_mean"], row["fed_back_nfe_mean"]) for row in one["rules"]}
+        assert steps["confidence:k=24"] == (2, 2)
+        assert steps["confidence:k=48"] == (1, 1)
+        assert len(one["equal_forwards"]["accuracy_of_seeds"]) == 2
     assert [row["label"] for row in found["policies"]["budgets"]] == ["budget=0.1"]
     assert "| budget=0.1 |" in output.with_suffix(".md").read_text()
 
