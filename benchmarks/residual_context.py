@@ -5,8 +5,8 @@ masks, seed and learning rates. Soft masks may begin to feed back where the dLLM
 not; both are tried with the first seed, and what then decodes validation problems best is trained with the
 other seeds.
 
-Then both of a pair decode the same test problems, and so does the one with soft masks when nothing is fed
-back: trainings of the same dLLM differ by more than the seed of the problems tells. At equal forwards: in a fixed number of steps
+Then both of a pair decode the same test problems, and the one with soft masks also without feeding anything
+back: two trainings of the same dLLM differ by luck, too. At equal forwards: in a fixed number of steps
 (``confidence:k``). At equal accuracy: the forwards that the hull of all rules needs for it. Policies: a
 success model is trained on each dLLM, and decodes it with several budgets. An episode begins with plain
 masks, so that no dLLM takes a forward more than the other.
@@ -251,7 +251,7 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
             "",
             *_table(one["rules"]),
             "",
-            f"In a fixed number of steps, all {len(FIXED)} together: {_points(one['equal_forwards'])} points. "
+            f"In a fixed number of steps, all {len(FIXED)} together: {_points(one['equal_forwards'])} points.",
             "Forwards at equal accuracy, on the hulls of all rules:",
             "",
             *_forwards(one["equal_accuracy"]),
