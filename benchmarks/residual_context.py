@@ -251,7 +251,7 @@ def report(found: dict[str, Any], given: argparse.Namespace) -> str:
             "",
             *_table(one["rules"]),
             "",
-            f"In a fixed number of steps, all {len(FIXED)} together: {_points(one['equal_forwards'])} points.",
+            f"In a fixed number of steps, all {len(FIXED)} together: {_points(one['equal_forwards'])}.",
             "Forwards at equal accuracy, on the hulls of all rules:",
             "",
             *_forwards(one["equal_accuracy"]),
