@@ -749,11 +749,14 @@ def test_forwards_at_equal_accuracy_are_read_off_the_hulls(benchmark):
         )
         return SimpleNamespace(records=records, episodes=100)
 
-    plain = [result(60, 4.0), result(80, 8.0)]
-    half = [result(60, 2.0), result(80, 4.0)]
+    plain = [result(60, 4.0), result(100, 8.0)]
+    half = [result(60, 2.0), result(100, 4.0)]
     found = residual.equal_accuracy([plain, plain], [half, plain])
-    assert [(row["accuracy"], row["plain"], row["fed_back"]) for row in found] == [
-        (0.65, 5.0, 3.75), (0.7, 6.0, 4.5), (0.75, 7.0, 5.25), (0.8, 8.0, 6.0)
-    ]  # fmt: skip
+    levels = [0.65, 0.7, 0.75, 0.8, 0.85, 0.9]
+    assert [row["accuracy"] for row in found] == levels
+    assert [row["plain"] for row in found] == pytest.approx([4 + 10 * (level - 0.6) for level in levels])
+    assert [row["fed_back"] for row in found] == pytest.approx(
+        [3 + 7.5 * (a - 0.6) for a in levels], abs=0.01
+    )
     assert all(row["ratio"] == -0.25 for row in found)
     assert all(row["ratio_ci95"] == [-0.25, -0.25] for row in found)  # the same resamples for both
