@@ -94,7 +94,11 @@ def policies(kind: str, seed: int, given: argparse.Namespace) -> list[Evaluation
     recipe = load_config(find_config("success-full"))
     env = {**recipe.env, "backend_kwargs": {}, **where}  # not compiled: that would not serve both
     run = given.directory / f"policy-{given.policy_steps}-{kind}-{given.steps}-{seed}"
-    costs = {"total_timesteps": given.policy_steps, "eval_every": given.policy_steps}
+    costs = {
+        "total_timesteps": given.policy_steps,
+        "eval_every": given.policy_steps,
+        "eval_episodes": min(recipe.eval_episodes, given.episodes),
+    }
     if not (run / "metrics.json").is_file():
         train(recipe.merged({"env": env, "seed": seed}, costs), run, resume=(run / "config.yaml").is_file())
     return decoded([f"{run}:budget={budget}" for budget in BUDGETS], env, given)
