@@ -6,8 +6,9 @@ masked positions is weighted by 1/t. Completions are padded with end tokens up t
 and these count, so the model learns where to stop. In a layout with shifted logits the row before a
 masked position answers for it.
 
-With residual context (arXiv 2601.22954) the masked positions are fed with what a frozen reference thinks of
-them instead of with plain masks: the second of the paper's two stages.
+With residual context the masked positions are fed with what was thought of them instead of with plain
+masks: by a frozen reference (Residual Context Diffusion, arXiv 2601.22954, the second of its two stages), or
+by the dLLM itself in a first pass, mixed by three numbers that are learned (soft masks, arXiv 2510.17206).
 """
 
 from __future__ import annotations
@@ -22,19 +23,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dllm_gym.backends import cpu, load_backend
 from dllm_gym.backends.families import family_named
-from dllm_gym.backends.memory import residual_context
+from dllm_gym.backends.memory import SOFT_MASK, Mix, residual_context, soft_mask
 from dllm_gym.backends.saving import write_weights
 from dllm_gym.backends.word_tokenizer import build_tokenizer, save_tokenizer
 from dllm_gym.files import read_json, write_json, write_text
 from dllm_gym.resumable import Training
 from dllm_gym.tasks import GenerativeTask, load_task
-from dllm_gym.trained import RECORD, variants
+from dllm_gym.trained import RECORD, record_of, variants
 
+_RCD = "rcd"
+# What the numbers of soft masks begin with, the share of the batches that have them, and the learning rate
+# of the numbers: as published, but for the second steepness and for the scale, 0 here and almost 0 there.
+_STEEPNESS = {"soft-mask": 10 / 1.5, "soft-mask-uncertain": -10 / 1.5}
+_OFFSET = -0.75
+_SOFT_SHARE = 0.8
+_SOFT_RATE = 1e-2
 _MIN_T = 1e-3  # LLaDA's epsilon: t is drawn from [1e-3, 1], so that 1/t stays bounded
 
 
@@ -59,9 +67,13 @@ class PretrainConfig:
         warmup: Steps of linear warm-up.
         decay: Share of the steps, at the end, over which the rates fall linearly to zero.
         seed: Seeds weights, data and masks.
-        init_from: Checkpoint directory to take the first weights from, of the same shape; ``None`` starts
-            from scratch.
-        residual_context: Feed masked positions with what the frozen checkpoint ``init_from`` thinks of them.
+        init_from: Checkpoint directory, or name of an embedded dLLM, to take the first weights from, of the
+            same shape; ``None`` starts from scratch.
+        residual_context: Feed masked positions with what is thought of them: ``rcd``, by the frozen
+            checkpoint ``init_from``, or ``soft-mask`` and ``soft-mask-uncertain``, by the dLLM itself in a
+            first pass, in four batches of five. These two begin without any influence, and how much they
+            get is learned; the one begins to feed back where the first pass was certain, the other where
+            it was not. ``None`` feeds plain masks.
     """
 
     task: str = "arithmetic"
@@ -81,10 +93,12 @@ class PretrainConfig:
     decay: float = 0.6
     seed: int = 0
     init_from: str | None = None
-    residual_context: bool = False
+    residual_context: bool | str | None = None
 
     def __post_init__(self) -> None:
         # what means the same is the same, so that it resumes
+        if isinstance(self.residual_context, bool):  # as written before there were several kinds
+            object.__setattr__(self, "residual_context", _RCD if self.residual_context else None)
         object.__setattr__(self, "task_kwargs", self.task_kwargs or {})
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         object.__setattr__(self, "kv_heads", kv_heads)
@@ -99,8 +113,13 @@ class PretrainConfig:
         for name in ("learning_rate", "adam_learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        kinds = (_RCD, *_STEEPNESS)
+        if self.residual_context not in (None, *kinds):
+            raise ValueError(
+                f"residual_context must be None or one of {', '.join(kinds)}, got {self.residual_context!r}"
+            )
         if self.residual_context and self.init_from is None:
-            raise ValueError("residual_context needs init_from: the checkpoint that is also the reference")
+            raise ValueError("residual_context needs init_from: what a trained checkpoint thinks is fed back")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
         if not 0 < self.decay <= 1:
@@ -200,6 +219,25 @@ class Examples:
         return MaskedAnswers(tokens, real.long(), answers, masked, probability)
 
 
+class SoftMask(nn.Module):
+    """The numbers of ``dllm_gym.backends.memory.soft_mask``, to be learned; the scale begins at 0.
+
+    Args:
+        steepness: To begin with.
+    """
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.0))
+        self.steepness = nn.Parameter(torch.tensor(steepness))
+        self.offset = nn.Parameter(torch.tensor(_OFFSET))
+
+    def forward(self, probabilities: Tensor, embeddings: Tensor, mask_embedding: Tensor) -> Tensor:
+        """See ``soft_mask``."""
+        numbers = {name: getattr(self, name) for name in SOFT_MASK}
+        return soft_mask(probabilities, embeddings, mask_embedding, **numbers)
+
+
 class Pretrainer(Training):
     """One resumable pretraining run in a directory.
 
@@ -242,8 +280,7 @@ class Pretrainer(Training):
         if config.init_from is not None:
             self.model.load_state_dict(_weights_of(config.init_from))
         self.reference: Any = None
-        if config.residual_context:
-            self.model_config["residual_context"] = True
+        if config.residual_context == _RCD:
             self.reference = copy.deepcopy(self.model).requires_grad_(False)
         self.examples = Examples(self.tasks, self.tokenizer, config.seed, config.batch_size)
         matrices = [p for n, p in self.model.named_parameters() if p.ndim == 2 and ".layers." in n]
@@ -252,6 +289,11 @@ class Pretrainer(Training):
             torch.optim.Muon(matrices, lr=config.learning_rate, weight_decay=0.0),
             torch.optim.AdamW(others, lr=config.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
+        self.soft_mask: SoftMask | None = None
+        if config.residual_context in _STEEPNESS:
+            # of the model, so that it is saved, clipped and resumed like the rest of it
+            self.soft_mask = self.model.soft_mask = SoftMask(_STEEPNESS[config.residual_context])
+            optimizers.append(torch.optim.AdamW(self.soft_mask.parameters(), lr=_SOFT_RATE, weight_decay=0.0))
         super().__init__(config, directory, self.model, optimizers)
 
     def loss(self) -> Tensor:
@@ -261,7 +303,9 @@ class Pretrainer(Training):
         with torch.autocast("cpu", torch.bfloat16):
             embedded = self.model.get_input_embeddings()(batch.tokens)
             if self.reference is not None:
-                embedded = self._with_context(embedded, batch.tokens, attention, masked)
+                embedded = self._with_context(self.reference, residual_context, embedded, batch)
+            elif self.soft_mask is not None and self._soft():
+                embedded = self._with_context(self.model, self.soft_mask, embedded, batch)
             logits = self._logits(self.model, embedded, attention, masked)
         return masked_cross_entropy(logits, batch.answers, masked, batch.probability)
 
@@ -273,22 +317,32 @@ class Pretrainer(Training):
         logits: Tensor = model.lm_head(hidden[:, first : first + length][masked])
         return logits
 
-    def _with_context(self, embedded: Tensor, tokens: Tensor, attention: Tensor, masked: Tensor) -> Tensor:
-        """``embedded`` with what the reference thinks of the masked positions in the place of plain masks."""
-        reference = self.reference
+    def _soft(self) -> bool:
+        """Whether the next batch has soft masks; drawn apart, so that data and masks are those without."""
+        rng = np.random.Generator(np.random.PCG64([self.config.seed, self.step]))
+        return bool(rng.random() < _SOFT_SHARE)
+
+    def _with_context(self, thinking: Any, mix: Mix, embedded: Tensor, batch: MaskedAnswers) -> Tensor:
+        """``embedded`` ``(2 B, T, H)`` with a mix of what a model thinks in the place of plain masks."""
         with torch.no_grad():
-            logits = self._logits(reference, reference.get_input_embeddings()(tokens), attention, masked)
-            logits = logits.float()
+            seen = thinking.get_input_embeddings()(batch.tokens)
+            logits = self._logits(thinking, seen, batch.attention_mask, batch.masked).float()
             logits[:, self.mask_token_id] = -torch.inf
             probabilities = logits.softmax(-1)  # (M, V)
         table = self.model.get_input_embeddings().weight
-        context = residual_context(probabilities, table, table[self.mask_token_id])
-        where = F.pad(masked, (tokens.shape[1] - masked.shape[1], 0))  # (B, T)
+        context = mix(probabilities, table, table[self.mask_token_id])
+        where = F.pad(batch.masked, (embedded.shape[1] - batch.masked.shape[1], 0))  # (2 B, T)
         return embedded.masked_scatter(where[..., None], context.to(embedded))
 
     def save_checkpoint(self) -> Path:
         """Writes a complete checkpoint in its family's layout, bfloat16 like the published ones."""
-        write_weights(self.directory, self.family, self.model.state_dict(), self.model_config)
+        state, config = self.model.state_dict(), dict(self.model_config)
+        if self.soft_mask is not None:
+            numbers = {name: float(state.pop(f"soft_mask.{name}")) for name in SOFT_MASK}
+            config["residual_context"] = numbers
+        elif self.config.residual_context:
+            config["residual_context"] = True
+        write_weights(self.directory, self.family, state, config)
         save_tokenizer(self.tokenizer, self.directory)
         return self.directory
 
@@ -329,8 +383,8 @@ def _stages(config: PretrainConfig, name: str, seconds: float) -> list[dict[str,
     if config.init_from is not None:
         options["init_from"] = shlex.quote(config.init_from)
         if config.residual_context:
-            options["residual_context"] = ""
-        parent = Path(config.init_from) / RECORD
+            options["residual_context"] = config.residual_context
+        parent = record_of(config.init_from)
         if parent.is_file():
             earlier = read_json(parent)["stages"]
     flags = " ".join(f"--{key.replace('_', '-')} {value}".strip() for key, value in options.items())

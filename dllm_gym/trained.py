@@ -40,6 +40,11 @@ def embedded_for(task: Any, size: Any = None) -> str:
     return next((dllm for key, dllm in _EMBEDDED.items() if key == (name, size)), f"tiny-{name}")
 
 
+def record_of(dllm: str | Path) -> Path:
+    """Where the record of a dLLM is, by the dLLM's name or directory, if it has any."""
+    return (ASSETS / dllm if dllm in embedded_names() else Path(dllm)) / RECORD
+
+
 def trained_tasks(dllm: str | Path, split: str = "test") -> list[GenerativeTask]:
     """The tasks that a dLLM, by its name or directory, was trained on, several of them if it was a mixture.
 
@@ -53,7 +58,7 @@ def trained_tasks(dllm: str | Path, split: str = "test") -> list[GenerativeTask]
     Raises:
         ValueError: For a record that does not tell, or parameters that the task does not take.
     """
-    path = (ASSETS / dllm if dllm in embedded_names() else Path(dllm)) / RECORD
+    path = record_of(dllm)
     if not path.is_file():
         return []
     record = check_fields(read_json(path), {"config": OBJECT}, str(path))

@@ -707,3 +707,56 @@ def test_gains_are_paired_by_problem_and_by_training(benchmark):
     assert alone["accuracy_ci95"] == pytest.approx(
         paired_share_interval(after[0].records.success, before.records.success), abs=1e-4
     )
+
+
+@pytest.mark.slow
+def test_predictions_fed_back_are_compared_in_pairs_and_what_is_finished_is_kept(
+    benchmark, run_benchmark, tmp_path
+):
+    residual = benchmark("residual_context")
+    output = tmp_path / "residual.json"
+    options = ["--steps", 1, "--batch-size", 1, "--seeds", 0, 1, "--episodes", 3, "--output", output]
+    options += ["--policy-steps", 64, "--policy-seeds", 1, "--directory", tmp_path / "runs"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(residual, "FIXED", ("confidence:k=24", "confidence:k=48"))
+        patch.setattr(residual, "ADAPTIVE", ("fast-dllm:threshold=0.5",))
+        patch.setattr(residual, "BUDGETS", (0.1,))
+        run_benchmark("residual_context", *options)
+        first = json.loads(output.read_text())
+        for name in ("Pretrainer", "train"):
+            patch.setattr(residual, name, None)  # nothing is trained any more
+        run_benchmark("residual_context", *options)
+    found = json.loads(output.read_text())
+    assert found == first
+    assert found["kind"] in residual.KINDS
+    assert set(found["validation"]["accuracy"]) == {"plain", *residual.KINDS}
+    assert len(found["against"]) == 2
+    for one in found["against"].values():
+        steps = {row["label"]: (row["plain_nfe_mean"], row["fed_back_nfe_mean"]) for row in one["rules"]}
+        assert steps["confidence:k=24"] == (2, 2)
+        assert steps["confidence:k=48"] == (1, 1)
+        assert len(one["equal_forwards"]["accuracy_of_seeds"]) == 2
+    assert [row["label"] for row in found["policies"]["budgets"]] == ["budget=0.1"]
+    assert "| budget=0.1 |" in output.with_suffix(".md").read_text()
+
+
+def test_forwards_at_equal_accuracy_are_read_off_the_hulls(benchmark):
+    residual = benchmark("residual_context")
+
+    def result(correct, nfe):
+        records = SimpleNamespace(
+            success=np.repeat([1.0, 0.0], [correct, 100 - correct]), nfe=np.full(100, nfe)
+        )
+        return SimpleNamespace(records=records, episodes=100)
+
+    plain = [result(60, 4.0), result(100, 8.0)]
+    half = [result(60, 2.0), result(100, 4.0)]
+    found = residual.equal_accuracy([plain, plain], [half, plain])
+    levels = [0.65, 0.7, 0.75, 0.8, 0.85, 0.9]
+    assert [row["accuracy"] for row in found] == levels
+    assert [row["plain"] for row in found] == pytest.approx([4 + 10 * (level - 0.6) for level in levels])
+    assert [row["fed_back"] for row in found] == pytest.approx(
+        [3 + 7.5 * (a - 0.6) for a in levels], abs=0.01
+    )
+    assert all(row["ratio"] == -0.25 for row in found)
+    assert all(row["ratio_ci95"] == [-0.25, -0.25] for row in found)  # the same resamples for both

@@ -35,6 +35,7 @@ from dllm_gym.evaluation import (
 from dllm_gym.evaluation.statistics import (
     envelope,
     envelope_gap,
+    envelope_steps,
     mean_interval,
     paired_share_interval,
     wilson_interval,
@@ -213,6 +214,20 @@ def test_an_envelope_by_hand():
     points = [(2, 0.1), (4, 0.6), (8, 0.7), (6, 0.2), (10, 0.65), (4, 0.3)]
     for at, expected in [(1, 0.1), (2, 0.1), (3, 0.35), (4, 0.6), (6, 0.65), (8, 0.7), (20, 0.7)]:
         assert read_envelope(points, at) == pytest.approx(expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(points_strategy, st.integers(0, 20).map(lambda a: a / 20))
+def test_steps_to_an_accuracy_are_the_fewest_that_suffice(points, accuracy):
+    nfe, accuracies = np.array(points, dtype=float).T
+    steps = envelope_steps(nfe, accuracies, accuracy)
+    if accuracy > accuracies.max():
+        assert steps == math.inf
+        return
+    assert min(nfe) <= steps <= max(nfe)
+    assert slow_envelope(points, steps) >= accuracy - 1e-9
+    if steps > min(nfe):
+        assert slow_envelope(points, steps - 1e-3) < accuracy
 
 
 def decoders(rng, problems, accuracies, steps):

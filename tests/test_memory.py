@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dllm_gym
-from dllm_gym.backends import load_backend
-from dllm_gym.backends.memory import residual_context
+from dllm_gym.backends import ASSETS, load_backend
+from dllm_gym.backends.memory import residual_context, soft_mask
 from dllm_gym.envs.vector import UnmaskVectorEnv
 
 BLOCKWISE = sorted(name for name, case in CASES.items() if case.attention_block is not None)
@@ -232,16 +234,80 @@ def test_the_certain_and_the_clueless():
     torch.testing.assert_close(mixed, torch.full((4,), 0.25))
 
 
-def with_residual(start):
+numbers = st.fixed_dictionaries(
+    {"scale": st.floats(-1, 2), "steepness": st.floats(-9, 9), "offset": st.floats(-3, 1)}
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    seed=st.integers(0, 2**31),
+    words=st.integers(1, 40),
+    width=st.integers(1, 16),
+    sharp=st.floats(0.5, 50),  # no two are equally likely
+    numbers=numbers,
+)
+def test_soft_masks_mix_the_three_likeliest(seed, words, width, sharp, numbers):
+    generator = torch.Generator().manual_seed(seed)
+    p = (sharp * torch.randn(4, words, generator=generator)).softmax(-1)
+    embeddings, mask = torch.randn(words, width, generator=generator), torch.randn(width, generator=generator)
+    mixed = soft_mask(p, embeddings, mask, **numbers)
+    for row in range(4):
+        entropy = -sum(float(x) * math.log(float(x)) for x in p[row] if x > 0)
+        certain = numbers["steepness"] * (-entropy - numbers["offset"])
+        share = numbers["scale"] / (1 + math.exp(-certain))
+        best = sorted(range(words), key=lambda word: -float(p[row, word]))[:3]
+        total = sum(float(p[row, word]) for word in best)
+        expected = sum(float(p[row, word]) / total * embeddings[word] for word in best)
+        torch.testing.assert_close(mixed[row], (1 - share) * mask + share * expected, atol=1e-4, rtol=1e-3)
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**31), steepness=st.floats(-50, 50), offset=st.floats(-5, 5))
+def test_soft_masks_of_scale_0_are_masks(seed, steepness, offset):
+    generator = torch.Generator().manual_seed(seed)
+    p = (20 * torch.randn(7, 9, generator=generator)).softmax(-1)
+    embeddings, mask = torch.randn(9, 5, generator=generator), torch.randn(5, generator=generator)
+    mixed = soft_mask(p, embeddings, mask, scale=0.0, steepness=steepness, offset=offset)
+    assert torch.equal(mixed, mask.expand(7, 5))
+
+
+CERTAIN = {"scale": 0.9, "steepness": 6.0, "offset": -0.8}
+UNCERTAIN = {"scale": 0.7, "steepness": -5.0, "offset": -0.5}
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory):
+    """Directories of ``tiny-arithmetic`` with given numbers of soft masks, written once each."""
+    written = {}
+
+    def get(numbers):
+        key = json.dumps(numbers)
+        if key not in written:
+            directory = shutil.copytree(
+                ASSETS / "tiny-arithmetic", tmp_path_factory.mktemp("soft") / "checkpoint"
+            )
+            config = json.loads((directory / "config.json").read_text())
+            (directory / "config.json").write_text(json.dumps({**config, "residual_context": numbers}))
+            written[key] = str(directory)
+        return written[key]
+
+    return get
+
+
+def with_residual(start, source="tiny-arithmetic"):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return load_backend("tiny-arithmetic", residual_context=start)
+        return load_backend(source, residual_context=start)
 
 
 @pytest.mark.parametrize("start", ["cold", "warm"])
-def test_masks_are_fed_with_what_the_last_step_thought(start):
+@pytest.mark.parametrize("numbers", [None, CERTAIN, UNCERTAIN], ids=["rcd", "certain", "uncertain"])
+def test_masks_are_fed_with_what_the_last_step_thought(start, numbers, soft):
     """Two steps, by hand."""
-    backend, length = with_residual(start), 10
+    backend = with_residual(start, "tiny-arithmetic" if numbers is None else soft(numbers))
+    mix = residual_context if numbers is None else partial(soft_mask, **numbers)
+    length = 10
     memory = backend.memory(3, length)
     row = np.array([1])
     memory.forget(row)
@@ -259,7 +325,7 @@ def test_masks_are_fed_with_what_the_last_step_thought(start):
 
     if start == "warm":
         embedded = embedded.clone()
-        embedded[:, -length:] = residual_context(forward(), table, table[backend.mask_token_id])
+        embedded[:, -length:] = mix(forward(), table, table[backend.mask_token_id])
     for _ in range(2):
         prediction = memory.predict(row, np.array([[0, length]]), tokens, torch.ones_like(tokens))
         p = forward()
@@ -268,8 +334,75 @@ def test_masks_are_fed_with_what_the_last_step_thought(start):
         tokens[0, len(prompt) + revealed] = prediction.tokens[0, revealed]
         embedded = table[tokens].clone()
         masked = tokens[0, -length:] == backend.mask_token_id
-        context = residual_context(p, table, table[backend.mask_token_id])
+        context = mix(p, table, table[backend.mask_token_id])
         embedded[0, -length:][masked] = context[0][masked]
+
+
+def observed(rows, problems, **kwargs):
+    """Observations of episodes in which the two surest positions are revealed per step."""
+    env = UnmaskVectorEnv(rows, task="arithmetic", observe=("tokens", "entropy"), **kwargs)
+    env.reset(seed=0)
+    env.engine.start(np.arange(rows), problems)
+    env.engine.predict(np.arange(rows))
+    seen = [env.engine.observation()]
+    for _ in range(8):
+        sure = np.where(seen[-1]["action_mask"] == 1, seen[-1]["confidence"], -1)
+        action = np.zeros_like(sure)
+        np.put_along_axis(action, np.argsort(-sure, axis=1, kind="stable")[:, :2], 1, axis=1)
+        seen.append(env.step(action)[0])
+    return seen
+
+
+def test_a_scale_of_0_changes_no_bit(soft):
+    source = soft({**CERTAIN, "scale": 0.0})
+    plain, cold, warm = (
+        observed(3, [4, 5, 6], backend=source, backend_kwargs={"residual_context": start})
+        for start in (False, "cold", "warm")
+    )
+    for at, step in enumerate(plain):
+        for name, values in step.items():
+            assert np.array_equal(values, cold[at][name]), name
+            assert np.array_equal(values, warm[at][name]), name
+
+
+def test_without_the_option_a_checkpoint_with_soft_masks_is_plain(soft):
+    seen = [observed(2, [0, 1], backend=source) for source in (soft(CERTAIN), "tiny-arithmetic")]
+    for one, other in zip(*seen, strict=True):
+        assert all(np.array_equal(values, other[name]) for name, values in one.items())
+    fed = observed(2, [0, 1], backend=soft(CERTAIN), backend_kwargs={"residual_context": True})
+    assert np.array_equal(fed[0]["confidence"], seen[0][0]["confidence"])  # nothing is known yet
+    assert not np.array_equal(fed[1]["confidence"], seen[0][1]["confidence"])
+
+
+def test_soft_masks_do_not_depend_on_the_neighbours(soft):
+    kwargs = {"backend": soft(CERTAIN), "backend_kwargs": {"residual_context": True}}
+    together = observed(4, [3, 40, 17, 8], **kwargs)
+    for row, problem in enumerate((3, 40, 17, 8)):
+        for step, alone in zip(together, observed(1, [problem], **kwargs), strict=True):
+            assert np.array_equal(step["tokens"][row], alone["tokens"][0])
+            # what rounds differently is fed back
+            np.testing.assert_allclose(step["confidence"][row], alone["confidence"][0], atol=1e-3)
+
+
+@pytest.mark.parametrize(("start", "forwards"), [(False, 12), ("cold", 12), ("warm", 13)])
+def test_every_forward_counts(start, forwards, soft):
+    result = dllm_gym.evaluate(
+        "confidence:k=4", 3, backend=soft(CERTAIN), backend_kwargs={"residual_context": start}
+    )
+    assert result.records.nfe.tolist() == [forwards] * 3
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"scale": 0.5, "steepness": 1.0}, "residual_context lacks offset"),
+        ({**CERTAIN, "scale": "much"}, "residual_context: scale must be a finite number, got 'much'"),
+        ({**CERTAIN, "offset": float("nan")}, "residual_context: offset must be a finite number, got nan"),
+    ],
+)
+def test_damaged_numbers_of_soft_masks_speak(numbers, message, soft):
+    with pytest.raises(ValueError, match=message):
+        load_backend(soft(numbers))
 
 
 def test_a_stock_checkpoint_says_so():

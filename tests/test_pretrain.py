@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 
 from dllm_gym import tasks
 from dllm_gym.backends import load_backend
-from dllm_gym.backends.memory import residual_context
+from dllm_gym.backends.memory import residual_context, soft_mask
 from dllm_gym.pretrain import PretrainConfig, Pretrainer, complementary_masks, masked_cross_entropy
 from dllm_gym.tasks import load_task
 
@@ -300,17 +301,32 @@ def test_the_loss_is_that_of_what_decoding_would_predict(tmp_path, layout):
     assert again._step() != pytest.approx(expected, rel=2e-3)
 
 
+SOFT = ("soft-mask", "soft-mask-uncertain")
+
+
+@pytest.mark.parametrize("kind", ["rcd", *SOFT])
 @every_layout
-def test_with_residual_context_masks_are_fed_with_what_the_reference_thinks(tmp_path, layout, monkeypatch):
+def test_with_residual_context_masks_are_fed_with_what_is_thought(tmp_path, layout, kind, monkeypatch):
     """The loss of a second step, when model and reference differ, recomputed row by row without padding."""
     monkeypatch.setattr(torch, "autocast", lambda *_: contextlib.nullcontext())  # in float32
     first = pretrainer(tmp_path / "first", layout=layout)
     first.model.load_state_dict({name: 6 * tensor for name, tensor in first.model.state_dict().items()})
     run = pretrainer(
-        tmp_path / "second", layout=layout, init_from=str(first.save_checkpoint()), residual_context=True
+        tmp_path / "second", layout=layout, init_from=str(first.save_checkpoint()), residual_context=kind
     )
+    mix, thinking = residual_context, run.reference
+    if kind in SOFT:
+        monkeypatch.setattr(run, "_soft", lambda: True)
+        numbers = {"scale": 0.8, "steepness": 2.0 if kind == "soft-mask" else -2.0, "offset": -1.5}
+        with torch.no_grad():
+            for name, value in numbers.items():
+                getattr(run.soft_mask, name).fill_(value)
     run.step = 50  # a learning rate that moves the model away from the reference
     run._step()
+    if kind in SOFT:
+        learned = {name: float(value) for name, value in run.soft_mask.state_dict().items()}
+        assert all(abs(learned[name] - value) > 1e-3 for name, value in numbers.items())
+        mix, thinking = partial(soft_mask, **learned), run.model
     state = run.generator.get_state()
     prompts, answers = run.examples.batch(50)
     masked, t = complementary_masks(4, 48, run.generator)
@@ -323,34 +339,101 @@ def test_with_residual_context_masks_are_fed_with_what_the_reference_thinks(tmp_
         ids = torch.cat([prompt[prompt >= 0], noisy])
         about = len(ids) - 48 - shift + masked[row].nonzero()[:, 0]
         with torch.no_grad():
-            thought = run.reference(input_ids=ids[None]).logits[0, about]
+            thought = thinking(input_ids=ids[None]).logits[0, about]
             thought[:, mask] = -torch.inf
             embedded = table[ids].clone()
             for with_context in (False, True):
                 if with_context:
                     where = len(ids) - 48 + masked[row].nonzero()[:, 0]
-                    embedded[where] = residual_context(thought.softmax(-1), table, table[mask])
+                    embedded[where] = mix(thought.softmax(-1), table, table[mask])
                 logits = run.model(inputs_embeds=embedded[None]).logits[0, about]
                 one = masked_cross_entropy(logits, answer[None], masked[row][None], t[row][None])
                 losses[with_context].append(one)
     expected, plain = (float(torch.stack(losses[which]).mean()) for which in (True, False))
     assert abs(expected - plain) > 2e-3 * plain
     assert run._step() == pytest.approx(expected, rel=1e-4)
-    assert all(not parameter.requires_grad for parameter in run.reference.parameters())
+    assert kind in SOFT or all(not parameter.requires_grad for parameter in run.reference.parameters())
     directory = run.save_checkpoint()
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # it was trained for it
         load_backend(directory, residual_context=True)
 
 
-def test_residual_context_needs_a_reference():
+@pytest.mark.parametrize("kind", [None, "rcd", *SOFT])
+def test_every_weight_learns_from_every_batch(tmp_path, kind):
+    checkpoint = str(pretrainer(tmp_path / "first").save_checkpoint())
+    run = pretrainer(tmp_path / "second", init_from=checkpoint, residual_context=kind)
+    run._soft = lambda: True
+    run.loss().backward()
+    assert not [name for name, weight in run.model.named_parameters() if weight.grad is None]
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_soft_masks_begin_without_influence(tmp_path, kind):
+    checkpoint = str(pretrainer(tmp_path / "first").save_checkpoint())
+    soft, plain = (
+        pretrainer(tmp_path / str(which), init_from=checkpoint, residual_context=which)
+        for which in (kind, None)
+    )
+    soft._soft = lambda: True
+    assert soft._step() == plain._step()  # and the data are the same
+    assert float(soft.soft_mask.scale.detach()) != 0
+
+
+def test_soft_masks_are_in_four_batches_of_five(tmp_path):
+    checkpoint = str(pretrainer(tmp_path / "first").save_checkpoint())
+    run = pretrainer(tmp_path / "second", init_from=checkpoint, residual_context="soft-mask")
+    drawn = []
+    for run.step in range(2000):
+        drawn.append(run._soft())
+    assert np.mean(drawn) == pytest.approx(0.8, abs=4 * math.sqrt(0.16 / 2000))
+    run.step = drawn.index(False)
+    before = {name: value.clone() for name, value in run.soft_mask.state_dict().items()}
+    run._step()
+    assert all(torch.equal(value, before[name]) for name, value in run.soft_mask.state_dict().items())
+
+
+@every_layout
+def test_the_numbers_of_soft_masks_are_in_the_checkpoint(tmp_path, layout):
+    first = pretrainer(tmp_path / "first", layout=layout)
+    checkpoint = first.save_checkpoint()
+    run = pretrainer(
+        tmp_path / "second", layout=layout, init_from=str(checkpoint), residual_context="soft-mask"
+    )
+    list(run.train())
+    directory = run.save_checkpoint()
+    assert (
+        load_file(directory / "model.safetensors").keys()
+        == load_file(checkpoint / "model.safetensors").keys()
+    )
+    numbers = {name: float(value) for name, value in run.soft_mask.state_dict().items()}
+    assert numbers["scale"] != 0
+    assert json.loads((directory / "config.json").read_text())["residual_context"] == numbers
+    mix = load_backend(directory, residual_context=True).memory(1, 4).mix
+    p, table = torch.tensor([[0.1, 0.2, 0.3, 0.4]]), torch.randn(4, 5)
+    assert torch.equal(mix(p, table, table[0]), soft_mask(p, table, table[0], **numbers))
+    # a further training that does not know of them leaves none
+    third = pretrainer(tmp_path / "third", layout=layout, init_from=str(directory)).save_checkpoint()
+    assert "residual_context" not in json.loads((third / "config.json").read_text())
+
+
+def test_residual_context_needs_a_known_kind_and_a_checkpoint():
     with pytest.raises(ValueError, match="residual_context needs init_from"):
-        PretrainConfig(residual_context=True)
+        PretrainConfig(residual_context="soft-mask")
+    with pytest.raises(ValueError, match="None or one of rcd, soft-mask, soft-mask-uncertain, got 'warm'"):
+        PretrainConfig(residual_context="warm", init_from="tiny-arithmetic")
+    before = PretrainConfig(residual_context=True, init_from="tiny-arithmetic")  # as records have it
+    assert before == PretrainConfig(residual_context="rcd", init_from="tiny-arithmetic")
+    assert PretrainConfig(residual_context=False) == PretrainConfig()
 
 
 @pytest.mark.parametrize("stops", [(2,), (1, 3, 4)])
-def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, stops):
+@pytest.mark.parametrize("kind", [None, "soft-mask"])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path, stops, kind):
     changes = {"layout": "dream", "task_kwargs": MIXTURE}
+    if kind is not None:
+        first = pretrainer(tmp_path / "first", **changes).save_checkpoint()
+        changes |= {"init_from": str(first), "residual_context": kind}
     whole = pretrainer(tmp_path / "whole", **changes)
     losses = dict(whole.train())
     seen = {}
@@ -472,6 +555,7 @@ def test_the_command_on_the_model_card_is_the_run(tmp_path, task_kwargs):
         "seed": 4,
         "warmup": 100,
         "init_from": str(first),
+        "residual_context": "soft-mask-uncertain",
     }
     run = pretrainer(tmp_path / "mine", **changes)
     run.write_model_card([])

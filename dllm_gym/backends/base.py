@@ -112,7 +112,13 @@ class Backend(Protocol):
 
 
 class Memory(Protocol):
-    """What a dLLM carries from step to step, for the rows of one environment."""
+    """What a dLLM carries from step to step, for the rows of one environment.
+
+    Attributes:
+        first_forwards: Forwards that an episode takes before its first step, which count in its ``nfe``.
+    """
+
+    first_forwards: int
 
     def forget(self, rows: NDArray[np.int64]) -> None:
         """New episodes begin in these rows."""

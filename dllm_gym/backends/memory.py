@@ -7,7 +7,7 @@ here trades that for speed or quality: a prediction then depends on the steps be
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +22,12 @@ from dllm_gym.backends.base import Prediction
 from dllm_gym.backends.families import Family
 
 STARTS = ("cold", "warm")
+SOFT_MASK = ("scale", "steepness", "offset")  # the numbers of ``soft_mask`` that a checkpoint has
 
 _NOTHING = -(2**31)  # no column is so far from the end
+_LIKELIEST = 3  # tokens of a soft mask, as published
+
+Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # of probabilities, embeddings and the mask's, see below
 
 
 class Computing(Protocol):
@@ -100,6 +104,8 @@ class KeyValueMemory:
         num_rows: N, number of episodes.
         length: L, number of positions of a completion.
     """
+
+    first_forwards = 0
 
     def __init__(self, backend: Computing, kind: str, num_rows: int, length: int) -> None:
         self.backend, self.kind, self.length = backend, kind, length
@@ -271,23 +277,62 @@ def residual_context(probabilities: Tensor, embeddings: Tensor, mask_embedding: 
     return (1 - share) * mask_embedding + share * (probabilities @ embeddings)
 
 
+def soft_mask(
+    probabilities: Tensor,
+    embeddings: Tensor,
+    mask_embedding: Tensor,
+    *,
+    scale: Tensor | float,
+    steepness: Tensor | float,
+    offset: Tensor | float,
+) -> Tensor:
+    """What a masked position is fed with in the next step of a dLLM with soft masks.
+
+    ``(1 - a) E[mask] + a sum_j p_j E_j`` over the three likeliest tokens, whose probabilities are scaled to
+    sum to 1, with ``a = scale * sigmoid(steepness * (-H(p) - offset))`` and H in nats. With a positive
+    steepness the certain positions pass on more, with a negative one the uncertain ones, as in
+    ``residual_context``. The three numbers are learned with the dLLM.
+
+    Source: arXiv 2510.17206, IBM/soft-masked-diffusion-language-models, ``language/transparency_head.py``.
+
+    Args:
+        probabilities: ``(..., V)``, each summing to 1.
+        embeddings: ``(V, H)``, the model's input embeddings.
+        mask_embedding: ``(H,)``.
+        scale: The largest share; with 0 there are plain masks.
+        steepness: Per nat.
+        offset: Nats; below 0, as it stands beside a negative entropy.
+
+    Returns:
+        ``(..., H)``.
+    """
+    entropy = torch.special.entr(probabilities).sum(-1, keepdim=True)  # (..., 1), nats
+    share = scale * torch.sigmoid(steepness * (-entropy - offset))
+    likeliest, tokens = probabilities.topk(min(_LIKELIEST, probabilities.shape[-1]))  # (..., 3)
+    likeliest = likeliest / likeliest.sum(-1, keepdim=True)
+    expected = (likeliest[..., None] * embeddings[tokens]).sum(-2)  # (..., H)
+    return (1 - share) * mask_embedding + share * expected
+
+
 class ResidualMemory:
-    """Residual Context Diffusion: masked positions are fed with what the last step thought of them.
+    """Masked positions are fed with what the last step thought of them.
 
     A step on an unchanged canvas is not computed, so nothing is thought of twice.
 
     Args:
         backend: Whose model computes.
-        start: What an episode begins with: ``cold``, plain masks, or ``warm``, what a first, uncounted
-            forward on plain masks thinks of them.
+        mix: ``residual_context`` (Residual Context Diffusion), or ``soft_mask`` with its numbers.
+        start: What an episode begins with: ``cold``, plain masks, or ``warm``, what a further forward on
+            plain masks thinks of them.
         num_rows: N, number of episodes.
         length: L, number of positions of a completion.
     """
 
-    def __init__(self, backend: Computing, start: str, num_rows: int, length: int) -> None:
-        self.backend, self.start, self.length = backend, start, length
+    def __init__(self, backend: Computing, mix: Mix, start: str, num_rows: int, length: int) -> None:
+        self.backend, self.mix, self.start, self.length = backend, mix, start, length
         self._context = self._mask.repeat(num_rows, length, 1)  # (N, L, H)
         self._begun = np.zeros(num_rows, dtype=bool)
+        self.first_forwards = int(start == "warm")
 
     @property
     def _embeddings(self) -> Any:  # the model's: copies of an environment do not copy them
@@ -341,7 +386,7 @@ class ResidualMemory:
         logits, given = backend.forward(tokens, attention_mask, positions, embedded, attention=attention)
         logits = logits.float()
         logits[..., backend.mask_token_id] = -torch.inf
-        self._context[rows] = residual_context(
+        self._context[rows] = self.mix(
             logits.softmax(-1), self._embeddings.weight.float(), self._mask.float()
         ).to(self._context)
         return logits, given

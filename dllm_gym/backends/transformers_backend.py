@@ -6,7 +6,7 @@ import importlib.util
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,19 @@ from dllm_gym.backends.loading import (
     read_generation_config,
     resolve_dtype,
 )
-from dllm_gym.backends.memory import STARTS, KeyValueMemory, ResidualMemory
+from dllm_gym.backends.memory import (
+    SOFT_MASK,
+    STARTS,
+    KeyValueMemory,
+    Mix,
+    ResidualMemory,
+    residual_context,
+    soft_mask,
+)
 from dllm_gym.backends.quality import QualityHead, read_quality_head
 from dllm_gym.backends.token_ids import read_token_ids
 from dllm_gym.backends.tokenizing import failures_of, load_tokenizer
+from dllm_gym.fields import check_fields, number
 
 # What shows how much is read where; others never have the whole of it.
 _SHOWING = ("eager", cpu.ATTENTION)
@@ -71,8 +80,10 @@ class TransformersBackend:
         cache: Keys and values that are not computed in every step: ``block`` for families that attend
             block by block, which changes nothing inside the active block; for the others ``prefix`` or
             ``dual`` of Fast-dLLM, which are approximate, see ``dllm_gym.backends.memory``.
-        residual_context: Residual Context Diffusion, for checkpoints trained for it: ``True`` or
-            ``cold`` to begin with plain masks, ``warm`` to begin with a first, uncounted forward.
+        residual_context: Predictions fed back, for checkpoints trained for it: masks carry what the last
+            step thought of them, by Residual Context Diffusion or by soft masks, as the checkpoint says.
+            ``True`` or ``cold`` to begin with plain masks, ``warm`` to begin with a further forward, which
+            counts in ``nfe``.
 
     Attributes:
         source: As given.
@@ -115,7 +126,8 @@ class TransformersBackend:
         self.attention_block = _attention_block(family, config, str(source), attention_block)
         self.blocks_from = family.blocks_from
         self._cache = self._checked_cache(cache)
-        self._residual_start = self._checked_start(residual_context, config, str(source))
+        self._residual_start = self._checked_start(residual_context)
+        self._mix = self._trained_mix(config, str(source))
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         attention = attn_implementation or self._default_attention()
         if self.attention_block is not None and "flash" in str(attention):
@@ -343,7 +355,7 @@ class TransformersBackend:
         if self._cache is not None:
             return KeyValueMemory(self, self._cache, num_rows, length)
         if self._residual_start is not None:
-            return ResidualMemory(self, self._residual_start, num_rows, length)
+            return ResidualMemory(self, self._mix, self._residual_start, num_rows, length)
         return None
 
     def _checked_cache(self, cache: str | None) -> str | None:
@@ -359,7 +371,7 @@ class TransformersBackend:
             )
         return cache
 
-    def _checked_start(self, given: bool | str, config: Mapping[str, Any], source: str) -> str | None:
+    def _checked_start(self, given: bool | str) -> str | None:
         if given is False:
             return None
         start = "cold" if given is True else given
@@ -367,13 +379,21 @@ class TransformersBackend:
             raise ValueError(f"residual_context must be True, False, cold or warm, got {given!r}")
         if self._cache is not None or not self.family.rotary:
             raise ValueError("residual_context works without cache and for decoder layouts only")
-        if not config.get("residual_context"):
+        return start
+
+    def _trained_mix(self, config: Mapping[str, Any], source: str) -> Mix:
+        """How the checkpoint was trained to have its predictions fed back: as in RCD, or by soft masks."""
+        trained = config.get("residual_context")
+        if isinstance(trained, Mapping):
+            fields = dict.fromkeys(SOFT_MASK, number())
+            return partial(soft_mask, **check_fields(trained, fields, f"{source}, residual_context"))
+        if self._residual_start is not None and not trained:
             warnings.warn(
                 f"{source} was not trained with residual context, as far as its config.json says: "
                 "expect it to write worse than without",
                 stacklevel=3,
             )
-        return start
+        return residual_context
 
     def check_length(self, attention_mask: Tensor) -> int:
         """The length of the longest row of ``(B, T)``; refuses one longer than ``max_length``."""

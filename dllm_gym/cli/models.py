@@ -56,12 +56,16 @@ def pretrain(
     learning_rate: Annotated[float, typer.Option(min=0.0)] = 4e-3,
     seed: Annotated[int, typer.Option()] = 0,
     init_from: Annotated[
-        str | None, typer.Option(help="Checkpoint directory to take the first weights from.")
+        str | None,
+        typer.Option(help="Checkpoint directory, or embedded dLLM, to take the first weights from."),
     ] = None,
     residual_context: Annotated[
-        bool,
-        typer.Option("--residual-context", help="Feed masks with what the frozen --init-from thinks."),
-    ] = False,
+        str | None,
+        typer.Option(
+            help="Feed masks with what is thought of them: rcd, by the frozen --init-from; soft-mask or "
+            "soft-mask-uncertain, by the dLLM itself, in shares that are learned."
+        ),
+    ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="Test problems for the model card.")] = 1000,
     imports: ImportOption = None,
     save_every: _SaveEvery = 60.0,
@@ -95,7 +99,7 @@ def pretrain(
             "confidence:k=1",
             episodes,
             backend=str(output.resolve()),
-            backend_kwargs={"residual_context": "warm"} if residual_context else {},
+            backend_kwargs={"residual_context": True} if residual_context else {},
             task=task,
             task_kwargs=variant,
             block_length=block_length,

@@ -254,7 +254,8 @@ class Engine(PerRow):
             self._memory.forget(rows)
         self._predicted.start(rows)
         self.indices[rows] = indices
-        self.empty_actions[rows] = self.ignored_actions[rows] = self.ahead[rows] = 0
+        self.empty_actions[rows] = self.ignored_actions[rows] = 0
+        self.ahead[rows] = 0 if self._memory is None else self._memory.first_forwards
         self._forget(rows)
         self.ended[rows] = False
         are_drawn = self.prices.are_drawn or len(self.blocks.choices) > 1

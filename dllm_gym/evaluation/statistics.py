@@ -62,6 +62,27 @@ def envelope(nfe: FloatArray, accuracy: FloatArray, at: float) -> float:
         accuracy: ``(M,)`` accuracies.
         at: Mean steps to read it at.
     """
+    corners = _hull(nfe, accuracy)
+    return float(np.interp(at, [n for n, _ in corners], [a for _, a in corners]))
+
+
+def envelope_steps(nfe: FloatArray, accuracy: FloatArray, at: float) -> float:
+    """The fewest steps on average with which a mixture of some decoders reaches an accuracy.
+
+    This reads ``envelope`` the other way round. Below all of it there are the leftmost corner's steps, which
+    does not favour the decoders; above it, infinitely many.
+
+    Args:
+        nfe: ``(M,)`` mean steps.
+        accuracy: ``(M,)`` accuracies.
+        at: The accuracy to reach.
+    """
+    corners = _hull(nfe, accuracy)
+    return float(np.interp(at, [a for _, a in corners], [n for n, _ in corners], right=math.inf))
+
+
+def _hull(nfe: FloatArray, accuracy: FloatArray) -> list[tuple[float, float]]:
+    """Corners of the upper concave hull, from left to right and upwards."""
     corners: list[tuple[float, float]] = []
     for point in sorted(zip(nfe.tolist(), accuracy.tolist(), strict=True)):
         if corners and point[1] <= corners[-1][1]:
@@ -71,7 +92,7 @@ def envelope(nfe: FloatArray, accuracy: FloatArray, at: float) -> float:
         while len(corners) > 1 and _slope(corners[-2], point) >= _slope(corners[-2], corners[-1]):
             corners.pop()
         corners.append(point)
-    return float(np.interp(at, [n for n, _ in corners], [a for _, a in corners]))
+    return corners
 
 
 def _slope(left: tuple[float, float], right: tuple[float, float]) -> float:
