@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.reproduce.experiments import run_config
+from benchmarks.reproduce.experiments import TARGETS, run_config
 from benchmarks.reproduce.work import Workshop
 from benchmarks.ship import ship as ship_policy
 from dllm_agents.checkpoint import read_description
@@ -13,6 +13,7 @@ from dllm_agents.checkpoint import read_description
 SHIPPED_RUNS = {
     "arithmetic-full": ("full", "full", ("sample", "deterministic")),
     "arithmetic-semi": ("semi", "semi", ("sample", "deterministic")),
+    "arithmetic-any": ("any", "full", tuple(f"sample,target_steps={t}" for t in TARGETS)),
     "sudoku-full": ("sudoku", "sudoku", ("sample", "deterministic")),
 }
 
