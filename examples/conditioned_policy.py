@@ -1,4 +1,4 @@
-"""One policy for every speed: the shipped ``arithmetic-any`` is told how many steps to take.
+"""One policy for every speed: the shipped ``arithmetic-hidden-any`` is told how many steps to take.
 
 Run: ``python examples/conditioned_policy.py``
 """
@@ -15,7 +15,7 @@ def main() -> None:
     arguments = parser.parse_args()
     question = "Sam has 20 coins, finds 4, loses 9. Total?"
     for target in arguments.target_steps:
-        agent = f"policy:arithmetic-any:target_steps={target}"
+        agent = f"policy:arithmetic-hidden-any:target_steps={target}"
         result = dllm_gym.evaluate(agent, arguments.episodes, task="arithmetic")
         one = dllm_gym.generate(question, agent)
         print(
