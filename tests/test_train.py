@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -26,7 +27,7 @@ import dllm_gym
 from dllm_agents import load_policy, train
 from dllm_agents.checkpoint import read_description
 from dllm_agents.config import TrainConfig, load_config
-from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.networks import DEFAULT_FEATURES, UnmaskTransformer
 from dllm_agents.run import begin_with
 from dllm_agents.sb3.callbacks import evaluation_figures
 from dllm_agents.sb3.grouped import GroupA2C, GroupPPO
@@ -414,9 +415,10 @@ def test_every_shipped_configuration_trains(tmp_path, path):
     env = {key: value for key, value in config.env.items() if key not in ("backend_kwargs", "task_kwargs")}
     if env.get("block_length") is not None:
         env["block_length"] = 3
-    directory = train(
-        config.updated(env={**env, **TOY}, num_envs=32, total_timesteps=1, eval_episodes=4), tmp_path / "run"
-    )
+    changes: dict[str, Any] = {"num_envs": 32, "total_timesteps": 1, "eval_episodes": 4}
+    if config.warm_start == "hindsight":  # of a policy that reads hidden states of the dLLM it was trained on
+        changes |= {"warm_start": None, "init_from": None}
+    directory = train(config.updated(env={**env, **TOY}, **changes), tmp_path / "run")
     assert read_metrics(directory)[-1]["timesteps"] >= 32
 
 
@@ -530,6 +532,33 @@ def test_imitation_comes_first_and_counts(tmp_path, monkeypatch):
     assert 128 <= read_metrics(directory)[-1]["timesteps"] < 160
     train(config, directory, resume=True)
     assert len(calls) == 1
+
+
+def test_hindsight_comes_first_and_counts(tmp_path, finished, monkeypatch):
+    calls = []
+    hindsight = dllm_agents.training.hindsight
+
+    @functools.wraps(hindsight)  # with its signature
+    def watch(model: Any, steps: int, **kwargs: Any) -> float:
+        calls.append((model.num_timesteps, steps, kwargs))
+        return hindsight(model, steps, **kwargs)
+
+    monkeypatch.setattr(dllm_agents.training, "hindsight", watch)
+    config = tiny(
+        env={"task": "toy", "backend": "always-right", "target_steps": [1, LENGTH]},
+        init_from=str(finished / "best"),
+        warm_start="hindsight",
+        warm_start_steps=64,
+        warm_start_kwargs={"most_caution": 3.0},
+        policy={"width": 16, "initial_bias": -1.0, "features": [*DEFAULT_FEATURES, "target_steps"]},
+    )
+    directory = train(config, tmp_path / "run")
+    assert calls == [(0, 64, {"most_caution": 3.0})]
+    assert 192 <= read_metrics(directory)[-1]["timesteps"] < 224
+    train(config, directory, resume=True)
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match=r"unknown arguments \['first_episodes'\] in warm_start_kwargs"):
+        train(config.updated(warm_start_kwargs={"first_episodes": 8}), tmp_path / "other")
 
 
 def test_mere_imitation_is_evaluated_and_saved(tmp_path):
