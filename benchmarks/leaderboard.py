@@ -167,15 +167,16 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(runs[m]) for m in members]
         table.append([row["agent"], f"{row['score']:.2f}{interval}", str(len(runs[members[0]])), *cells])
     each = [["rule", *members]]
-    for name in found["members"][members[0]]["rules"]:
-        of = [found["members"][m]["rules"][name] for m in members]
-        each.append([f"`{name}`", *(f"{one['reward']:.3f}, {one['aup']:.0f}" for one in of)])
+    for name in dict.fromkeys(rule for m in members for rule in found["members"][m]["rules"]):
+        of = [found["members"][m]["rules"].get(name) for m in members]
+        each.append([f"`{name}`", *(f"{one['reward']:.3f}, {one['aup']:.0f}" if one else "-" for one in of)])
     parts = [
         INTRODUCTION.replace("{command}", found["command"]).replace("{episodes:,}", f"{found['episodes']:,}"),
         "## Agents\n\n" + markdown_table(table),
         "![scores](results/benchmark.png)",
         "## Every rule\n\nMean reward of its best setting and AUP of all its settings "
-        "([studies](studies.md#what-is-computed)), on validation problems.\n\n" + markdown_table(each),
+        "([studies](studies.md#what-is-computed)), on validation problems; - where it reads what the dLLM "
+        "does not show.\n\n" + markdown_table(each),
         f"Machine: {found['machine']}",
     ]
     return "\n\n".join(part.strip() for part in parts) + "\n"
