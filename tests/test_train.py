@@ -606,24 +606,24 @@ def test_init_from_goes_on_from_a_saved_policy(tmp_path, finished, monkeypatch):
     assert len(starts) == 1
 
 
-def test_a_critic_can_be_added_to_a_saved_policy(tmp_path, steered):
-    policy = {"width": 16, "initial_bias": -1.0}
-    config = tiny(init_from=str(steered / "best"), policy=policy, learning_rate=0.0, total_timesteps=32)
+def before_and_after(
+    tmp_path: Path, start: Path, **policy: Any
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The weights of a saved policy, and of one that began with it and learned nothing."""
+    policy = {"width": 16, **policy}
+    config = tiny(init_from=str(start), policy=policy, learning_rate=0.0, total_timesteps=32)
     directory = train(config, tmp_path / "run")
-    before, after = (
-        load_policy(path).network.state_dict() for path in (steered / "best", directory / "last")
-    )
+    return load_policy(start).network.state_dict(), load_policy(directory / "last").network.state_dict()
+
+
+def test_a_critic_can_be_added_to_a_saved_policy(tmp_path, steered):
+    before, after = before_and_after(tmp_path, steered / "best", initial_bias=-1.0)
     assert {name.partition(".")[0] for name in after.keys() - before.keys()} == {"value_head"}
     assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_saved_policys_critic_can_be_left_behind(tmp_path, finished):
-    policy = {"width": 16, "critic": False}
-    config = tiny(init_from=str(finished / "best"), policy=policy, learning_rate=0.0, total_timesteps=32)
-    directory = train(config, tmp_path / "run")
-    before, after = (
-        load_policy(path).network.state_dict() for path in (finished / "best", directory / "last")
-    )
+    before, after = before_and_after(tmp_path, finished / "best", critic=False)
     assert {name.partition(".")[0] for name in before.keys() - after.keys()} == {"value_head"}
     assert all(torch.equal(after[name], before[name]) for name in after)
 
