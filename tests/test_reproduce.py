@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "block_length": 48,
     "completion_length": 48,
 }
-SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 100, 8, PROBLEMS)
+SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 100, 100, 200, 8, PROBLEMS)
 
 
 def result(accuracy, steps, *, seed=0, chain=1.0, agent="policy"):

@@ -24,7 +24,9 @@ class Budget:
         further_steps: Of the same, going on with targets from 1.5 steps on.
         semi_steps: Of the semi-autoregressive one.
         short_steps: Of those that need few: the first with another alpha, and the one for sudoku.
-        ablation_steps: Of those that are only compared with each other.
+        start_steps: Of the success model that most of those begin with that are only compared.
+        ablation_steps: Of those from there on.
+        alone_steps: Of those with a success model of their own, its steps included: the sum of both.
         eval_episodes: Validation problems while training.
         problems: Test problems.
     """
@@ -36,16 +38,21 @@ class Budget:
     further_steps: int
     semi_steps: int
     short_steps: int
+    start_steps: int
     ablation_steps: int
+    alone_steps: int
     eval_episodes: int
     problems: int
 
 
-FULL = Budget("full", SEEDS, 1_200_000, 600_000, 900_000, 800_000, 150_000, 150_000, 256, 1000)
-QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 10_000, 64, 100)
-TINY = Budget("tiny", (0,), 2_000, 2_000, 2_000, 2_000, 2_000, 2_000, 8, 4)  # to be interrupted
+FULL = Budget(
+    "full", SEEDS, 1_200_000, 600_000, 900_000, 800_000, 150_000, 60_000, 140_000, 200_000, 256, 1000
+)
+QUICK = Budget("quick", (0,), 30_000, 30_000, 10_000, 10_000, 10_000, 10_000, 10_000, 20_000, 64, 100)
+TINY = Budget("tiny", (0,), 2_000, 2_000, 2_000, 2_000, 2_000, 1_000, 1_000, 2_000, 8, 4)  # to be interrupted
 
 PAPER_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
+_INPUTS = {"features": list(PAPER_FEATURES)}
 
 
 def _without(*names: str) -> dict[str, Any]:
@@ -77,6 +84,18 @@ def _alpha(alpha: float) -> Run:
     return Run("scratch/grpo", {"env": {"alpha": alpha}}, "short_steps", begins_with="full")
 
 
+def _compared(shipped: str = "grpo-full", **changes: Any) -> Run:
+    """From its seed's success model; on confidences and with the paper's sampler unless said otherwise."""
+    policy = {"sampler": "bernoulli", **_INPUTS, **changes.pop("policy", {})}
+    return Run(shipped, {**changes, "warm_start": None, "policy": policy}, begins_with="start")
+
+
+def _compared_alone(**changes: Any) -> Run:
+    """The same, from a success model of its own: it has other inputs, or counts something else as success."""
+    run = _compared(**changes)
+    return Run(run.shipped, {**run.changes, "warm_start": "success"}, "alone_steps")
+
+
 # In the order they are trained: whatever another one begins with comes before it.
 RUNS: dict[str, Run] = {
     "full": Run("scratch/grpo", {}, "main_steps"),
@@ -85,23 +104,29 @@ RUNS: dict[str, Run] = {
         "scratch/grpo-any", {"env": {"target_steps": [1.5, 24]}}, "further_steps", begins_with="any-first"
     ),
     "semi": Run("grpo-semi", {}, "semi_steps"),
-    "base": Run("scratch/grpo", {}),
-    "additive": Run("scratch/grpo", {"env": {"reward": "additive"}}),
-    "dpls": Run("scratch/grpo", {"policy": {"sampler": "dpls"}}),
-    "top-k": Run("scratch/grpo", {"policy": _plus("top_k")}),
-    "hidden": Run("scratch/grpo", {"policy": _plus("hidden")}),
+    "start": Run("success-full", {"policy": _INPUTS}, "start_steps"),
+    "base": _compared(),
+    "additive": _compared(env={"reward": "additive"}),
+    "dpls": _compared(policy={"sampler": "dpls"}),
+    "steered": _compared(expert="fast-dllm:threshold=0.9", expert_block_length=8, num_experts=1),
+    "grpo": _compared(policy={"sampler": "bits"}),
+    "ppo": _compared("ppo-full", policy={"sampler": "bits"}),
+    "a2c": _compared("a2c-full"),
+    "top-k": _compared_alone(policy=_plus("top_k")),
+    "hidden": _compared_alone(policy=_plus("hidden")),
     # action_mask is the mask again in full diffusion, so dropping the mask drops it, too
-    "no-mask": Run("scratch/grpo", {"policy": _without("mask", "action_mask")}),
-    "no-time": Run("scratch/grpo", {"policy": _without("progress")}),
-    "steered": Run(
-        "scratch/grpo", {"expert": "fast-dllm:threshold=0.9", "expert_block_length": 8, "num_experts": 1}
-    ),
-    "answer-only": Run("scratch/grpo", {"env": {"reward_metric": "answer_correct"}}),
-    "ppo": Run("scratch/ppo", {}),
-    "a2c": Run("scratch/a2c", {}),
+    "no-mask": _compared_alone(policy=_without("mask", "action_mask")),
+    "no-time": _compared_alone(policy=_without("progress")),
+    "answer-only": _compared_alone(env={"reward_metric": "answer_correct"}),
     "alpha-0.3": _alpha(0.3),
     "alpha-10": _alpha(10.0),
     "sudoku": Run("scratch/grpo", {"env": {"task": "sudoku"}}, "short_steps"),
+}
+
+
+_EVALUATIONS = {  # on the way, of trainings that are long or of which the best moment counts
+    **dict.fromkeys(("main_steps", "any_steps", "further_steps"), 8),
+    **dict.fromkeys(("start_steps", "ablation_steps", "alone_steps"), 4),
 }
 
 
@@ -109,7 +134,7 @@ def run_config(name: str, seed: int, budget: Budget) -> TrainConfig:
     """The configuration of a run, but for ``init_from``, which depends on where the other run lies."""
     run = RUNS[name]
     steps = getattr(budget, run.steps)
-    evaluations = 8 if run.steps in ("main_steps", "any_steps", "further_steps") else 2
+    evaluations = _EVALUATIONS.get(run.steps, 2)
     costs = {
         "total_timesteps": steps,
         "eval_every": steps // evaluations,
