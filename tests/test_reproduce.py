@@ -274,6 +274,21 @@ def test_the_report(tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_a_claim_whose_trainings_are_elsewhere_keeps_what_was_found(tmp_path, monkeypatch):
+    docs = tmp_path / "docs"
+    numbers = docs / "results" / "claims.json"
+    workshop = fill(tmp_path / "work")
+    before = write_report(workshop, docs, resamples=50)
+    whole, found = before.read_text(encoding="utf-8"), json.loads(numbers.read_text(encoding="utf-8"))
+    elsewhere = Workshop(SMALL, tmp_path / "elsewhere", 1)
+    assert write_report(elsewhere, docs, resamples=50).read_text(encoding="utf-8") == whole
+    monkeypatch.setitem(RUNS, "steered", RUNS["base"])  # another training: what was found says nothing of it
+    write_report(elsewhere, docs, resamples=50)
+    now = json.loads(numbers.read_text(encoding="utf-8"))
+    assert [one["verdict"] == NOT_RUN for one in now] == [one["number"] == 8 for one in now]
+    assert [one for one in now if one["number"] != 8] == [one for one in found if one["number"] != 8]
+
+
 def test_knobs_are_in_order():
     assert list(BETAS) == sorted(BETAS)
     assert list(TARGETS) == sorted(TARGETS)

@@ -28,6 +28,7 @@ def main() -> None:
         "--only", nargs="+", choices=list(RUNS), help="train these runs and what they begin with, and stop"
     )
     parser.add_argument("--no-training", action="store_true", help="evaluate and report what is trained")
+    parser.add_argument("--report", action="store_true", help="report what is evaluated and stop")
     parser.add_argument("--ship", action="store_true", help="make package data of the best policies and stop")
     parser.add_argument("--train", nargs=2, metavar=("RUN", "SEED"), help=argparse.SUPPRESS)
     parser.add_argument("--evaluate", nargs=3, metavar=("ENV", "KIND", "SEED"), help=argparse.SUPPRESS)
@@ -47,11 +48,12 @@ def main() -> None:
     if arguments.ship:
         print("shipped:", *ship(workshop))
         return
-    if not arguments.no_training:
-        workshop.train(arguments.only or list(RUNS))
-    if arguments.only:
-        return
-    workshop.evaluate()
+    if not arguments.report:
+        if not arguments.no_training:
+            workshop.train(arguments.only or list(RUNS))
+        if arguments.only:
+            return
+        workshop.evaluate()
     target = ROOT / "docs" if budget is FULL else workshop.directory
     print(f"results: {write_report(workshop, target)}")
 

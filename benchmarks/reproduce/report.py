@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,75 +14,97 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.reproduce.claims import ALPHAS, CLAIMS, Claim, Evidence, Finding
+from benchmarks.reproduce.claims import ALPHAS, CLAIMS, NOT_RUN, Claim, Evidence
 from benchmarks.reproduce.experiments import BETAS, DECODINGS, RUNS, TARGETS
 from benchmarks.reproduce.work import Workshop
 from dllm_agents.studies.page import markdown_table
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.evaluation.figures import save_figure
 from dllm_gym.evaluation.plots import pareto_figure
-from dllm_gym.files import write_json, write_text
+from dllm_gym.files import read_json, write_json, write_text
 
 NOTES = Path(__file__).parent / "notes.md"  # what was found out about claims that fail; written by hand
 
 
 def write_report(workshop: Workshop, directory: Path, resamples: int = 2000) -> Path:
-    """Writes ``results.md``, ``results/*.png`` and ``results/claims.json`` under ``directory``."""
+    """Writes ``results.md``, ``results/*.png`` and ``results/claims.json`` under ``directory``.
+
+    What was not run here keeps what an earlier report there found, as long as its trainings are configured
+    as they were: a claim is tested again without all the others.
+    """
     evidence = Evidence(workshop, resamples)
-    findings = [claim.find(evidence) for claim in CLAIMS]
     results = directory / "results"
-    pictures = []
+    before = {found["number"]: found for found in _earlier(results / "claims.json")}
+    claims = [_decide(claim, evidence, before.get(claim.number, {})) for claim in CLAIMS]
     for name, draw in _PICTURES.items():
-        try:
+        with suppress(FileNotFoundError):  # not everything in it was run
             save_figure(draw(evidence), results / f"{name}.png")
-        except FileNotFoundError:  # not everything in it was run yet
-            continue
-        pictures.append(name)
-    write_json(results / "claims.json", [_plain(*pair) for pair in zip(CLAIMS, findings, strict=True)])
+    write_json(results / "claims.json", claims)
     path = directory / "results.md"
-    write_text(path, _text(workshop, findings, pictures))
+    pictures = [name for name in _PICTURES if (results / f"{name}.png").is_file()]
+    write_text(path, _text(workshop, claims, pictures))
     return path
 
 
-def _plain(claim: Claim, finding: Finding) -> dict[str, object]:
+def _earlier(path: Path) -> list[dict[str, Any]]:
+    return read_json(path) if path.is_file() else []
+
+
+def _decide(claim: Claim, evidence: Evidence, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What is told of a claim: its finding, or the one from before if its runs are not here but the same."""
+    workshop = evidence.workshop
+    finding = claim.find(evidence)
+    runs = {run: workshop.policy(run, 0).name for run in claim.runs}
+    if finding.verdict == NOT_RUN and before.get("runs") == runs:
+        return dict(before)
+    heuristics = [] if finding.verdict == NOT_RUN else workshop.heuristics("full")
     return {
         "number": claim.number,
         "statement": claim.statement,
         "verdict": finding.verdict,
         "rule": finding.rule,
         "rows": finding.rows,
+        "heuristics": {"settings": len(heuristics), "rules": len({result.agent for result in heuristics})},
+        "runs": runs,
+        "seconds": {run: workshop.seconds(run) for run in claim.runs},
     }
 
 
-def _text(workshop: Workshop, findings: Sequence[Finding], pictures: Sequence[str]) -> str:
+def _section(found: Mapping[str, Any], note: str | None) -> str:
+    against = found["heuristics"]
+    parts = [
+        f"## Claim {found['number']}",
+        f"{found['statement']}: **{found['verdict']}**.",
+        markdown_table(found["rows"]),
+        f"Rule: {found['rule']}.",
+    ]
+    if any("heuristics" in cell for row in found["rows"] for cell in row):
+        parts[-1] += f" Heuristics: {against['settings']} settings of {against['rules']} rules."
+    return "\n\n".join([*parts, note] if note else parts)
+
+
+def _text(workshop: Workshop, claims: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> str:
     budget = workshop.budget
+    seconds = {run: took for found in claims for run, took in found["seconds"].items()}
     runs = "\n".join(
-        f"| {name} | {config.algorithm} | {config.total_timesteps:,} | {workshop.seconds(name)} |"
+        f"| {name} | {config.algorithm} | {config.total_timesteps:,} | {seconds.get(name, '')} |"
         for name, config in ((name, workshop.config(name)) for name in RUNS)
     )
-    pairs = list(zip(CLAIMS, findings, strict=True))
     verdicts = "\n".join(
-        f"| {claim.number} | [{claim.statement}](#claim-{claim.number}) | **{finding.verdict}** |"
-        for claim, finding in pairs
+        f"| {found['number']} | [{found['statement']}](#claim-{found['number']}) | **{found['verdict']}** |"
+        for found in claims
     )
     notes = _notes()
-    sections = "\n\n".join(
-        f"## Claim {claim.number}\n\n{claim.statement}: **{finding.verdict}**.\n\n"
-        f"{markdown_table(finding.rows)}\n\n"
-        f"Rule: {finding.rule}." + (f"\n\n{notes[claim.number]}" if claim.number in notes else "")
-        for claim, finding in pairs
-    )
+    sections = "\n\n".join(_section(found, notes.get(found["number"])) for found in claims)
     shown = "\n\n".join(f"![{name}](results/{name}.png)" for name in pictures)
     seeds = ", ".join(map(str, budget.seeds))
-    heuristics = workshop.heuristics("full")
-    settings, rules = len(heuristics), len({result.agent for result in heuristics})
     return f"""# The claims, tested
 
 Written by `make reproduce` (`python -m benchmarks.reproduce`); do not edit. Everything below comes from the
 embedded dLLMs, {budget.problems:,} test problems, the same for everyone, and training seeds {seeds}. On
 `arithmetic` an answer counts as right only if its whole derivation is. In brackets: 95 % intervals and
 p-values of a paired bootstrap over problems, and over seeds where seeds are pooled. "Over all heuristics"
-means over the upper concave hull of {settings} settings of {rules} rules at the same mean NFE (steps).
+means over the upper concave hull of the heuristics at the same mean NFE (steps), as many as each table says.
 *sample* draws from the policy (Bernoulli-argmax), *deterministic* reveals what has probability above 0.5.
 Rewards in comparisons are multiplicative with alpha 1. Verdicts follow from the numbers by the rule under
 each table.
