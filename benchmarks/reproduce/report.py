@@ -57,7 +57,10 @@ def _decide(claim: Claim, evidence: Evidence, before: Mapping[str, Any]) -> dict
     runs = {run: workshop.policy(run, 0).name for run in claim.runs}
     if finding.verdict == NOT_RUN and before.get("runs") == runs:
         return dict(before)
-    heuristics = [] if finding.verdict == NOT_RUN else workshop.heuristics("full")
+    try:
+        heuristics = workshop.heuristics("full")
+    except FileNotFoundError:  # it was decided without them
+        heuristics = []
     return {
         "number": claim.number,
         "statement": claim.statement,
