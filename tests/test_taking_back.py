@@ -149,8 +149,7 @@ def test_all_ways_to_the_logits_agree():
     logits = net(observation)
     torch.testing.assert_close(net.candidate_logits(observation)[allowed], logits[allowed])
     torch.testing.assert_close(net.forward_actor_critic(observation)[0], logits)
-    at = allowed.flatten().nonzero()[:, 0]
-    torch.testing.assert_close(net.logits_at(observation, at), logits.flatten()[at])
+    torch.testing.assert_close(net.logits_of(observation, allowed), logits[allowed])
 
 
 def test_both_outputs_learn():

@@ -19,7 +19,7 @@ from dllm_agents.distributions import (
     with_argmax_fallback,
 )
 from dllm_agents.harm import HarmScale, harm_logits, within_budget
-from dllm_agents.networks import UnmaskTransformer
+from dllm_agents.networks import Observation, UnmaskTransformer
 from dllm_gym.files import is_finite
 
 DECODINGS = ("sample", "deterministic", "bernoulli", "dpls")
@@ -210,7 +210,9 @@ class LearnedPolicy:
             inputs[key] = torch.full((len(action_mask), 1), value, device=device)
         candidates = action_mask if self.takes_back else action_mask * (mask != 0)
         with torch.autocast(device.type, enabled=False):  # whatever the dLLM is computed in
-            logits = self.network({**inputs, "action_mask": candidates})
+            logits = adjusted(
+                self.network, {**inputs, "action_mask": candidates}, self.temperature, self.beta, self.caution
+            )
         if logits.isnan().any():
             raise ValueError(
                 "the policy network returned NaN logits; its weights or its observation are broken"
@@ -218,7 +220,6 @@ class LearnedPolicy:
         if self.budget is not None and self.harm is not None:
             actions = within_budget(harm_logits(logits, self.harm), candidates, self.budget)
         else:
-            logits = adjust_logits(logits, self.temperature, self.beta, mask, self.caution)
             actions = self._choose(logits, candidates, mask, rows)
         actions = torch.where((action_mask != 0) & (candidates == 0), 1, actions)
         array: NDArray[np.int8] = actions.cpu().numpy()
@@ -262,6 +263,19 @@ class LearnedPolicy:
                 generator = self._generators[row] = np.random.default_rng([self._seed, row])
             generator.random(dtype=np.float32, out=uniforms[at])
         return uniforms
+
+
+def adjusted(
+    network: UnmaskTransformer, observation: Observation, temperature: float, beta: float, caution: float
+) -> torch.Tensor:
+    """A network's logits ``(B, L)`` as ``LearnedPolicy`` decides by them: ``adjust_logits`` of its arguments.
+
+    Where positions give way to each other, caution comes before that: who is held back is in nobody's way.
+    """
+    if network.rivalry is not None:
+        return adjust_logits(network(observation, -caution * temperature), temperature, beta)
+    mask = observation["mask"] if network.keep_proj is not None else None
+    return adjust_logits(network(observation), temperature, beta, mask, caution)
 
 
 def _check_budget(name: str, budget: float, harm: HarmScale | None, options: Mapping[str, float]) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dllm_agents.agent import LearnedPolicy
-from dllm_agents.distributions import adjust_logits, masked_logits
+from dllm_agents.agent import LearnedPolicy, adjusted
+from dllm_agents.distributions import masked_logits
 from dllm_agents.networks import PAIR_FEATURES, Observation
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.files import write_atomically
@@ -97,10 +97,9 @@ class _Decision(nn.Module):
             key: action_mask.new_full((action_mask.shape[0], 1), value, dtype=torch.float32)
             for key, value in self._knobs.items()
         }
-        logits = self.network({**observation, **knobs})
-        mask = observation["mask"] if self.network.keep_proj is not None else None
-        adjusted = adjust_logits(logits, self._temperature, self._beta, mask, self._caution)
-        return masked_logits(adjusted, action_mask)
+        told = {**observation, **knobs}
+        logits = adjusted(self.network, told, self._temperature, self._beta, self._caution)
+        return masked_logits(logits, action_mask)
 
 
 def _example(key: str, policy: LearnedPolicy) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dllm_agents.distributions import EXCLUDED_LOGIT
+from dllm_agents.distributions import EXCLUDED_LOGIT, masked_logits
+from dllm_agents.rivalry import beside, give_way
 from dllm_gym.backends import cpu
 from dllm_gym.envs.observations import SETTINGS
 
@@ -57,6 +58,12 @@ def observed_by(features: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(POSITION_FEATURES.get(name, (name,))[0] for name in features))
 
 
+def _relative_attention(observation: Observation) -> Tensor:
+    """What each position reads at each other, relative to reading alike everywhere, ``(B, L, L)``."""
+    read = observation["attention"].float()
+    return (read * read.shape[-1]).log1p()
+
+
 @dataclass(frozen=True)
 class UnmaskTransformerConfig:
     """Sizes and inputs of an ``UnmaskTransformer``. The defaults are the paper's where it has a value.
@@ -86,6 +93,9 @@ class UnmaskTransformerConfig:
             positions. It begins as this number times ``written``, the probability of the token that stands
             there, whatever the weights are; with 5 a token that the dLLM is sure of is kept with probability
             0.993. ``None``: the policy only reveals.
+        pair_width: Channels, a multiple of 2, in which positions are compared with each other for whether
+            they can be revealed together (``dllm_agents.rivalry``). ``None``: each is revealed whatever
+            becomes of the others.
 
     Raises:
         ValueError: For unknown, missing or repeated features and sizes that don't fit.
@@ -104,6 +114,7 @@ class UnmaskTransformerConfig:
     initial_bias: float = -2.0
     value_head: bool = False
     keep_prior: float | None = None
+    pair_width: int | None = None
 
     def __post_init__(self) -> None:
         if self.mlp_width is None:
@@ -123,9 +134,18 @@ class UnmaskTransformerConfig:
                 f"the feature 'hidden' and hidden_width go together, "
                 f"got features {self.features} and hidden_width {self.hidden_width}"
             )
-        for name in ("width", "heads", "mlp_width", "layers", "top_k", "hidden_width", "time_width"):
+        for name in (
+            "width",
+            "heads",
+            "mlp_width",
+            "layers",
+            "top_k",
+            "hidden_width",
+            "time_width",
+            "pair_width",
+        ):
             value = getattr(self, name)
-            if name in ("hidden_width", "time_width") and value is None:
+            if name in ("hidden_width", "time_width", "pair_width") and value is None:
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -136,6 +156,11 @@ class UnmaskTransformerConfig:
             )
         if self.time_width is not None and self.time_width % 2:
             raise ValueError(f"time_width must be even (cosines and sines), got {self.time_width}")
+        if self.pair_width is not None and (self.pair_width % 2 or self.keep_prior is not None):
+            raise ValueError(
+                f"pair_width must be even, and does not go with keep_prior, "
+                f"got {self.pair_width} and keep_prior {self.keep_prior}"
+            )
         for name in ("round_time", "value_head"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
@@ -163,6 +188,7 @@ class UnmaskTransformerConfig:
     def requires(self) -> tuple[str, ...]:
         """The observation keys the network reads."""
         keys = observed_by((*self.features, "mask") if self.value_head else self.features)
+        keys = keys if self.pair_width is None else tuple(dict.fromkeys((*keys, "action_mask")))
         return keys if self.keep_prior is None else tuple(dict.fromkeys((*keys, "mask", "written")))
 
 
@@ -337,6 +363,26 @@ class ValueHead(nn.Module):
         return value.squeeze(-1)
 
 
+class Rivalry(nn.Module):
+    """How much two positions are in each other's way: w >= 0, symmetric, small at first."""
+
+    def __init__(self, width: int, pair_width: int, reads: bool) -> None:
+        super().__init__()
+        self.qk_proj = nn.Linear(width, 2 * pair_width)
+        self.bias = nn.Parameter(torch.tensor(-5.0))  # w = 0.007 at first, in nats
+        self.read_weight = nn.Parameter(torch.zeros(1)) if reads else None
+
+    def forward(self, x: Tensor, observation: Observation) -> Tensor:
+        """Maps hidden states ``(B, L, D)`` to ``(B, L, L)``."""
+        q, k = self.qk_proj(x).float().chunk(2, dim=-1)  # (B, L, d) each
+        rotation = rotary_angles(x.shape[1], q.shape[-1], x.device)
+        scores = turn(q.contiguous(), rotation) @ turn(k.contiguous(), rotation).transpose(1, 2)
+        scores = scores * (4 / q.shape[-1] ** 0.5)
+        if self.read_weight is not None:
+            scores = scores + self.read_weight * _relative_attention(observation)
+        return F.softplus(scores + scores.transpose(1, 2) + self.bias)
+
+
 class UnmaskTransformer(nn.Module):
     """Maps a batched observation to one logit per position: b^k, with reveal probability sigmoid(b^k).
 
@@ -374,6 +420,11 @@ class UnmaskTransformer(nn.Module):
             if "attention" in config.features
             else None
         )
+        self.rivalry = (
+            None
+            if config.pair_width is None
+            else Rivalry(width, config.pair_width, "attention" in config.features)
+        )
         # The weight stays random, so that untrained logits differ between positions.
         nn.init.constant_(self.output_proj.bias, config.initial_bias)
         if self.keep_proj is not None:
@@ -385,41 +436,56 @@ class UnmaskTransformer(nn.Module):
         """Number of trainable numbers, the value head included."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, observation: Observation) -> Tensor:
+    def forward(self, observation: Observation, bolder: Tensor | float = 0.0) -> Tensor:
         """Logits ``(B, L)``, float32.
 
         Args:
             observation: The batched observation; it must hold ``config.requires``. What else it holds is
                 ignored.
+            bolder: Added to the logits, or ``(B, 1)`` to those of each row, before positions give way to each
+                other.
 
         Raises:
             ValueError: If ``top_k`` or ``hidden`` is too narrow or of another dLLM.
         """
-        return self._logits(self._trunk(observation), observation)
+        return self._settled(self._trunk(observation), observation, bolder)
 
-    def candidate_logits(self, observation: Observation) -> Tensor:
+    def candidate_logits(self, observation: Observation, bolder: Tensor | float = 0.0) -> Tensor:
         """Logits ``(B, L)``, float32, of the positions in ``action_mask``; elsewhere -1e8.
 
         ``masked_logits`` of ``forward`` with less work, for training: behind the last attention only the
         positions in ``action_mask`` are computed. How many those of all rows are may change the last bits,
-        as processors sum a handful of rows in another order.
+        as processors sum a handful of rows in another order. With a ``pair_width`` all of a row have a say
+        in each other, and nothing is saved.
+
+        Args:
+            observation: See ``forward``.
+            bolder: See there.
 
         Raises:
             ValueError: As ``forward``.
         """
         action_mask = observation["action_mask"]
+        if self.rivalry is not None:
+            return masked_logits(self.forward(observation, bolder), action_mask)
         at = action_mask.flatten().nonzero().squeeze(1)  # (M,)
-        logits = self.logits_at(observation, at)
-        everywhere = logits.new_full((action_mask.numel(),), EXCLUDED_LOGIT)
-        return everywhere.index_put((at,), logits).view(action_mask.shape)
+        of_candidates = self._logits(self._trunk(observation, at), observation, at)
+        everywhere = of_candidates.new_full((action_mask.numel(),), EXCLUDED_LOGIT)
+        return everywhere.index_put((at,), of_candidates).view(action_mask.shape) + bolder
 
-    def logits_at(self, observation: Observation, at: Tensor) -> Tensor:
-        """Logits ``(M,)``, float32, at the positions ``at`` ``(M,)`` int64 of all B L in a row.
+    def logits_of(self, observation: Observation, actions: Tensor) -> Tensor:
+        """Logits ``(M,)``, float32, of what ``actions`` ``(B, L)`` reveal, in order, each beside the others.
 
         Raises:
             ValueError: As ``forward``.
         """
-        return self._logits(self._trunk(observation, at), observation, at)
+        at = actions.flatten().nonzero().squeeze(1)  # (M,)
+        if self.rivalry is None:
+            return self._logits(self._trunk(observation, at), observation, at)
+        x = self._trunk(observation)
+        rivalry = self.rivalry(x, observation)
+        logits = beside(self._logits(x, observation), rivalry, observation["action_mask"], actions)
+        return logits.flatten().index_select(0, at)
 
     def forward_actor_critic(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """Logits ``(B, L)`` and state values ``(B,)``.
@@ -430,7 +496,15 @@ class UnmaskTransformer(nn.Module):
         if self.value_head is None:
             raise ValueError("this network has no value head; build it with value_head=True")
         x = self._trunk(observation)
-        return self._logits(x, observation), self.value_head(x, observation["mask"].float())
+        return self._settled(x, observation), self.value_head(x, observation["mask"].float())
+
+    def _settled(self, x: Tensor, observation: Observation, bolder: Tensor | float = 0.0) -> Tensor:
+        """Logits ``(B, L)`` after positions have given way to each other."""
+        logits = self._logits(x, observation) + bolder
+        if self.rivalry is None:
+            return logits
+        rivalry = self.rivalry(x, observation)
+        return give_way(logits, rivalry, observation["action_mask"])
 
     def _trunk(self, observation: Observation, at: Tensor | None = None) -> Tensor:
         """Hidden states ``(B, L, D)``, or those ``(M, D)`` of the positions ``at``."""
@@ -451,8 +525,7 @@ class UnmaskTransformer(nn.Module):
         """Of each block, what is added to its attention's scores, ``(B, H, L, L)``; ``None``: nothing."""
         if self.pair_weights is None:
             return [None] * len(self.blocks)
-        read = observation["attention"].float()  # (B, L, L)
-        read = (read * read.shape[-1]).log1p()  # relative to reading alike everywhere, at any length
+        read = _relative_attention(observation)
         pairs = torch.stack([read, read.transpose(1, 2)], dim=-1)  # (B, L, L, 2)
         return [(pairs @ weights.T).permute(0, 3, 1, 2) for weights in self.pair_weights]
 

@@ -104,7 +104,8 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     Args:
         network: May read more than the policy does, as the last of its features: ``SETTINGS``, pairs
             and what is a column per position, such as ``written``; they begin without effect. It may also
-            have a critic where the policy has none or the other way round, and take tokens back.
+            have a critic where the policy has none or the other way round, take tokens back, and have
+            positions give way to each other.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -118,8 +119,9 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     )
     theirs["features"] = (*saved.config.features, *added)
     theirs["value_head"] = network.config.value_head  # an algorithm's own affair: PPO has one, GRPO none
-    if saved.config.keep_prior is None:
-        theirs["keep_prior"] = network.config.keep_prior
+    for name in ("keep_prior", "pair_width"):
+        if theirs[name] is None:
+            theirs[name] = getattr(network.config, name)
     differing = [
         f"{name} {theirs[name]!r} instead of {value!r}"
         for name, value in asdict(network.config).items()

@@ -21,6 +21,7 @@ def network_for(
     layers: int = 1,
     initial_bias: float = -2.0,
     keep_prior: float | None = None,
+    pair_width: int | None = None,
     critic: bool = True,
 ) -> UnmaskTransformerConfig:
     """The configuration of a network for these spaces.
@@ -35,6 +36,7 @@ def network_for(
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
         keep_prior: See there; for ``actions="set-state"`` or ``"edit"``.
+        pair_width: See there.
         critic: Whether there is a value head.
 
     Raises:
@@ -48,6 +50,7 @@ def network_for(
         layers=layers,
         initial_bias=initial_bias,
         keep_prior=keep_prior,
+        pair_width=pair_width,
         value_head=critic,
         top_k=_last_axis(observation_space, "top_k") if "top_k" in features else 8,
         hidden_width=_last_axis(observation_space, "hidden") if "hidden" in features else None,

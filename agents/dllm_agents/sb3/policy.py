@@ -131,6 +131,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         layers: See there.
         initial_bias: See there. The sizes of the features ``top_k`` and ``hidden`` follow from the space.
         keep_prior: See there; for ``actions="set-state"`` or ``"edit"``.
+        pair_width: See there; positions that give way to each other.
         sampler: ``bernoulli``; ``bits``, the same with a likelihood per bit, for algorithms that learn from
             groups; or ``dpls`` for Dynamic Plackett-Luce.
         critic: Whether there is a value head; without one all values are 0.
@@ -157,6 +158,7 @@ class UnmaskPolicy(ActorCriticPolicy):
         layers: int = 1,
         initial_bias: float = -2.0,
         keep_prior: float | None = None,
+        pair_width: int | None = None,
         sampler: str = "bernoulli",
         critic: bool = True,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -168,8 +170,8 @@ class UnmaskPolicy(ActorCriticPolicy):
         if unsupported:
             raise ValueError(
                 f"{', '.join(unsupported)} would change nothing: UnmaskPolicy is one UnmaskTransformer; "
-                "it accepts features, width, heads, mlp_width, layers, initial_bias, keep_prior, sampler, "
-                "critic, optimizer_class and optimizer_kwargs"
+                "it accepts features, width, heads, mlp_width, layers, initial_bias, keep_prior, pair_width, "
+                "sampler, critic, optimizer_class and optimizer_kwargs"
             )
         if sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
@@ -184,6 +186,7 @@ class UnmaskPolicy(ActorCriticPolicy):
             layers=layers,
             initial_bias=initial_bias,
             keep_prior=keep_prior,
+            pair_width=pair_width,
             critic=critic,
         )
         super().__init__(
@@ -223,6 +226,7 @@ class UnmaskPolicy(ActorCriticPolicy):
             "layers": config.layers,
             "initial_bias": config.initial_bias,
             "keep_prior": config.keep_prior,
+            "pair_width": config.pair_width,
             "sampler": self.sampler,
             "critic": config.value_head,
         }

@@ -350,13 +350,14 @@ class SuccessModel(OnPolicyAlgorithm):
         )
         confidence = tensors["confidence"]
         action_mask = tensors["action_mask"] * (tensors["mask"] != 0)
-        logits = self.policy.network.candidate_logits(tensors)  # type: ignore[union-attr,operator]
-        harm = harm_logits(logits, self.harm)
+        # the logits of a policy whose threshold is the row's
+        bolder = self.harm.sharpness * (threshold - logit(self.harm.threshold))  # (N, 1)
+        logits = self.policy.network.candidate_logits(tensors, bolder)  # type: ignore[union-attr,operator]
         uniform = torch.rand(2, *confidence.shape, device=self.device)
-        by_model = uniform[0] < torch.sigmoid(self.harm.sharpness * (threshold - harm))
+        by_model = uniform[0] < torch.sigmoid(logits)
         picked = (confidence >= sure) | (confidence <= unsure) | (uniform[1] < chance) | by_model
         bits = (picked & (action_mask != 0)).to(torch.int8)
-        best = torch.where(threshold > _NEVER, -harm, confidence)
+        best = torch.where(threshold > _NEVER, logits, confidence)
         return with_argmax_fallback(bits, best, action_mask).cpu().numpy()
 
     def _set_threshold(self, buffer: EpisodeBuffer) -> None:
@@ -437,7 +438,7 @@ class SuccessModel(OnPolicyAlgorithm):
         """One step of the optimiser on the steps of episodes; ``whose`` ``(S,)`` says of which each is."""
         bits = batch.pop("_bits")
         at = bits.flatten().nonzero().squeeze(1)  # (M,), reveals
-        logits = self.policy.network.logits_at(batch, at)  # type: ignore[union-attr,operator]
+        logits = self.policy.network.logits_of(batch, bits)  # type: ignore[union-attr,operator]
         risks = risk(harm_logits(logits, self.harm))  # (M,)
         episode = self._tensor(whose)[at // bits.shape[1]]  # (M,)
         of_episode = risks.new_zeros(len(scores)).index_add(0, episode, risks)
