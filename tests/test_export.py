@@ -21,11 +21,13 @@ FEATURES = (
 )
 
 
-def make_policy(features, **options):
+def make_policy(features, pair_width=None, **options):
     torch.manual_seed(0)
     hidden_width = 5 if "hidden" in features else None
     network = UnmaskTransformer(
-        UnmaskTransformerConfig(features, width=8, hidden_width=hidden_width, top_k=3, value_head=True)
+        UnmaskTransformerConfig(
+            features, width=8, hidden_width=hidden_width, top_k=3, value_head=True, pair_width=pair_width
+        )
     )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -50,6 +52,7 @@ def observe(batch, length, seed):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
+        (("confidence", "attention"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
@@ -72,6 +75,7 @@ def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
+        (("confidence", "attention"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
@@ -100,9 +104,8 @@ def reveal_probability(policy, observation):
     for key, value in policy.knobs.items():
         inputs[key] = torch.full((len(inputs["mask"]), 1), value)
     with torch.no_grad():
-        logits = policy.network(inputs)
-    odds = logits / policy.temperature - policy.caution
-    return (policy.beta * torch.sigmoid(odds)).clamp(max=1).numpy()
+        logits = policy.network(inputs, -policy.caution * policy.temperature)
+    return (policy.beta * torch.sigmoid(logits / policy.temperature)).clamp(max=1).numpy()
 
 
 def test_onnx_without_its_packages_names_the_extra(tmp_path, monkeypatch):
