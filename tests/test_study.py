@@ -97,7 +97,7 @@ def test_a_saved_study_is_the_same_and_names_no_other_file(tmp_path):
     assert "config:" not in (tmp_path / STUDY).read_text()
 
 
-@pytest.mark.parametrize(("name", "cells"), [("arithmetic", 30), ("attention", 40), ("suite", 140)])
+@pytest.mark.parametrize(("name", "cells"), [("arithmetic", 30), ("dependence", 24), ("suite", 140)])
 def test_a_shipped_study_is_found(name, cells):
     assert len(load_study(name).cells) == cells
 
@@ -109,7 +109,7 @@ def test_the_study_of_the_suite_has_all_its_members():
 def test_a_shipped_study_is_no_configuration():
     with pytest.raises(FileNotFoundError, match=r"known: (?!.*studies)"):
         find_config("studies/arithmetic")
-    known = r"no study 'nothing'; known: arithmetic, attention, suite; or give"
+    known = r"no study 'nothing'; known: arithmetic, dependence, suite; or give"
     with pytest.raises(FileNotFoundError, match=known):
         load_study("nothing")
 
