@@ -27,13 +27,13 @@ pytestmark = pytest.mark.usefixtures("toys")
 TOY = {"task": "toy", "backend": "toy"}
 
 
-def make_model(algorithm: Any = GRPO, env: Any = None, **policy: Any) -> Any:
+def make_model(algorithm: Any = GRPO, env: Any = None, learning_rate: Any = 1e-2, **policy: Any) -> Any:
     env = make_sb3_env(16, group_size=4, **TOY) if env is None else env
     policy = {"width": 16, **policy}
     return algorithm(
         UnmaskPolicy,
         env,
-        learning_rate=1e-2,
+        learning_rate=learning_rate,
         n_steps=8,
         batch_size=64,
         policy_kwargs=policy,
@@ -125,6 +125,13 @@ def test_learning_begins_with_new_episodes():
     progress: list[np.ndarray] = []
     model.learn(50, First(), reset_num_timesteps=False)
     assert (progress[0] == 0).all()
+
+
+def test_a_schedule_that_begins_with_nothing_is_refused():
+    model = make_model(learning_rate=lambda left: 0.01 * (1 - left))
+    with pytest.raises(ValueError, match=r"learning rate of 0.0: give one"):
+        imitate(model, make_strategy("confidence"), 10)
+    imitate(model, make_strategy("confidence"), 10, learning_rate=0.01)
 
 
 def test_ordered_draws_are_refused():

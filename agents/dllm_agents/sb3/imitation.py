@@ -31,14 +31,14 @@ def imitate(
         model: Any algorithm with an ``UnmaskPolicy`` whose sampler is ``bernoulli``.
         expert: A strategy, or anything with ``act``.
         total_timesteps: Environment steps, summed over rows.
-        learning_rate: Of every update; ``None`` is what the model begins with, which is 0 where a schedule
-            rises first.
+        learning_rate: Of every update; ``None`` is what the model begins with.
 
     Returns:
         The mean negative log-likelihood per step, in nats, over the last tenth of the updates.
 
     Raises:
-        ValueError: If the policy draws ordered selections: a rule's bits have no order.
+        ValueError: If the policy draws ordered selections: a rule's bits have no order. If the learning rate
+            is not above 0, such as that of a schedule which rises first.
     """
     return _follow(model, _acting(model.get_env(), expert, total_timesteps), learning_rate)
 
@@ -174,9 +174,12 @@ def _follow(model: OnPolicyAlgorithm, batches: Iterable[Steps], learning_rate: f
     """A gradient step for every batch; see ``imitate`` for what is returned and raised."""
     if isinstance(model.policy.action_dist, DPLSDistribution):
         raise ValueError("imitation needs sampler 'bernoulli': a rule's bits have no draw order")
+    rate = model.lr_schedule(1.0) if learning_rate is None else learning_rate
+    if not rate > 0:
+        raise ValueError(f"nothing is learned at a learning rate of {rate!r}: give one, such as 1e-3")
     optimizer = model.policy.optimizer
     for group in optimizer.param_groups:
-        group["lr"] = model.lr_schedule(1.0) if learning_rate is None else learning_rate
+        group["lr"] = rate
     model.policy.set_training_mode(True)
     losses: list[float] = []
     for batch in batches:
