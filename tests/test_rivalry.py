@@ -150,7 +150,9 @@ def test_it_is_saved_and_begins_from_a_policy_without(tmp_path):
     seen = observation()
     torch.testing.assert_close(net(seen), plain(seen), atol=0.1, rtol=0)
     save_policy(tmp_path / "pairs", net)
-    torch.testing.assert_close(load_policy(tmp_path / "pairs").network(seen), net(seen))
+    loaded = load_policy(tmp_path / "pairs")
+    torch.testing.assert_close(loaded.network(seen), net(seen))
+    assert loaded.fingerprint == LearnedPolicy(net).fingerprint != load_policy(tmp_path / "plain").fingerprint
 
 
 def test_caution_comes_before_giving_way():

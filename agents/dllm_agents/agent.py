@@ -132,7 +132,7 @@ class LearnedPolicy:
         digest = hashlib.sha256(repr((self.network.config, self.parameters)).encode())
         for name, tensor in self.network.state_dict().items():
             digest.update(
-                name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
             )
         return digest.hexdigest()
 
