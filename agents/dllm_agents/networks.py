@@ -134,18 +134,10 @@ class UnmaskTransformerConfig:
                 f"the feature 'hidden' and hidden_width go together, "
                 f"got features {self.features} and hidden_width {self.hidden_width}"
             )
-        for name in (
-            "width",
-            "heads",
-            "mlp_width",
-            "layers",
-            "top_k",
-            "hidden_width",
-            "time_width",
-            "pair_width",
-        ):
+        optional = ("hidden_width", "time_width", "pair_width")
+        for name in ("width", "heads", "mlp_width", "layers", "top_k", *optional):
             value = getattr(self, name)
-            if name in ("hidden_width", "time_width", "pair_width") and value is None:
+            if name in optional and value is None:
                 continue
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
