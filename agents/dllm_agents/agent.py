@@ -131,9 +131,7 @@ class LearnedPolicy:
         """What tells this policy from every other one, its weights included, for results that are kept."""
         digest = hashlib.sha256(repr((self.network.config, self.parameters)).encode())
         for name, tensor in self.network.state_dict().items():
-            digest.update(
-                name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-            )
+            digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     def with_options(self, **options: Any) -> LearnedPolicy:
