@@ -36,7 +36,7 @@ ENVIRONMENT = {
     "block_length": 48,
     "completion_length": 48,
 }
-SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 100, 100, 200, 8, PROBLEMS)
+SMALL = Budget("small", (0, 1), 100, 100, 100, 100, 100, 100, 100, 8, PROBLEMS)
 
 
 def result(accuracy, steps, *, seed=0, chain=1.0, agent="policy"):
@@ -287,6 +287,12 @@ def test_a_claim_whose_trainings_are_elsewhere_keeps_what_was_found(tmp_path, mo
     now = json.loads(numbers.read_text(encoding="utf-8"))
     assert [one["verdict"] == NOT_RUN for one in now] == [one["number"] == 8 for one in now]
     assert [one for one in now if one["number"] != 8] == [one for one in found if one["number"] != 8]
+    monkeypatch.setitem(
+        RUNS, "start", replace(RUNS["start"], shipped="scratch/grpo")
+    )  # what others begin with
+    write_report(elsewhere, docs, resamples=50)
+    now = json.loads(numbers.read_text(encoding="utf-8"))
+    assert {one["number"] for one in now if one["verdict"] == NOT_RUN} == {4, 5, 6, 7, 8, 11, 12}
 
 
 def test_knobs_are_in_order():

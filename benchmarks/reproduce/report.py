@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.reproduce.claims import ALPHAS, CLAIMS, NOT_RUN, Claim, Evidence
 from benchmarks.reproduce.experiments import BETAS, DECODINGS, RUNS, TARGETS
-from benchmarks.reproduce.work import Workshop
+from benchmarks.reproduce.work import Workshop, ancestors
 from dllm_agents.studies.page import markdown_table
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.evaluation.figures import save_figure
@@ -54,11 +54,12 @@ def _decide(claim: Claim, evidence: Evidence, before: Mapping[str, Any]) -> dict
     """What is told of a claim: its finding, or the one from before if its runs are not here but the same."""
     workshop = evidence.workshop
     finding = claim.find(evidence)
-    runs = {run: workshop.policy(run, 0).name for run in claim.runs}
+    needed = [name for run in claim.runs for name in (run, *ancestors(run))]
+    runs = {run: workshop.policy(run, 0).name for run in needed}
     if finding.verdict == NOT_RUN and before.get("runs") == runs:
         return dict(before)
     try:
-        heuristics = workshop.heuristics("full")
+        heuristics = evidence.rules()
     except FileNotFoundError:  # it was decided without them
         heuristics = []
     return {
@@ -69,7 +70,7 @@ def _decide(claim: Claim, evidence: Evidence, before: Mapping[str, Any]) -> dict
         "rows": finding.rows,
         "heuristics": {"settings": len(heuristics), "rules": len({result.agent for result in heuristics})},
         "runs": runs,
-        "seconds": {run: workshop.seconds(run) for run in claim.runs},
+        "seconds": {run: workshop.seconds(run) for run in runs},
     }
 
 

@@ -45,12 +45,12 @@ class Workshop:
 
     def train(self, runs: Sequence[str]) -> None:
         """Trains what has not been trained, and what it begins with; an interrupted run goes on."""
-        wanted = {name for run in runs for name in (run, *_ancestors(run))}
+        wanted = {name for run in runs for name in (run, *ancestors(run))}
         jobs = [(run, seed) for seed in self.budget.seeds for run in RUNS if run in wanted]
         missing = [(run, seed) for run, seed in jobs if seed not in self.finished(run)]
         # first what others begin with, to the end: several jobs run at a time
-        for generation in range(1 + max(len(_ancestors(run)) for run in RUNS)):
-            chosen = [job for job in missing if len(_ancestors(job[0])) == generation]
+        for generation in range(1 + max(len(ancestors(run)) for run in RUNS)):
+            chosen = [job for job in missing if len(ancestors(job[0])) == generation]
             self._run([(f"{run}-{seed}", ["--train", run, str(seed)]) for run, seed in chosen])
 
     def train_here(self, run: str, seed: int) -> None:
@@ -162,10 +162,10 @@ def _tell(job: Job, ending: str, seconds: float, again: bool) -> None:
     print(f"{job.name}: {ending or 'done'}{', is run again,' * again} after {seconds:.0f} s", flush=True)
 
 
-def _ancestors(run: str) -> list[str]:
+def ancestors(run: str) -> list[str]:
     """The runs a run goes back to, each beginning with the next."""
     first = RUNS[run].begins_with
-    return [] if first is None else [first, *_ancestors(first)]
+    return [] if first is None else [first, *ancestors(first)]
 
 
 def _digest(value: Any) -> str:
