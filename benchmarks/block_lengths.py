@@ -36,7 +36,7 @@ BLOCKS = (4, 8, 16, 32)  # and full diffusion
 MEMBERS = ("Arithmetic", "Lists", "Overconfident")
 ONE, ALL = "one", "all"
 AGENTS = {"rule": "best rule", ONE: "PPO, one per block length", ALL: "PPO, one for all"}
-CONFIG = "ppo-full"
+CONFIGS = {"Lists": "ppo-pairs"}  # where tokens of one answer must agree; ppo-full elsewhere
 
 
 def blocks_of(member: Member) -> list[int | None]:
@@ -48,8 +48,9 @@ def blocks_of(member: Member) -> list[int | None]:
 def policies(member: Member, directory: Path, given: argparse.Namespace) -> dict[str, list[list[str]]]:
     """For every block length the trained policies of all seeds, of both kinds."""
     blocks = blocks_of(member)
-    features = load_config(find_config(CONFIG)).policy["features"]
-    told = {"config": CONFIG, "policy": {"features": [*features, "block_length"]}}
+    config = CONFIGS.get(member.name, "ppo-full")
+    features = load_config(find_config(config)).policy["features"]
+    told = {"config": config, "policy": {"features": [*features, "block_length"]}}
     places: dict[str, dict[str, Any]] = {
         ONE: {name_of(block): {**member.env, "block_length": block} for block in blocks},
         ALL: {ALL: {**member.env, "block_length": blocks}},
@@ -57,7 +58,7 @@ def policies(member: Member, directory: Path, given: argparse.Namespace) -> dict
     common = {"total_timesteps": given.steps, "warm_start_steps": 3 * given.steps // 10}
     common |= {"eval_every": given.steps, "eval_episodes": 256}
     found = {}
-    for kind, algorithm in ((ONE, CONFIG), (ALL, told)):
+    for kind, algorithm in ((ONE, config), (ALL, told)):
         grid = {
             "algorithms": {kind: algorithm}, "tasks": places[kind], "seeds": given.seeds, "common": common,
             "episodes": 1, "decodings": ["sample"],

@@ -1,8 +1,9 @@
 """The leaderboard of the suite: rules, learned agents and the oracle on every member, `docs/benchmark.md`.
 
-Learned agents are trained by the study ``suite`` (agents/configs/studies/suite.yaml). Rules are tuned on
-validation problems, each over its settings; the best setting of each family of rules then decodes the test
-problems, as do ``random``, the oracle and every trained policy.
+Learned agents are trained by the study ``suite`` (agents/configs/studies/suite.yaml), which ``--algorithms``
+without a name leaves out. Rules are tuned on validation problems, each over its settings; the best setting of
+each family of rules then decodes the test problems, as do ``random``, the oracle, every trained policy and
+those that come with the package.
 
 Run: ``python benchmarks/leaderboard.py``; it goes on where it was interrupted. ``--algorithms ppo --seeds 1``
 is a first look. Writes the page, ``docs/results/benchmark.json`` and ``.png``.
@@ -34,6 +35,7 @@ from dllm_gym.suite import SUITE, normalized_score
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDY = ROOT / "agents" / "configs" / "studies" / "suite.yaml"
+SHIPPED = "comes with the package"
 PAGE, NUMBERS = ROOT / "docs" / "benchmark.md", ROOT / "docs" / "results" / "benchmark.json"
 INTRODUCTION = """# The leaderboard
 
@@ -44,7 +46,8 @@ Written by `{command}`; do not edit. What rules, learned agents and the oracle e
 over members and seeds, with a 95 % interval from a stratified bootstrap over seeds where there are several
 ([studies](studies.md#what-is-computed)). The cells have mean reward, and accuracy @ steps behind it. A family
 of rules is a file of `dllm_gym/strategies`; its best setting is chosen for every member. The oracle decodes
-every problem carefully first and knows what it will write: it marks what there is to gain.
+every problem carefully first and knows what it will write: it marks what there is to gain. *Comes with the
+package* is `member.trained`, one training each; where there is none its score is that of the other members.
 
 ## Enter an agent of your own
 
@@ -137,6 +140,7 @@ def leaderboard(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     high = {m: found["members"][m]["oracle"]["reward"] for m in members}
     agents: dict[str, dict[str, list[dict[str, Any]]]] = {
         "oracle": {m: [found["members"][m]["oracle"]] for m in members},
+        SHIPPED: {m: [one] for m in members if (one := found["members"][m]["trained"]) is not None},
         **found["learned"],
         **{
             name if name == "random" else f"best of `{name}`": {
@@ -147,9 +151,9 @@ def leaderboard(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     }
     rows = []
     for name, by_member in agents.items():
-        if set(by_member) != set(members):
+        if set(by_member) != set(members) and (name != SHIPPED or not by_member):
             continue
-        rewards = {m: [run["reward"] for run in by_member[m]] for m in members}
+        rewards = {m: [run["reward"] for run in by_member[m]] for m in members if m in by_member}
         score = estimate(scores(rewards, low, high), interquartile_mean)
         interval = None if score.low is None or score.high is None else [float(score.low), float(score.high)]
         rows.append({"agent": name, "score": float(score.value), "interval": interval, "members": by_member})
@@ -164,8 +168,9 @@ def page(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         interval = "" if row["interval"] is None else " ({:.2f} to {:.2f})".format(*row["interval"])
         runs = row["members"]
-        cells = [_cell(runs[m]) for m in members]
-        table.append([row["agent"], f"{row['score']:.2f}{interval}", str(len(runs[members[0]])), *cells])
+        cells = [_cell(runs[m]) if m in runs else "-" for m in members]
+        seeds = str(len(next(iter(runs.values()))))
+        table.append([row["agent"], f"{row['score']:.2f}{interval}", seeds, *cells])
     each = [["rule", *members]]
     for name in dict.fromkeys(rule for m in members for rule in found["members"][m]["rules"]):
         of = [found["members"][m]["rules"].get(name) for m in members]
@@ -237,7 +242,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep = given.runs / "rules" / member.name
         of = rules(given.episodes, given.strategies, keep, env)
         oracles = [measures(one) for one in test(ORACLES, given.episodes, keep, env)]
-        found["members"][member.name] = {**of, "oracle": max(oracles, key=lambda one: one["reward"])}
+        shipped = [member.trained] if member.trained else []
+        own = [measures(one) for one in test(shipped, given.episodes, keep, env)] if shipped else [None]
+        best = max(oracles, key=lambda one: one["reward"])
+        found["members"][member.name] = {**of, "oracle": best, "trained": own[0]}
         print(f"{member.id}: rules and oracle done")
     names = {member.id.split("/")[-1]: member.name for member in chosen}
     runs = {} if trained is None else learned(trained, given.algorithms)

@@ -407,6 +407,7 @@ def test_the_leaderboard_is_between_the_best_rule_and_the_oracle(run_benchmark, 
     scores = {row["agent"]: row["score"] for row in found["leaderboard"]}
     assert scores["oracle"] == 1.0
     assert scores[f"best of `{found['members']['Lists']['best_family']}`"] == 0.0
+    assert scores["comes with the package"] > 0.0
     assert list(scores.values()) == sorted(scores.values(), reverse=True)
     assert "| oracle | 1.00 | 1 |" in page.read_text()
     assert "for member in dllm_gym.SUITE:" in page.read_text()

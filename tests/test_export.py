@@ -45,6 +45,7 @@ def observe(batch, length, seed):
         "top_k": rng.random((batch, length, 3), dtype=np.float32),
         "hidden": rng.standard_normal((batch, length, 5), dtype=np.float32),
         "attention": rng.random((batch, length, length), dtype=np.float32) / length,
+        "predicted": rng.integers(0, 3, (batch, length)),
     }
 
 
@@ -52,7 +53,7 @@ def observe(batch, length, seed):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (("confidence", "attention"), {"pair_width": 4, "caution": -1.0}),
+        (("confidence", "attention", "same_token", "position"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
@@ -75,7 +76,7 @@ def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (("confidence", "attention"), {"pair_width": 4, "caution": -1.0}),
+        (("confidence", "attention", "same_token", "position"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dllm_agents.distributions import masked_logits
 from dllm_agents.networks import (
     FEW_POSITIONS,
+    PAIR_FEATURES,
     POSITION_FEATURES,
     TimeEmbedding,
     UnmaskTransformer,
@@ -39,6 +40,7 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
         "top_k": torch.rand(batch, length, 5, generator=generator).sort(-1, descending=True).values,
         "hidden": torch.randn(batch, length, 6, generator=generator),
         "attention": torch.rand(batch, length, length, generator=generator) / length,
+        "predicted": torch.randint(4, (batch, length), generator=generator),
         "alpha": 3 * torch.rand(batch, 1, generator=generator),
         "target_steps": 1 + 9 * torch.rand(batch, 1, generator=generator),
         "block_length": torch.randint(1, length + 1, (batch, 1), generator=generator).float(),
@@ -46,7 +48,14 @@ def make_observation(batch: int = 3, length: int = 10, seed: int = 0) -> dict[st
 
 
 EVERY_FEATURE = {
-    "features": (*UnmaskTransformerConfig().features, "top_k", "hidden", "attention", *SETTINGS),
+    "features": (
+        *UnmaskTransformerConfig().features,
+        "top_k",
+        "hidden",
+        *PAIR_FEATURES,
+        *SETTINGS,
+        "position",
+    ),
     "top_k": 5,
     "hidden_width": 6,
 }
@@ -160,13 +169,38 @@ def test_order_of_positions_matters():
 
 @pytest.mark.parametrize(
     "key",
-    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", "attention", *SETTINGS],
+    ["confidence", "mask", "action_mask", "progress", "top_k", "hidden", "attention", "predicted", *SETTINGS],
 )
 def test_every_feature_counts(key):
     network, observation = make_network(**EVERY_FEATURE), make_observation(2)
-    changed = {**observation, key: 1 - observation[key] if "mask" in key else observation[key] / 2}
+    changed = {**observation, key: 1 - observation[key] if "mask" in key else observation[key] // 2}
+    if observation[key].is_floating_point():
+        changed[key] = observation[key] / 2
     assert key in network.config.requires
     assert (network(observation) - network(changed)).abs().max() > 1e-3
+
+
+def test_what_the_tokens_are_counts_only_by_which_are_alike():
+    network, observation = make_network(**EVERY_FEATURE, pair_width=4), make_observation()
+    renamed = {**observation, "predicted": torch.tensor([70, 3, 0, 126_463])[observation["predicted"]]}
+    assert torch.equal(network(observation), network(renamed))
+
+
+def test_only_with_position_among_the_features_it_matters_where_a_position_stands():
+    """Positions that are all alike are only told apart by where they stand."""
+    alike = {
+        key: value[:1, :1].expand(1, 12) if value.shape[1] > 1 else value[:1]
+        for key, value in make_observation().items()
+        if value.ndim == 2
+    }
+    for features, differs in ((("confidence", "mask"), False), (("confidence", "mask", "position"), True)):
+        network = make_network(features=features)
+        assert network.config.requires == ("confidence", "mask")
+        logits = network(alike)
+        assert ((logits - logits[:, :1]).abs().max() > 1e-3) == differs
+    torch.manual_seed(0)
+    fresh = UnmaskTransformer(UnmaskTransformerConfig(features=("confidence", "position"), width=16))
+    assert torch.allclose(fresh(alike), fresh(alike)[:, :1], atol=1e-6)  # it begins without effect
 
 
 def test_features_can_be_left_out():
@@ -273,7 +307,7 @@ def test_hidden_states_alone_are_enough():
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_pairs_begin_without_effect_and_learn(layers):
-    plain, pairs = ("confidence", "mask"), ("confidence", "mask", "attention")
+    plain, pairs = ("confidence", "mask"), ("confidence", "mask", *PAIR_FEATURES)
     networks = []
     for features in (plain, pairs):
         torch.manual_seed(0)
@@ -282,18 +316,19 @@ def test_pairs_begin_without_effect_and_learn(layers):
         )
     without, network = networks
     observation = make_observation()
-    assert network.config.requires == ("confidence", "mask", "attention")
+    assert network.config.requires == ("confidence", "mask", "attention", "predicted")
     assert torch.equal(network(observation), without(observation))
-    assert network.num_parameters == without.num_parameters + layers * 2 * 2
+    assert network.num_parameters == without.num_parameters + layers * 2 * 4
     network(observation).sum().backward()
     assert (network.pair_weights.grad.abs() > 0).all()
 
 
 @pytest.mark.parametrize("few", [FEW_POSITIONS, 0], ids=["our own attention", "torch's"])
 def test_pairs_bias_attention_as_written_out(few, monkeypatch):
-    """Scores of position i for j: those without, and log(1 + L a_ij), log(1 + L a_ji) with a weight each."""
+    """Scores of position i for j: those without, and log(1 + L a_ij), log(1 + L a_ji) and whether both
+    would be the same token, with a weight each."""
     monkeypatch.setattr("dllm_agents.networks.FEW_POSITIONS", few)
-    network, observation = make_network(features=("confidence", "attention")), make_observation()
+    network, observation = make_network(features=("confidence", *PAIR_FEATURES)), make_observation()
     x = observation["confidence"][..., None] @ network.input_proj.weight.T + network.input_proj.bias
     block = network.blocks[0]
     scale1, shift1, gate1, scale2, shift2, gate2 = block.modulation.bias.chunk(6)
@@ -303,9 +338,11 @@ def test_pairs_bias_attention_as_written_out(few, monkeypatch):
     for head in range(2):
         rotation = rotary_angles(10, 8, x.device)
         scores = turn(q[:, :, head], rotation) @ turn(k[:, :, head], rotation).transpose(1, 2) / 8**0.5
-        there, back = network.pair_weights[0, head]
+        there, back, *same = network.pair_weights[0, head]
         a = observation["attention"]
         scores = scores + there * torch.log(1 + 10 * a) + back * torch.log(1 + 10 * a.transpose(1, 2))
+        tokens = observation["predicted"]
+        scores = scores + sum(same) * (tokens[:, :, None] == tokens[:, None]).float()
         heads.append(scores.softmax(-1) @ v[:, :, head])
     x = x + (1 + gate1) * block.attention.out_proj(torch.cat(heads, -1))
     x = x + (1 + gate2) * block.mlp(block.mlp_norm(x) * (1 + scale2) + shift2)

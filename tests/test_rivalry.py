@@ -155,6 +155,22 @@ def test_it_is_saved_and_begins_from_a_policy_without(tmp_path):
     assert loaded.fingerprint == LearnedPolicy(net).fingerprint != load_policy(tmp_path / "plain").fingerprint
 
 
+def test_it_goes_on_from_a_policy_that_sees_less(tmp_path):
+    """Which tokens are alike and where they stand begin without effect, beside attention that has one."""
+    features = ("confidence", "attention", "mask", "action_mask")
+    seen = observation(attention=torch.rand(3, 8, 8) / 8, predicted=torch.randint(3, (3, 8)))
+    less = network(features=features)
+    with torch.no_grad():
+        less.pair_weights.normal_()
+        less.rivalry.read_weight.fill_(2.0)
+    save_policy(tmp_path / "less", less)
+    net = network(features=(*features, "same_token", "position"))
+    begin_with(net, str(tmp_path / "less"))
+    torch.testing.assert_close(net(seen), less(seen))
+    net(seen).sum().backward()
+    assert (net.rivalry.read_weight.grad != 0).all()
+
+
 def test_caution_comes_before_giving_way():
     """Of two rivals the first is held back by caution: then the second may go, as it would alone."""
     net, seen = network(), observation(rows=4)
@@ -173,12 +189,11 @@ def test_caution_comes_before_giving_way():
 def test_reading_attention_it_depends_on_who_reads_whom():
     features = ("confidence", "attention", "mask", "action_mask")
     net = network(features=features)
-    seen = observation(attention=torch.full((3, 8, 8), 1 / 8))
     with torch.no_grad():
         net.rivalry.read_weight.fill_(2.0)
-    read = seen["attention"].clone()
+    read = torch.full((3, 8, 8), 1 / 8)
     read[:, 0, 1] += 0.5
-    weights = net.rivalry(torch.zeros(3, 8, 16), {"attention": read})
+    weights = net.rivalry(torch.zeros(3, 8, 16), net._pairs({"attention": read}))
     torch.testing.assert_close(weights, weights.transpose(1, 2))
     assert (weights[:, 0, 1] > 3 * weights[:, 0, 2]).all()
 

@@ -12,16 +12,14 @@ from torch import Tensor, nn
 
 from dllm_agents.agent import LearnedPolicy, adjusted
 from dllm_agents.distributions import masked_logits
-from dllm_agents.networks import PAIR_FEATURES, Observation
+from dllm_agents.networks import Observation
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.files import write_atomically
 
 SUFFIXES = (".pt2", ".onnx")
 _MASKS = ("mask", "action_mask")
 _PER_ROW = ("progress", *SETTINGS)
-_AXES_OF_POSITIONS: dict[str, tuple[int, ...]] = dict.fromkeys(_PER_ROW, ()) | dict.fromkeys(
-    PAIR_FEATURES, (1, 2)
-)
+_AXES_OF_POSITIONS: dict[str, tuple[int, ...]] = {**dict.fromkeys(_PER_ROW, ()), "attention": (1, 2)}
 
 
 def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
@@ -29,10 +27,10 @@ def export_policy(policy: LearnedPolicy, path: str | Path) -> Path:
 
     ``torch.export.load("policy.pt2").module()(observation)`` takes a dictionary of what ``policy.requires``
     names, for any B and L: ``(B, L)``, ``(B, L, k)``, ``(B, L, L)`` or ``(B, 1)`` as the environment has it,
-    int8 for ``mask`` and ``action_mask``, float32 for all others, on the device the policy was on. It returns
-    logits ``(B, L)`` float32, with temperature, beta, caution and knobs built in: position k is revealed with
-    probability sigmoid(logit), or deterministically where the logit is above 0; if that is nowhere, then
-    where the logit is largest. Positions that must not be revealed have -1e8.
+    int8 for ``mask`` and ``action_mask``, int64 for ``predicted``, float32 for all others, on the device the
+    policy was on. It returns logits ``(B, L)`` float32, with temperature, beta, caution and knobs built in:
+    position k is revealed with probability sigmoid(logit), or deterministically where the logit is above 0;
+    if that is nowhere, then where the logit is largest. Positions that must not be revealed have -1e8.
 
     ``onnxruntime.InferenceSession("policy.onnx").run(["logits"], observation)`` takes the same arrays by the
     same names and gives the same logits.
@@ -107,6 +105,8 @@ def _example(key: str, policy: LearnedPolicy) -> Tensor:
     config, device = policy.network.config, policy.network.output_proj.weight.device
     if key in _MASKS:
         return torch.ones(2, 3, dtype=torch.int8, device=device)
+    if key == "predicted":
+        return torch.ones(2, 3, dtype=torch.int64, device=device)
     widths = {"top_k": (3, config.top_k), "hidden": (3, config.hidden_width or 0), "attention": (3, 3)}
     shape = (1,) if key in _PER_ROW else widths.get(key, (3,))
     return torch.full((2, *shape), 0.5, device=device)

@@ -45,17 +45,6 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
 }
 # A vector per position: it has an input projection of its own.
 VECTOR_FEATURES = ("hidden",)
-# A number per pair of positions: it is added to the scores of the network's own attention.
-PAIR_FEATURES = ("attention",)
-# Features that modulate the blocks instead of entering an input projection.
-CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
-
-DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
-
-
-def observed_by(features: Iterable[str]) -> tuple[str, ...]:
-    """The observation keys that features read, each once."""
-    return tuple(dict.fromkeys(POSITION_FEATURES.get(name, (name,))[0] for name in features))
 
 
 def _relative_attention(observation: Observation) -> Tensor:
@@ -64,16 +53,45 @@ def _relative_attention(observation: Observation) -> Tensor:
     return (read * read.shape[-1]).log1p()
 
 
+def _same_token(observation: Observation) -> Tensor:
+    """1 where two positions would be written alike, ``(B, L, L)``."""
+    predicted = observation["predicted"]
+    return (predicted[:, :, None] == predicted[:, None, :]).float()
+
+
+# Feature name -> (observation key it reads, how it becomes one number per pair of positions), which is added
+# to the scores of the network's own attention and of rivalry.
+PAIR_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
+    "attention": ("attention", _relative_attention),
+    "same_token": ("predicted", _same_token),
+}
+# Features that modulate the blocks instead of entering an input projection.
+CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
+# What nobody has to observe: where in the completion a position stands.
+PLACE_FEATURES = ("position",)
+
+DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
+
+
+def observed_by(features: Iterable[str]) -> tuple[str, ...]:
+    """The observation keys that features read, each once."""
+    computed = POSITION_FEATURES | PAIR_FEATURES
+    keys = (computed[name][0] if name in computed else name for name in features)
+    return tuple(dict.fromkeys(key for key in keys if key not in PLACE_FEATURES))
+
+
 @dataclass(frozen=True)
 class UnmaskTransformerConfig:
     """Sizes and inputs of an ``UnmaskTransformer``. The defaults are the paper's where it has a value.
 
     Attributes:
         features: Inputs, out of ``POSITION_FEATURES`` (columns of the input projection, in this order),
-            ``VECTOR_FEATURES``, ``PAIR_FEATURES`` and ``CONDITION_FEATURES``. The paper's are
-            ``("confidence", "mask", "progress")``; its ablations leave out ``progress`` or ``mask``, put
-            ``top_k`` in the place of ``confidence``, or ``hidden``. With ``attention`` positions see best
-            those whose tokens they depend on; it begins without effect.
+            ``VECTOR_FEATURES``, ``PAIR_FEATURES``, ``CONDITION_FEATURES`` and ``PLACE_FEATURES``. The
+            paper's are ``("confidence", "mask", "progress")``; its ablations leave out ``progress`` or
+            ``mask``, put ``top_k`` in the place of ``confidence``, or ``hidden``. With ``attention``
+            positions see best those whose tokens they depend on, with ``same_token`` those that would be
+            written alike, whatever the token is; with ``position`` they know how far from the completion's
+            first they stand, and not only from each other. These three begin without effect.
         width: Size of a position's hidden state.
         heads: Number of attention heads; each gets ``width / heads`` channels, an even number.
         mlp_width: Hidden size of the feed-forward branch; None stands for ``4 * width``.
@@ -121,7 +139,7 @@ class UnmaskTransformerConfig:
             object.__setattr__(self, "mlp_width", 4 * self.width)
         object.__setattr__(self, "features", tuple(self.features))
         inputs = (*POSITION_FEATURES, *VECTOR_FEATURES)
-        known = (*inputs, *PAIR_FEATURES, *CONDITION_FEATURES)
+        known = (*inputs, *PAIR_FEATURES, *CONDITION_FEATURES, *PLACE_FEATURES)
         unknown = [name for name in self.features if name not in known]
         if unknown:
             raise ValueError(f"unknown features {unknown}; known: {', '.join(known)}")
@@ -170,6 +188,11 @@ class UnmaskTransformerConfig:
     def columns(self) -> tuple[str, ...]:
         """The features that are columns of the input projection; ``top_k`` is several."""
         return tuple(name for name in self.features if name in POSITION_FEATURES)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The features that are numbers per pair of positions."""
+        return tuple(name for name in self.features if name in PAIR_FEATURES)
 
     @property
     def num_columns(self) -> int:
@@ -224,13 +247,33 @@ class SettingEmbedding(TimeEmbedding):
 
     def __init__(self, width: int) -> None:
         super().__init__(width, period=0.05)
-        last: Any = self.mlp[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        begin_silent(self.mlp)
 
     def forward(self, value: Tensor) -> Tensor:
         """Maps ``(B, 1)`` to ``(B, D)``."""
         return super().forward(value.float().log1p() / 2)
+
+
+class PlaceEmbedding(TimeEmbedding):
+    """Embedding of an index: the fastest sinusoid tells even from odd, the slowest turns half in 256.
+
+    It begins as zero, as ``SettingEmbedding`` does.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, period=256.0)
+        begin_silent(self.mlp)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Maps indices ``(L, 1)`` to ``(L, D)``."""
+        return super().forward(value.float() * torch.pi)
+
+
+def begin_silent(mlp: nn.Sequential) -> None:
+    """Makes an MLP begin as zero."""
+    last: Any = mlp[-1]
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
 
 
 def rotary_angles(length: int, head_width: int, device: torch.device) -> Tensor:
@@ -358,29 +401,29 @@ class ValueHead(nn.Module):
 class Rivalry(nn.Module):
     """How much two positions are in each other's way: w >= 0, symmetric, small at first."""
 
-    def __init__(self, width: int, pair_width: int, reads: bool) -> None:
+    def __init__(self, width: int, pair_width: int, pairs: int) -> None:
         super().__init__()
         self.qk_proj = nn.Linear(width, 2 * pair_width)
         self.bias = nn.Parameter(torch.tensor(-5.0))  # w = 0.007 at first, in nats
-        self.read_weight = nn.Parameter(torch.zeros(1)) if reads else None
+        self.read_weight = nn.Parameter(torch.zeros(pairs)) if pairs else None
 
-    def forward(self, x: Tensor, observation: Observation) -> Tensor:
-        """Maps hidden states ``(B, L, D)`` to ``(B, L, L)``."""
+    def forward(self, x: Tensor, pairs: Tensor | None) -> Tensor:
+        """Maps hidden states ``(B, L, D)`` and features of pairs ``(B, L, L, P)`` to ``(B, L, L)``."""
         q, k = self.qk_proj(x).float().chunk(2, dim=-1)  # (B, L, d) each
         rotation = rotary_angles(x.shape[1], q.shape[-1], x.device)
         scores = turn(q.contiguous(), rotation) @ turn(k.contiguous(), rotation).transpose(1, 2)
         scores = scores * (4 / q.shape[-1] ** 0.5)
-        if self.read_weight is not None:
-            scores = scores + self.read_weight * _relative_attention(observation)
+        if self.read_weight is not None and pairs is not None:
+            scores = scores + pairs @ self.read_weight
         return F.softplus(scores + scores.transpose(1, 2) + self.bias)
 
 
 class UnmaskTransformer(nn.Module):
     """Maps a batched observation to one logit per position: b^k, with reveal probability sigmoid(b^k).
 
-    There is no absolute position in it, so it runs at any completion length, and every position is
-    scored in the light of all others. With ``features=("confidence", "mask", "progress")`` it is the
-    paper's network of 331,265 parameters.
+    It runs at any completion length, and every position is scored in the light of all others. There is no
+    absolute position in it unless ``position`` is one of its features. With
+    ``features=("confidence", "mask", "progress")`` it is the paper's network of 331,265 parameters.
 
     Args:
         config: Sizes and inputs.
@@ -406,17 +449,16 @@ class UnmaskTransformer(nn.Module):
         self.output_proj = nn.Linear(width, 1)
         self.keep_proj = None if config.keep_prior is None else nn.Linear(width, 1)
         self.value_head = ValueHead(width) if config.value_head else None
-        # Per block and head, the weights of what a position reads at another and of the reverse.
+        # Per block and head, the weights of each feature of a pair and of the same the other way round.
         self.pair_weights = (
-            nn.Parameter(torch.zeros(config.layers, config.heads, 2))
-            if "attention" in config.features
+            nn.Parameter(torch.zeros(config.layers, config.heads, 2 * len(config.pairs)))
+            if config.pairs
             else None
         )
         self.rivalry = (
-            None
-            if config.pair_width is None
-            else Rivalry(width, config.pair_width, "attention" in config.features)
+            None if config.pair_width is None else Rivalry(width, config.pair_width, len(config.pairs))
         )
+        self.place_embedding = PlaceEmbedding(width) if "position" in config.features else None
         # The weight stays random, so that untrained logits differ between positions.
         nn.init.constant_(self.output_proj.bias, config.initial_bias)
         if self.keep_proj is not None:
@@ -475,7 +517,7 @@ class UnmaskTransformer(nn.Module):
         if self.rivalry is None:
             return self._logits(self._trunk(observation, at), observation, at)
         x = self._trunk(observation)
-        rivalry = self.rivalry(x, observation)
+        rivalry = self.rivalry(x, self._pairs(observation))
         logits = beside(self._logits(x, observation), rivalry, observation["action_mask"], actions)
         return logits.flatten().index_select(0, at)
 
@@ -495,7 +537,7 @@ class UnmaskTransformer(nn.Module):
         logits = self._logits(x, observation) + bolder
         if self.rivalry is None:
             return logits
-        rivalry = self.rivalry(x, observation)
+        rivalry = self.rivalry(x, self._pairs(observation))
         return give_way(logits, rivalry, observation["action_mask"])
 
     def _trunk(self, observation: Observation, at: Tensor | None = None) -> Tensor:
@@ -515,11 +557,17 @@ class UnmaskTransformer(nn.Module):
 
     def _biases(self, observation: Observation) -> Sequence[Tensor | None]:
         """Of each block, what is added to its attention's scores, ``(B, H, L, L)``; ``None``: nothing."""
-        if self.pair_weights is None:
+        pairs = self._pairs(observation)
+        if self.pair_weights is None or pairs is None:
             return [None] * len(self.blocks)
-        read = _relative_attention(observation)
-        pairs = torch.stack([read, read.transpose(1, 2)], dim=-1)  # (B, L, L, 2)
+        pairs = torch.stack([pairs, pairs.transpose(1, 2)], dim=-1).flatten(-2)  # (B, L, L, 2 P)
         return [(pairs @ weights.T).permute(0, 3, 1, 2) for weights in self.pair_weights]
+
+    def _pairs(self, observation: Observation) -> Tensor | None:
+        """The features of pairs of positions, ``(B, L, L, P)``."""
+        if not self.config.pairs:
+            return None
+        return torch.stack([PAIR_FEATURES[name][1](observation) for name in self.config.pairs], dim=-1)
 
     def _conditions(self, observation: Observation, x: Tensor) -> tuple[Tensor, Tensor]:
         """The condition vectors that occur, ``(C, D)``, and which of them each position has, ``(B, L)``.
@@ -558,7 +606,11 @@ class UnmaskTransformer(nn.Module):
                     f"this network is made for a dLLM of width {width}"
                 )
             parts.append(self.hidden_proj(hidden.float()))
-        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        x: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        if self.place_embedding is None:
+            return x
+        places: Tensor = self.place_embedding(torch.arange(x.shape[1], device=x.device)[:, None])  # (L, D)
+        return x + places
 
     def _columns(self, name: str, observation: Observation) -> Tensor:
         values = POSITION_FEATURES[name][1](observation)

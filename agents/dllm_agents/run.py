@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
-from dllm_agents.networks import PAIR_FEATURES, POSITION_FEATURES, UnmaskTransformer
+from dllm_agents.networks import PAIR_FEATURES, PLACE_FEATURES, POSITION_FEATURES, UnmaskTransformer
 from dllm_agents.run_folder import CONFIG, METRICS, REPORTED, check_folder
 from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
@@ -102,10 +102,10 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """Gives a network the weights of a saved policy.
 
     Args:
-        network: May read more than the policy does, as the last of its features: ``SETTINGS``, pairs
-            and what is a column per position, such as ``written``; they begin without effect. It may also
-            have a critic where the policy has none or the other way round, take tokens back, and have
-            positions give way to each other.
+        network: May read more than the policy does, as the last of its features: ``SETTINGS``, pairs,
+            ``position`` and what is a column per position, such as ``written``; they begin without effect.
+            It may also have a critic where the policy has none or the other way round, take tokens back, and
+            have positions give way to each other.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -113,7 +113,12 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """
     saved = load_policy(source).network
     theirs = asdict(saved.config)
-    silent = (*SETTINGS, *PAIR_FEATURES, *(POSITION_FEATURES if saved.config.columns else ()))
+    silent = {
+        *SETTINGS,
+        *PAIR_FEATURES,
+        *PLACE_FEATURES,
+        *(POSITION_FEATURES if saved.config.columns else ()),
+    }
     added = tuple(
         name for name in network.config.features if name in silent and name not in saved.config.features
     )
@@ -131,10 +136,9 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
         raise ValueError(f"cannot go on from the policy {source}: it has {', '.join(differing)}")
     own = network.state_dict()
     tensors = {**own, **{name: tensor for name, tensor in saved.state_dict().items() if name in own}}
-    columns = network.config.num_columns - saved.config.num_columns
-    if columns:
-        of_columns = tensors["input_proj.weight"]
-        tensors["input_proj.weight"] = F.pad(of_columns, (0, columns))
+    for name in ("input_proj.weight", "pair_weights", "rivalry.read_weight"):  # one more column each
+        if name in tensors:
+            tensors[name] = F.pad(tensors[name], (0, own[name].shape[-1] - tensors[name].shape[-1]))
     network.load_state_dict(tensors)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from dllm_agents.config import check_whole
 from dllm_agents.distributions import with_argmax_fallback
 from dllm_agents.harm import HarmScale, harm_logits, logit, risk, success_loss
-from dllm_agents.networks import PAIR_FEATURES, VECTOR_FEATURES
+from dllm_agents.networks import VECTOR_FEATURES
 from dllm_agents.sb3.history import Episode, History
 from dllm_gym.offline import Episodes
 
@@ -141,7 +141,7 @@ class EpisodeBuffer:
         steps = self.history.gather(self.finished)
         for key in steps.keys() & {
             *VECTOR_FEATURES,
-            *PAIR_FEATURES,
+            "attention",
         }:  # else a state on disk would take gigabytes
             steps[key] = steps[key].astype(np.float16)
         self.rounds.append({**steps, "_length": lengths, "_score": scores})
