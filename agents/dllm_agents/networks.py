@@ -43,8 +43,27 @@ POSITION_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
     "remasks": ("remasks", lambda observation: observation["remasks"].float()),
     "top_k": ("top_k", lambda observation: observation["top_k"].float()),
 }
-# A vector per position: it has an input projection of its own.
-VECTOR_FEATURES = ("hidden",)
+# Odd, so that each shuffles the ids, of which there are less than that.
+_SPREAD, _IDS = (161_991, 85_077, 242_039, 51_317, 134_453, 37_509, 220_003, 113_645), 2**18
+
+
+def token_codes(tokens: Tensor) -> Tensor:
+    """Vectors without meaning that tell tokens apart in any vocabulary: ``(...)`` int64 to ``(..., 16)``.
+
+    Cosines and sines of eight angles that jump from each id to the next. Equal ids have equal codes; others
+    are about as far from each other as random ones.
+    """
+    spread = torch.tensor(_SPREAD, device=tokens.device)
+    angles = (tokens[..., None] * spread % _IDS).float() * (2 * torch.pi / _IDS)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+# Feature name -> (observation key it reads, how it becomes a vector per position), which has an input
+# projection of its own. The width of ``hidden`` is the dLLM's.
+VECTOR_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
+    "hidden": ("hidden", lambda observation: observation["hidden"].float()),
+    "token": ("predicted", lambda observation: token_codes(observation["predicted"].long())),
+}
 
 
 def _relative_attention(observation: Observation) -> Tensor:
@@ -75,7 +94,7 @@ DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "
 
 def observed_by(features: Iterable[str]) -> tuple[str, ...]:
     """The observation keys that features read, each once."""
-    computed = POSITION_FEATURES | PAIR_FEATURES
+    computed = POSITION_FEATURES | VECTOR_FEATURES | PAIR_FEATURES
     keys = (computed[name][0] if name in computed else name for name in features)
     return tuple(dict.fromkeys(key for key in keys if key not in PLACE_FEATURES))
 
@@ -138,8 +157,8 @@ class UnmaskTransformerConfig:
         if self.mlp_width is None:
             object.__setattr__(self, "mlp_width", 4 * self.width)
         object.__setattr__(self, "features", tuple(self.features))
-        inputs = (*POSITION_FEATURES, *VECTOR_FEATURES)
-        known = (*inputs, *PAIR_FEATURES, *CONDITION_FEATURES, *PLACE_FEATURES)
+        inputs = (*POSITION_FEATURES, "hidden")  # all others begin without effect
+        known = (*POSITION_FEATURES, *VECTOR_FEATURES, *PAIR_FEATURES, *CONDITION_FEATURES, *PLACE_FEATURES)
         unknown = [name for name in self.features if name not in known]
         if unknown:
             raise ValueError(f"unknown features {unknown}; known: {', '.join(known)}")
@@ -458,6 +477,11 @@ class UnmaskTransformer(nn.Module):
         self.rivalry = (
             None if config.pair_width is None else Rivalry(width, config.pair_width, len(config.pairs))
         )
+        self.token_proj = (
+            nn.Linear(2 * len(_SPREAD), width, bias=False) if "token" in config.features else None
+        )
+        if self.token_proj is not None:
+            nn.init.zeros_(self.token_proj.weight)
         self.place_embedding = PlaceEmbedding(width) if "position" in config.features else None
         # The weight stays random, so that untrained logits differ between positions.
         nn.init.constant_(self.output_proj.bias, config.initial_bias)
@@ -599,18 +623,19 @@ class UnmaskTransformer(nn.Module):
             columns = [self._columns(name, observation) for name in self.config.columns]
             parts.append(self.input_proj(torch.cat(columns, dim=-1)))  # (B, L, F) -> (B, L, D)
         if self.hidden_proj is not None:
-            hidden, width = observation["hidden"], self.hidden_proj.in_features
+            hidden, width = VECTOR_FEATURES["hidden"][1](observation), self.hidden_proj.in_features
             if hidden.shape[-1] != width:
                 raise ValueError(
                     f"the observation's hidden states have width {hidden.shape[-1]}, "
                     f"this network is made for a dLLM of width {width}"
                 )
-            parts.append(self.hidden_proj(hidden.float()))
-        x: Tensor = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-        if self.place_embedding is None:
-            return x
-        places: Tensor = self.place_embedding(torch.arange(x.shape[1], device=x.device)[:, None])  # (L, D)
-        return x + places
+            parts.append(self.hidden_proj(hidden))
+        if self.token_proj is not None:
+            parts.append(self.token_proj(VECTOR_FEATURES["token"][1](observation)))
+        if self.place_embedding is not None:
+            places = torch.arange(parts[0].shape[1], device=parts[0].device)
+            parts.append(self.place_embedding(places[:, None]))  # (L, D)
+        return sum(parts[1:], parts[0])
 
     def _columns(self, name: str, observation: Observation) -> Tensor:
         values = POSITION_FEATURES[name][1](observation)
