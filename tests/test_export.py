@@ -53,7 +53,7 @@ def observe(batch, length, seed):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (("confidence", "attention", "same_token", "position"), {"pair_width": 4, "caution": -1.0}),
+        (("confidence", "attention", "same_token", "position", "token"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )
@@ -76,7 +76,7 @@ def test_it_decides_as_the_policy_does_at_any_size(tmp_path, features, options):
     ("features", "options"),
     [
         (("confidence", "mask", "progress", "target_steps"), {}),
-        (("confidence", "attention", "same_token", "position"), {"pair_width": 4, "caution": -1.0}),
+        (("confidence", "attention", "same_token", "position", "token"), {"pair_width": 4, "caution": -1.0}),
         (FEATURES, {"beta": 2.0, "temperature": 0.5, "caution": 1.5, "knobs": {"target_steps": 4.0}}),
     ],
 )

@@ -20,6 +20,7 @@ from dllm_agents.networks import (
     UnmaskTransformerConfig,
     attend,
     rotary_angles,
+    token_codes,
     turn,
 )
 from dllm_gym.envs.observations import SETTINGS
@@ -184,6 +185,29 @@ def test_what_the_tokens_are_counts_only_by_which_are_alike():
     network, observation = make_network(**EVERY_FEATURE, pair_width=4), make_observation()
     renamed = {**observation, "predicted": torch.tensor([70, 3, 0, 126_463])[observation["predicted"]]}
     assert torch.equal(network(observation), network(renamed))
+
+
+def test_codes_tell_all_tokens_of_a_vocabulary_apart():
+    codes = token_codes(torch.arange(2**18))  # more than any published dLLM has
+    assert codes.shape == (2**18, 16)
+    assert len(torch.unique((codes * 1e4).round(), dim=0)) == 2**18
+    assert torch.linalg.matrix_rank(codes[:16]) == 16  # a handful can be given any meaning by one layer
+    near = (codes[:200, None] - codes[None, :200]).norm(dim=-1) + 9 * torch.eye(200)
+    assert near.min() > 0.5  # of 5.7 at most
+
+
+def test_with_token_among_the_features_it_matters_which_token_would_be_written():
+    features = ("confidence", "mask", "token")
+    torch.manual_seed(0)
+    fresh = UnmaskTransformer(UnmaskTransformerConfig(features=features, width=16))
+    assert fresh.config.requires == ("confidence", "mask", "predicted")
+    observation = make_observation()
+    others = {**observation, "predicted": observation["predicted"] + 1}
+    assert torch.equal(fresh(observation), fresh(others))  # it begins without effect
+    network = make_network(features=features)
+    assert (network(observation) - network(others)).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="features must include one of confidence"):
+        UnmaskTransformerConfig(features=("token", "mask"))
 
 
 def test_only_with_position_among_the_features_it_matters_where_a_position_stands():

@@ -156,7 +156,7 @@ def test_it_is_saved_and_begins_from_a_policy_without(tmp_path):
 
 
 def test_it_goes_on_from_a_policy_that_sees_less(tmp_path):
-    """Which tokens are alike and where they stand begin without effect, beside attention that has one."""
+    """Tokens, which are alike and where they stand begin without effect, beside attention that has one."""
     features = ("confidence", "attention", "mask", "action_mask")
     seen = observation(attention=torch.rand(3, 8, 8) / 8, predicted=torch.randint(3, (3, 8)))
     less = network(features=features)
@@ -164,7 +164,7 @@ def test_it_goes_on_from_a_policy_that_sees_less(tmp_path):
         less.pair_weights.normal_()
         less.rivalry.read_weight.fill_(2.0)
     save_policy(tmp_path / "less", less)
-    net = network(features=(*features, "same_token", "position"))
+    net = network(features=(*features, "same_token", "position", "token"))
     begin_with(net, str(tmp_path / "less"))
     torch.testing.assert_close(net(seen), less(seen))
     net(seen).sum().backward()

@@ -88,6 +88,8 @@ PAIR_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
 CONDITION_FEATURES = ("mask", "progress", *SETTINGS)
 # What nobody has to observe: where in the completion a position stands.
 PLACE_FEATURES = ("position",)
+# What begins without effect: a trained network to which it is added behaves as before.
+SILENT_FEATURES = (*SETTINGS, *PAIR_FEATURES, *PLACE_FEATURES, "token")
 
 DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "progress")
 
@@ -110,7 +112,8 @@ class UnmaskTransformerConfig:
             ``mask``, put ``top_k`` in the place of ``confidence``, or ``hidden``. With ``attention``
             positions see best those whose tokens they depend on, with ``same_token`` those that would be
             written alike, whatever the token is; with ``position`` they know how far from the completion's
-            first they stand, and not only from each other. These three begin without effect.
+            first they stand, and not only from each other; with ``token`` they know which token that is, as
+            a code without meaning. What is among ``SILENT_FEATURES`` begins without effect.
         width: Size of a position's hidden state.
         heads: Number of attention heads; each gets ``width / heads`` channels, an even number.
         mlp_width: Hidden size of the feed-forward branch; None stands for ``4 * width``.

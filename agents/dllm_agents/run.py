@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from dllm_agents.checkpoint import load_policy, save_policy
 from dllm_agents.config import Dumper, TrainConfig, load_config, plain
 from dllm_agents.harm import HarmScale
-from dllm_agents.networks import PAIR_FEATURES, PLACE_FEATURES, POSITION_FEATURES, UnmaskTransformer
+from dllm_agents.networks import POSITION_FEATURES, SILENT_FEATURES, UnmaskTransformer
 from dllm_agents.run_folder import CONFIG, METRICS, REPORTED, check_folder
-from dllm_gym.envs.observations import SETTINGS
 from dllm_gym.evaluation import EvaluationResult
 from dllm_gym.files import write_json, write_text
 
@@ -102,10 +101,10 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """Gives a network the weights of a saved policy.
 
     Args:
-        network: May read more than the policy does, as the last of its features: ``SETTINGS``, pairs,
-            ``position`` and what is a column per position, such as ``written``; they begin without effect.
-            It may also have a critic where the policy has none or the other way round, take tokens back, and
-            have positions give way to each other.
+        network: May read more than the policy does, as the last of its features: ``SILENT_FEATURES`` and
+            what is a column per position, such as ``written``; they begin without effect. It may also have a
+            critic where the policy has none or the other way round, take tokens back, and have positions
+            give way to each other.
         source: A saved policy, or the name of a shipped one.
 
     Raises:
@@ -113,12 +112,7 @@ def begin_with(network: UnmaskTransformer, source: str) -> None:
     """
     saved = load_policy(source).network
     theirs = asdict(saved.config)
-    silent = {
-        *SETTINGS,
-        *PAIR_FEATURES,
-        *PLACE_FEATURES,
-        *(POSITION_FEATURES if saved.config.columns else ()),
-    }
+    silent = (*SILENT_FEATURES, *(POSITION_FEATURES if saved.config.columns else ()))
     added = tuple(
         name for name in network.config.features if name in silent and name not in saved.config.features
     )
