@@ -156,8 +156,12 @@ SUITE: tuple[Member, ...] = (
     ),
     Member("Sudoku", "sudoku", "tiny-sudoku", trained="policy:sudoku-full"),
     Member("Lists", "lists", "tiny-lists", {"operations": [*_LISTS]}, trained="policy:lists-full"),
-    Member("LatinSquare4", "latin-square", "tiny-latin", {"size": 4}),
-    Member("LatinSquare5", "latin-square", "tiny-latin", {"size": 5}),
+    Member(
+        "LatinSquare4", "latin-square", "tiny-latin", {"size": 4}, trained="policy:latin4-full:deterministic"
+    ),
+    Member(
+        "LatinSquare5", "latin-square", "tiny-latin", {"size": 5}, trained="policy:latin5-full:deterministic"
+    ),
     Member("Records", "records", "tiny-records", trained="policy:records-full"),
     Member("Overconfident", "arithmetic", "tiny-overconfident", _OVERCONFIDENT),
 )
