@@ -761,3 +761,19 @@ def test_forwards_at_equal_accuracy_are_read_off_the_hulls(benchmark):
     )
     assert all(row["ratio"] == -0.25 for row in found)
     assert all(row["ratio_ci95"] == [-0.25, -0.25] for row in found)  # the same resamples for both
+
+
+# Latin squares by reasoning ---------------------------------------------------------------------------------
+
+
+def test_who_searches_is_always_right_on_latin_squares_and_who_compares_pairs_is_not(benchmark):
+    logic = benchmark("latin_logic")
+    assert logic.latin_squares().shape == (576, 16)  # as many as there are of size 4
+    (first,) = dllm_gym.load_backend("tiny-latin").tokenizer.encode("1")
+    env = {"task": "latin-square", "backend": "tiny-latin"}
+    by_rule = {
+        rule: dllm_gym.evaluate(logic.Logic(rule, 0.0, first), 40, **env) for rule in ("squares", "pairs")
+    }
+    assert by_rule["squares"].accuracy == 1.0
+    assert by_rule["squares"].nfe_mean < 2.5
+    assert by_rule["pairs"].accuracy < 0.7
