@@ -80,7 +80,7 @@ def test_the_wheel_holds_every_file_of_the_packages(wheel):
     expected = {re.sub("^configs/", "dllm_agents/configs/", name) for name in expected}
     with zipfile.ZipFile(wheel) as archive:
         assert {name for name in archive.namelist() if ".dist-info/" not in name} == expected
-    assert wheel.stat().st_size < 8_000_000
+    assert wheel.stat().st_size < 8_500_000  # seven dLLMs, ten policies, seven datasets
 
 
 @pytest.mark.slow
