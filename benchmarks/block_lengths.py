@@ -2,8 +2,9 @@
 
 For members of the suite, block after block: the best setting of the best rule (of all rules, tuned on
 validation problems at that block length), PPO trained at that block length, and one PPO that was trained at
-all of them, its block length drawn per episode and observed. All decode the same test problems. *Lost* is
-the mean reward at the shortest block length less that in full diffusion, problem by problem.
+all of them, its block length drawn per episode and observed; policies decode deterministically. All decode
+the same test problems. *Lost* is the mean reward at the shortest block length less that in full diffusion,
+problem by problem.
 
 Run: ``python benchmarks/block_lengths.py``; it goes on where it was interrupted. ``Lists --seeds 1`` is a
 first look. Writes ``docs/results/block_lengths.json``, ``.md`` and ``.png``.
@@ -66,7 +67,8 @@ def policies(member: Member, directory: Path, given: argparse.Namespace) -> dict
         cells = study(grid, directory / kind, jobs=given.jobs, on_cell=print) / "cells" / kind
         names = [name_of(block) if kind == ONE else ALL for block in blocks]
         found[kind] = [
-            [str(cells / name / str(seed) / "last") for seed in range(given.seeds)] for name in names
+            [f"{cells / name / str(seed) / 'last'}:deterministic" for seed in range(given.seeds)]
+            for name in names
         ]
     return found
 

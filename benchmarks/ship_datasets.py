@@ -27,8 +27,8 @@ PROBLEMS = {
     "Arithmetic": 40,
     "Sudoku": 150,
     "Lists": 200,
-    "LatinSquare4": 150,
-    "LatinSquare5": 80,
+    "LatinSquare4": 125,
+    "LatinSquare5": 70,
     "Records": 45,
     "Overconfident": 15,
 }
