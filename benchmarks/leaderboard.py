@@ -247,10 +247,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         episodes = max(given.episodes // FEWER.get(member.name, 1), 1)
         of = {"episodes": episodes, **rules(episodes, given.strategies, keep, env)}
         oracles = [measures(one) for one in test(ORACLES, episodes, keep, env)]
-        shipped = [member.trained] if member.trained else []
-        own = [measures(one) for one in test(shipped, episodes, keep, env)] if shipped else [None]
         best = max(oracles, key=lambda one: one["reward"])
-        found["members"][member.name] = {**of, "oracle": best, "trained": own[0]}
+        own = None if member.trained is None else measures(*test([member.trained], episodes, keep, env))
+        found["members"][member.name] = {**of, "oracle": best, "trained": own}
         print(f"{member.id}: rules and oracle done")
     names = {member.id.split("/")[-1]: member.name for member in chosen}
     runs = {} if trained is None else learned(trained, given.algorithms)

@@ -1,9 +1,9 @@
 """The unmasking policy: a one-block diffusion transformer over per-position statistics, in plain torch.
 
 The architecture is that of arXiv 2512.09106 (section 4 and appendix; released code apple/ml-rl-dllm,
-``common/models/policy_layers.py``): the network never sees tokens, only how confident the dLLM is at each
-position, which positions are still masked, and how many steps were used. Other inputs can be added and
-these left out, for ablations and for policies that serve many speeds.
+``common/models/policy_layers.py``): that network never sees tokens, only how confident the dLLM is at each
+position, which positions are still masked, and how many steps were used. Other inputs can be added, which
+tokens are alike among them, and these left out, for ablations and for policies that serve many speeds.
 """
 
 from __future__ import annotations
@@ -58,12 +58,8 @@ def token_codes(tokens: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-# Feature name -> (observation key it reads, how it becomes a vector per position), which has an input
-# projection of its own. The width of ``hidden`` is the dLLM's.
-VECTOR_FEATURES: dict[str, tuple[str, Callable[[Observation], Tensor]]] = {
-    "hidden": ("hidden", lambda observation: observation["hidden"].float()),
-    "token": ("predicted", lambda observation: token_codes(observation["predicted"].long())),
-}
+# Feature name -> observation key it reads; it is a vector per position, with an input projection of its own.
+VECTOR_FEATURES = {"hidden": "hidden", "token": "predicted"}
 
 
 def _relative_attention(observation: Observation) -> Tensor:
@@ -96,9 +92,8 @@ DEFAULT_FEATURES = ("confidence", "log_confidence_gap", "mask", "action_mask", "
 
 def observed_by(features: Iterable[str]) -> tuple[str, ...]:
     """The observation keys that features read, each once."""
-    computed = POSITION_FEATURES | VECTOR_FEATURES | PAIR_FEATURES
-    keys = (computed[name][0] if name in computed else name for name in features)
-    return tuple(dict.fromkeys(key for key in keys if key not in PLACE_FEATURES))
+    key_of = {name: key for name, (key, _) in (POSITION_FEATURES | PAIR_FEATURES).items()} | VECTOR_FEATURES
+    return tuple(dict.fromkeys(key_of.get(name, name) for name in features if name not in PLACE_FEATURES))
 
 
 @dataclass(frozen=True)
@@ -509,7 +504,8 @@ class UnmaskTransformer(nn.Module):
         Raises:
             ValueError: If ``top_k`` or ``hidden`` is too narrow or of another dLLM.
         """
-        return self._settled(self._trunk(observation), observation, bolder)
+        pairs = self._pairs(observation)
+        return self._settled(self._trunk(observation, pairs), pairs, observation, bolder)
 
     def candidate_logits(self, observation: Observation, bolder: Tensor | float = 0.0) -> Tensor:
         """Logits ``(B, L)``, float32, of the positions in ``action_mask``; elsewhere -1e8.
@@ -530,7 +526,7 @@ class UnmaskTransformer(nn.Module):
         if self.rivalry is not None:
             return masked_logits(self.forward(observation, bolder), action_mask)
         at = action_mask.flatten().nonzero().squeeze(1)  # (M,)
-        of_candidates = self._logits(self._trunk(observation, at), observation, at)
+        of_candidates = self._logits(self._trunk(observation, self._pairs(observation), at), observation, at)
         everywhere = of_candidates.new_full((action_mask.numel(),), EXCLUDED_LOGIT)
         return everywhere.index_put((at,), of_candidates).view(action_mask.shape) + bolder
 
@@ -541,10 +537,11 @@ class UnmaskTransformer(nn.Module):
             ValueError: As ``forward``.
         """
         at = actions.flatten().nonzero().squeeze(1)  # (M,)
+        pairs = self._pairs(observation)
         if self.rivalry is None:
-            return self._logits(self._trunk(observation, at), observation, at)
-        x = self._trunk(observation)
-        rivalry = self.rivalry(x, self._pairs(observation))
+            return self._logits(self._trunk(observation, pairs, at), observation, at)
+        x = self._trunk(observation, pairs)
+        rivalry = self.rivalry(x, pairs)
         logits = beside(self._logits(x, observation), rivalry, observation["action_mask"], actions)
         return logits.flatten().index_select(0, at)
 
@@ -556,18 +553,20 @@ class UnmaskTransformer(nn.Module):
         """
         if self.value_head is None:
             raise ValueError("this network has no value head; build it with value_head=True")
-        x = self._trunk(observation)
-        return self._settled(x, observation), self.value_head(x, observation["mask"].float())
+        pairs = self._pairs(observation)
+        x = self._trunk(observation, pairs)
+        return self._settled(x, pairs, observation), self.value_head(x, observation["mask"].float())
 
-    def _settled(self, x: Tensor, observation: Observation, bolder: Tensor | float = 0.0) -> Tensor:
+    def _settled(
+        self, x: Tensor, pairs: Tensor | None, observation: Observation, bolder: Tensor | float = 0.0
+    ) -> Tensor:
         """Logits ``(B, L)`` after positions have given way to each other."""
         logits = self._logits(x, observation) + bolder
         if self.rivalry is None:
             return logits
-        rivalry = self.rivalry(x, self._pairs(observation))
-        return give_way(logits, rivalry, observation["action_mask"])
+        return give_way(logits, self.rivalry(x, pairs), observation["action_mask"])
 
-    def _trunk(self, observation: Observation, at: Tensor | None = None) -> Tensor:
+    def _trunk(self, observation: Observation, pairs: Tensor | None, at: Tensor | None = None) -> Tensor:
         """Hidden states ``(B, L, D)``, or those ``(M, D)`` of the positions ``at``."""
         if self.keep_proj is not None:  # the trunk sees what it did when its policy only revealed
             masked = observation["action_mask"] * (observation["mask"] != 0)
@@ -575,23 +574,22 @@ class UnmaskTransformer(nn.Module):
         x = self._input(observation)  # (B, L, D)
         conditions, which = self._conditions(observation, x)
         rotation = rotary_angles(x.shape[1], self.config.width // self.config.heads, x.device)
-        biases = self._biases(observation)
+        biases = self._biases(pairs)
         *blocks, last = self.blocks
         for block, bias in zip(blocks, biases[:-1], strict=True):
             x = block(x, conditions, which, rotation, bias)
         output: Tensor = self.final_norm(last(x, conditions, which, rotation, biases[-1], at))
         return output
 
-    def _biases(self, observation: Observation) -> Sequence[Tensor | None]:
+    def _biases(self, pairs: Tensor | None) -> Sequence[Tensor | None]:
         """Of each block, what is added to its attention's scores, ``(B, H, L, L)``; ``None``: nothing."""
-        pairs = self._pairs(observation)
         if self.pair_weights is None or pairs is None:
             return [None] * len(self.blocks)
         pairs = torch.stack([pairs, pairs.transpose(1, 2)], dim=-1).flatten(-2)  # (B, L, L, 2 P)
         return [(pairs @ weights.T).permute(0, 3, 1, 2) for weights in self.pair_weights]
 
     def _pairs(self, observation: Observation) -> Tensor | None:
-        """The features of pairs of positions, ``(B, L, L, P)``."""
+        """The features of pairs of positions, ``(B, L, L, P)``; ``None``: there are none."""
         if not self.config.pairs:
             return None
         return torch.stack([PAIR_FEATURES[name][1](observation) for name in self.config.pairs], dim=-1)
@@ -626,15 +624,15 @@ class UnmaskTransformer(nn.Module):
             columns = [self._columns(name, observation) for name in self.config.columns]
             parts.append(self.input_proj(torch.cat(columns, dim=-1)))  # (B, L, F) -> (B, L, D)
         if self.hidden_proj is not None:
-            hidden, width = VECTOR_FEATURES["hidden"][1](observation), self.hidden_proj.in_features
+            hidden, width = observation["hidden"], self.hidden_proj.in_features
             if hidden.shape[-1] != width:
                 raise ValueError(
                     f"the observation's hidden states have width {hidden.shape[-1]}, "
                     f"this network is made for a dLLM of width {width}"
                 )
-            parts.append(self.hidden_proj(hidden))
+            parts.append(self.hidden_proj(hidden.float()))
         if self.token_proj is not None:
-            parts.append(self.token_proj(VECTOR_FEATURES["token"][1](observation)))
+            parts.append(self.token_proj(token_codes(observation["predicted"].long())))
         if self.place_embedding is not None:
             places = torch.arange(parts[0].shape[1], device=parts[0].device)
             parts.append(self.place_embedding(places[:, None]))  # (L, D)

@@ -21,7 +21,6 @@ from torch import Tensor
 from dllm_agents.config import check_whole
 from dllm_agents.distributions import with_argmax_fallback
 from dllm_agents.harm import HarmScale, harm_logits, logit, risk, success_loss
-from dllm_agents.networks import VECTOR_FEATURES
 from dllm_agents.sb3.history import Episode, History
 from dllm_gym.offline import Episodes
 
@@ -139,10 +138,7 @@ class EpisodeBuffer:
         lengths = np.array([len(episode) for episode in self.finished], dtype=np.int64)
         scores = np.array([episode.score for episode in self.finished], dtype=np.float32)
         steps = self.history.gather(self.finished)
-        for key in steps.keys() & {
-            *VECTOR_FEATURES,
-            "attention",
-        }:  # else a state on disk would take gigabytes
+        for key in steps.keys() & {"hidden", "attention"}:  # else a state on disk would take gigabytes
             steps[key] = steps[key].astype(np.float16)
         self.rounds.append({**steps, "_length": lengths, "_score": scores})
         self.rounds = self.rounds[-self.kept_rounds :]
